@@ -1,0 +1,30 @@
+"""align: preference alignment and unlearning for language models, with one trainer for both.
+
+Importing this package imports neither torch nor transformers; the names below load what they need when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Hinge, SimPO
+    from align.trainers.preference import PreferenceTrainer
+
+_OBJECTIVES = ("DPO", "FlexDPO", "Hinge", "IPO", "KL", "NLL", "RPO", "SimPO")
+
+__all__ = ["DPO", "IPO", "KL", "NLL", "RPO", "FlexDPO", "Hinge", "PreferenceTrainer", "SimPO", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PreferenceTrainer":
+        from align.trainers.preference import PreferenceTrainer
+
+        return PreferenceTrainer
+    if name in _OBJECTIVES:
+        from align import objectives
+
+        return getattr(objectives, name)
+    raise AttributeError(f"module 'align' has no attribute {name!r}")

@@ -1,0 +1,46 @@
+"""Everything that comes from TRL, and whatever is private in transformers or accelerate, passes through here.
+
+What we rely on is checked at import, so that an upgrade which breaks it fails with a sentence and not in the middle of
+a run.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import huggingface_hub.constants as _hub
+
+_hub.HF_HUB_DISABLE_TELEMETRY = True  # read at import by the hub library, which may have come first
+
+import trl
+from packaging.version import Version
+from trl import SFTConfig, SFTTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+
+from align.errors import UserError
+
+__all__ = ["SFTConfig", "SFTTrainer", "prepare_deepspeed", "prepare_fsdp", "training_config", "unwrap_model_for_generation"]
+
+if not Version("1.14") <= Version(trl.__version__) < Version("2"):
+    raise UserError(f"align needs trl>=1.14,<2 and found {trl.__version__}: pip install 'trl>=1.14,<2'.")
+for _name in ("compute_loss", "prediction_step", "log", "evaluate", "get_batch_samples", "get_train_dataloader"):
+    if not callable(getattr(SFTTrainer, _name, None)):
+        raise UserError(f"trl {trl.__version__} no longer has SFTTrainer.{_name}, which align overrides.")
+if not hasattr(SFTTrainer, "loss_is_scaled_for_ga"):
+    raise UserError("align needs transformers>=5.19, whose Trainer lets a trainer scale its own accumulation.")
+
+
+def training_config(**kwargs: Any) -> SFTConfig:
+    """TRL's configuration with what align fixes: rows come prepared, and no column is dropped.
+
+    Raises:
+        UserError: where transformers refuses a value.
+    """
+    fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, "max_length": None}
+    try:
+        return SFTConfig(**{**kwargs, **fixed})
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"train: {error}") from error

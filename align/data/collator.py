@@ -1,0 +1,54 @@
+"""The one collator: prepared rows to a packed batch of trees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.engine.layout import Branch, Example, Tree, pack
+from align.errors import UserError
+
+
+class TreeCollator:
+    """Turns prepared rows into one ``TreeBatch``, for every trainer.
+
+    A branch ``b`` is the column ``b_ids`` with an optional target mask ``b_mask``. Branches share the row's
+    ``prompt_ids``; one with a column ``b_prompt_ids`` is a tree of its own (a retain partner, say).
+
+    Args:
+        branches: names of the branches that an objective reads.
+        feed_last: also feed the last token of each branch, for heads that score whole sequences.
+    """
+
+    def __init__(self, branches: Sequence[str], *, feed_last: bool = False) -> None:
+        self.branches = tuple(branches)
+        self.feed_last = feed_last
+
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
+        batch = pack([self.example(row) for row in rows], feed_last=self.feed_last)
+        # input_ids stand beside the batch for what transformers counts by itself (tokens, operations)
+        return {"input_ids": batch.input_ids, "tree": batch}
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """One row as an example."""
+        shared: list[Branch] = []
+        trees: list[Tree] = []
+        for name in self.branches:
+            ids = row.get(f"{name}_ids")
+            if ids is None:
+                raise UserError(
+                    f"A row has no column '{name}_ids', which the objective needs; it has: {', '.join(sorted(row))}."
+                )
+            branch = Branch(name, ids, row.get(f"{name}_mask"))
+            own = row.get(f"{name}_prompt_ids")
+            if own is None:
+                shared.append(branch)
+            else:
+                trees.append(Tree(own, (branch,)))
+        if shared:
+            trees.insert(0, Tree(row["prompt_ids"], tuple(shared)))
+        return Example(tuple(trees), int(row.get("row", -1)))
+
+    def length(self, row: Mapping[str, Any]) -> int:
+        """Positions that a row takes in a pack."""
+        return self.example(row).tokens()

@@ -1,0 +1,187 @@
+"""What preparation did to the rows: what was kept, dropped and cut, and how long the rest is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FIRST = 5  # row numbers that are remembered of each sort
+
+BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED = 1, 2, 4, 8  # bits of the flags of a row
+
+
+@dataclass
+class Tally:
+    """How many rows, and the numbers of the first few."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        """Count one row."""
+        self.count += 1
+        if len(self.first) < FIRST:
+            self.first.append(int(row))
+
+
+@dataclass
+class Lengths:
+    """Lengths in tokens, counted."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        """How many lengths were counted."""
+        return self.counts.total()
+
+    @property
+    def total(self) -> int:
+        """All tokens together."""
+        return sum(length * count for length, count in self.counts.items())
+
+    @property
+    def mean(self) -> float:
+        """Mean length; 0 where nothing was counted."""
+        return self.total / self.rows if self.rows else 0.0
+
+    @property
+    def longest(self) -> int:
+        """The greatest length; 0 where nothing was counted."""
+        return max(self.counts, default=0)
+
+    def quantile(self, share: float) -> int:
+        """The smallest length that at least ``share`` of the rows do not exceed."""
+        seen = 0
+        for length in sorted(self.counts):
+            seen += self.counts[length]
+            if seen >= share * self.rows:
+                return length
+        return 0
+
+
+@dataclass
+class Preparation:
+    """The account of ``prepare``. For a stream it grows while the stream is read (in the process that reads it).
+
+    ``dropped`` maps a reason to its rows. Lengths are those of the kept rows, after cutting, per branch and ``prompt``.
+    """
+
+    format: str
+    branches: tuple[str, ...] = ()
+    max_length: int | None = None
+    truncation: str = "drop"
+    rows_in: int = 0
+    rows_kept: int = 0
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    truncated: Tally = field(default_factory=Tally)
+    boundary: Tally = field(default_factory=Tally)
+    double_bos: Tally = field(default_factory=Tally)
+    double_eos: Tally = field(default_factory=Tally)
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+
+    @property
+    def rows_dropped(self) -> int:
+        """Rows that were left out, for whatever reason."""
+        return self.rows_in - self.rows_kept
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of the kept rows of which something was cut."""
+        return self.truncated.count / self.rows_kept if self.rows_kept else 0.0
+
+    def count(
+        self, rows: Sequence[int], reasons: Iterable[str], flags: Sequence[int], lengths: Mapping[str, Sequence[int]]
+    ) -> None:
+        """Add rows: number, reason to drop (empty: kept), flags, and the lengths of prompt and branches."""
+        kept = []
+        for index, reason in enumerate(reasons):
+            self.rows_in += 1
+            if reason:
+                self.dropped.setdefault(reason, Tally()).add(rows[index])
+                continue
+            kept.append(index)
+            flag = flags[index]
+            if flag:
+                for bit, tally in (
+                    (BOUNDARY, self.boundary),
+                    (DOUBLE_BOS, self.double_bos),
+                    (DOUBLE_EOS, self.double_eos),
+                    (TRUNCATED, self.truncated),
+                ):
+                    if flag & bit:
+                        tally.add(rows[index])
+        self.rows_kept += len(kept)
+        for name, values in lengths.items():
+            self.lengths.setdefault(name, Lengths()).counts.update(values[index] for index in kept)
+
+    def summary(self) -> list[str]:
+        """Plain sentences for people, the most general first."""
+        out = [f"Format: {self.format}.", f"{plural(self.rows_kept, 'row')} of {self.rows_in:,} kept."]
+        for reason, tally in sorted(self.dropped.items(), key=lambda item: -item[1].count):
+            out.append(f"{plural(tally.count, 'row')} dropped: {reason} ({first_rows(tally)}).")
+        if self.truncated.count:
+            out.append(
+                f"{plural(self.truncated.count, 'row')} ({self.truncated_share:.1%}) cut to {self.max_length:,} tokens "
+                f"({self.truncation}; {first_rows(self.truncated)})."
+            )
+        if self.boundary.count:
+            out.append(
+                f"In {plural(self.boundary.count, 'row')} the tokenised prompt is not a prefix of prompt and answer "
+                f"together; the answer starts where they part ({first_rows(self.boundary)})."
+            )
+        if self.double_bos.count:
+            out.append(
+                f"{plural(self.double_bos.count, 'row')} start with two BOS tokens ({first_rows(self.double_bos)})."
+            )
+        if self.double_eos.count:
+            out.append(
+                f"{plural(self.double_eos.count, 'row')} end with two EOS tokens ({first_rows(self.double_eos)})."
+            )
+        for name, lengths in self.lengths.items():
+            if lengths.rows:
+                out.append(
+                    f"Tokens of {name}: mean {lengths.mean:,.0f}, half at most {lengths.quantile(0.5):,}, "
+                    f"95% at most {lengths.quantile(0.95):,}, longest {lengths.longest:,}."
+                )
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        tallies = {"truncated": self.truncated, "boundary": self.boundary}
+        tallies |= {"double_bos": self.double_bos, "double_eos": self.double_eos}
+        return {
+            "format": self.format,
+            "rows_in": self.rows_in,
+            "rows_kept": self.rows_kept,
+            "dropped": {reason: _tally_dict(tally) for reason, tally in self.dropped.items()},
+            **{name: _tally_dict(tally) for name, tally in tallies.items()},
+            "tokens": {
+                name: {
+                    "total": lengths.total,
+                    "mean": round(lengths.mean, 3),
+                    "median": lengths.quantile(0.5),
+                    "p95": lengths.quantile(0.95),
+                    "longest": lengths.longest,
+                }
+                for name, lengths in self.lengths.items()
+            },
+        }
+
+
+def _tally_dict(tally: Tally) -> dict[str, Any]:
+    return {"count": tally.count, "first": list(tally.first)}
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 row``, ``1,204 rows``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def first_rows(tally: Tally) -> str:
+    """``row 4`` or ``first: 4, 17, 23``."""
+    if tally.count == 1:
+        return f"row {tally.first[0]}"
+    return "first: " + ", ".join(str(row) for row in tally.first)

@@ -1,0 +1,228 @@
+"""Raw rows to prepared rows: token ids of the prompt and of every branch, exactly as TRL's trainers split them.
+
+Prompt and prompt + branch are tokenised as whole texts (or conversations); a branch starts where the two part, at the
+earliest place over all branches. Text gets the EOS token at its end where it has none; conversations are closed by
+their template. Limits on length are applied here, once, so that everything that follows sees the same rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.data.chat import require_template
+from align.data.encode import FLAGS, STATUS, Encoder
+from align.data.formats import Format, recognise
+from align.data.preparation import Preparation
+from align.data.sources import column_names
+from align.data.truncation import check_policy
+from align.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+    from align.recipe import Model
+
+    AnyDataset = Dataset | IterableDataset
+
+_SAMPLE = 20  # rows that are looked at to recognise the format: the first may be a bad one
+
+
+def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model section, with its chat template; ``base`` is where relative paths start.
+
+    A tokenizer without a pad token pads with EOS. Nothing of ours tells padding by its id, so EOS keeps its meaning.
+    Raises ``UserError`` where there is none to load.
+    """
+    from transformers import AutoTokenizer
+
+    name = model.tokenizer or model.id
+    revision = model.revision if model.tokenizer is None else None
+    if base is not None and (base / name).is_dir():
+        name = str(base / name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"model: no tokenizer could be loaded from {name!r} ({text[:200]}). It must be a folder with tokenizer "
+            "files or a Hub id that is in the local cache or can be reached."
+        ) from error
+    if model.chat_template is not None:
+        path = (base or Path()) / Path(model.chat_template).expanduser()
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"model.chat_template: {path} cannot be read as text ({error}).") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"The tokenizer of {name} has neither a pad nor an EOS token; set one in its files.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prepare(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    max_length: int | None = None,
+    truncation: str = "drop",
+    system: str | None = None,
+) -> tuple[AnyDataset, Preparation]:
+    """Tokenise raw rows. Returns the prepared data set and an account of what happened to the rows.
+
+    Prepared columns are ``prompt_ids`` (at least one token), ``<branch>_ids`` (at least one), ``<branch>_mask`` (1 for
+    target tokens; only where not all are targets), ``row``, and ``label`` or ``margin`` where the rows have them.
+    ``max_length`` counts tokens of prompt and branch together. ``system`` is put before every conversation that has no
+    system message of its own. Streams stay streams, and their account grows as they are read.
+
+    Raises ``UserError`` where the format is not recognised, does not offer the branches, or no row is left.
+    """
+    prepared, account = prepare_rows(
+        dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
+    )
+    if _is_map_style(dataset) and account.rows_kept == 0:
+        why = "; ".join(f"{tally.count:,} {reason}" for reason, tally in account.dropped.items())
+        raise UserError(f"None of the {account.rows_in:,} rows can be used: {why or 'there are no rows'}.")
+    return prepared, account
+
+
+def prepare_rows(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    max_length: int | None = None,
+    truncation: str = "drop",
+    system: str | None = None,
+) -> tuple[AnyDataset, Preparation]:
+    """``prepare`` for callers that go on where no row is left."""
+    check_policy(truncation, max_length)
+    columns = column_names(dataset)
+    form = recognise_dataset(dataset, branches)
+    _check_tokenizer(form, tokenizer, system, columns)
+    masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
+    features = _features(form, branches, columns, masked)
+    encode = Encoder(form, tokenizer, tuple(branches), max_length, truncation, system, tuple(features))
+    account = Preparation(form.name, tuple(branches), max_length, truncation)
+    if not _is_map_style(dataset):
+        counted = _Counting(encode, account)
+        return dataset.map(
+            counted, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=features
+        ), account
+    from datasets import Value
+
+    all_features = features.copy()
+    all_features.update({STATUS: Value("string"), FLAGS: Value("int8")})
+    encoded = dataset.map(
+        encode,
+        batched=True,
+        batch_size=256,
+        with_indices=True,
+        remove_columns=columns,
+        features=all_features,
+        desc="Tokenising",
+    )
+    return _settle(encoded, account, masked), account
+
+
+def recognise_dataset(dataset: AnyDataset, branches: Sequence[str]) -> Format:
+    """The format of most of the first rows. Raises ``UserError`` where none of them has one."""
+    columns = column_names(dataset)
+    found: dict[str, Format] = {}
+    votes: Counter[str] = Counter()
+    error: UserError | None = None
+    for row in islice(iter(dataset), _SAMPLE):
+        try:
+            form = recognise(row, columns, branches)
+        except UserError as problem:
+            error = error or problem
+            continue
+        found.setdefault(form.name, form)
+        votes[form.name] += 1
+    if not votes:
+        raise error or UserError("The data set has no rows.")
+    return found[votes.most_common(1)[0][0]]
+
+
+def _is_map_style(dataset: AnyDataset) -> bool:
+    from datasets import Dataset
+
+    return isinstance(dataset, Dataset)
+
+
+def _check_tokenizer(
+    form: Format, tokenizer: PreTrainedTokenizerBase, system: str | None, columns: Sequence[str]
+) -> None:
+    own = [name for name in columns if name.endswith("_prompt_ids")]
+    if form.tokenised and own:
+        raise UserError(f"Rows with a prompt of their own per branch ({', '.join(own)}) cannot be prepared again.")
+    if system is not None and not form.conversational:
+        raise UserError(
+            f"system is given, but the rows are not conversations: {form.name}. "
+            "Put the text into the prompts, or leave out system."
+        )
+    if form.conversational:
+        require_template(tokenizer)
+    elif not form.tokenised and form.branches and tokenizer.eos_token is None:
+        raise UserError(
+            "The tokenizer has no EOS token, so no answer could be ended; set one in the tokenizer's files."
+        )
+
+
+def _features(form: Format, branches: Sequence[str], columns: Sequence[str], masked: bool) -> Features:
+    from datasets import Features, List, Value
+
+    features: dict[str, Any] = {"prompt_ids": List(Value("int32"))}
+    for name in branches:
+        features[f"{name}_ids"] = List(Value("int32"))
+        if masked:
+            features[f"{name}_mask"] = List(Value("int8"))
+    if form.kind == "unpaired":
+        features["label"] = Value("bool")
+    if "margin" in columns:
+        features["margin"] = Value("float64")
+    features["row"] = Value("int64")
+    return Features(features)
+
+
+def _settle(encoded: Dataset, account: Preparation, masked: bool) -> Dataset:
+    """Count what happened, leave out the dropped rows and the columns that say nothing."""
+    import pyarrow.compute as pc
+
+    table = encoded.with_format("arrow")
+    names = ("prompt", *account.branches)
+    lengths = {name: pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in names} if len(encoded) else {}
+    reasons = encoded[STATUS][:]
+    account.count(encoded["row"][:], reasons, encoded[FLAGS][:], lengths)
+    prepared = encoded.remove_columns([STATUS, FLAGS])
+    if account.rows_dropped:
+        prepared = prepared.select([index for index, reason in enumerate(reasons) if not reason])
+    if masked and len(prepared):
+        masks = [name for name in prepared.column_names if name.endswith("_mask")]
+        kept = prepared.with_format("arrow")
+        if all(pc.min(pc.list_flatten(kept[name])).as_py() == 1 for name in masks):
+            prepared = prepared.remove_columns(masks)
+    return prepared
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """An encoder for streams: leaves out dropped rows itself and counts as it goes."""
+
+    encode: Encoder
+    account: Preparation
+
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        out = self.encode(batch, indices)
+        reasons, flags = out.pop(STATUS), out.pop(FLAGS)
+        lengths = {name: [len(ids) for ids in out[f"{name}_ids"]] for name in ("prompt", *self.account.branches)}
+        self.account.count(out["row"], reasons, flags, lengths)
+        keep = [index for index, reason in enumerate(reasons) if not reason]
+        return {name: [values[index] for index in keep] for name, values in out.items()}

@@ -1,0 +1,222 @@
+"""Trees of branches, and how they lie in one packed row.
+
+A tree is a prompt with branches (chosen and rejected, k samples, a forget answer and its alternate). In a packed row a
+tree becomes ``p[:-1] | p[-1] y1[:-1] | p[-1] y2[:-1] | ...``: the last prompt token stands at the head of every branch
+and the last token of a branch is never fed. So each position predicts at most one target, the prompt is computed once,
+and no padding is computed at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Token ids that follow a prompt; ``mask`` marks the target tokens (None: all are targets)."""
+
+    name: str
+    ids: Sequence[int]
+    mask: Sequence[int] | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt of at least one token and the branches that share it."""
+
+    prompt: Sequence[int]
+    branches: tuple[Branch, ...]
+
+    def tokens(self) -> int:
+        """Positions that a packed row spends on this tree."""
+        return len(self.prompt) - 1 + sum(len(b.ids) for b in self.branches)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a data set: its trees, and its row number for reports."""
+
+    trees: tuple[Tree, ...]
+    row: int = -1
+
+    def tokens(self) -> int:
+        return sum(tree.tokens() for tree in self.trees)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Queries [q0, q1) that attend causally to keys [p0, p1) followed by [q0, q1)."""
+
+    q0: int
+    q1: int
+    p0: int = 0
+    p1: int = 0
+
+
+@dataclass
+class Layout:
+    """The segments of a packed row, in order and without gaps; tensors for a device are made once and shared by layers."""
+
+    segments: list[Segment]
+    _cache: dict = field(default_factory=dict, repr=False)
+
+    def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
+        """Boolean mask [q, p + q], bottom-right causal, or None where plain causal attention says the same."""
+        queries, prefix = segment.q1 - segment.q0, segment.p1 - segment.p0
+        keys = prefix + queries
+        narrow = window is not None and window < keys
+        if prefix == 0 and not narrow:
+            return None
+        key = (queries, prefix, window if narrow else None, device)
+        if key not in self._cache:
+            i = torch.arange(queries, device=device)[:, None] + prefix
+            j = torch.arange(keys, device=device)[None]
+            self._cache[key] = (j <= i) & (j > i - window) if narrow else j <= i
+        return self._cache[key]
+
+    def varlen(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """Inputs of a variable-length kernel: key gather index [K], cumulative lengths of queries and keys, maxima."""
+        key = ("varlen", device)
+        if key not in self._cache:
+            index = np.concatenate(
+                [np.r_[np.arange(s.p0, s.p1), np.arange(s.q0, s.q1)] for s in self.segments]  # prompt, then itself
+            )
+            queries = np.array([s.q1 - s.q0 for s in self.segments])
+            keys = queries + np.array([s.p1 - s.p0 for s in self.segments])
+            self._cache[key] = (
+                torch.from_numpy(index).to(device),
+                torch.from_numpy(np.r_[0, queries.cumsum()].astype(np.int32)).to(device),
+                torch.from_numpy(np.r_[0, keys.cumsum()].astype(np.int32)).to(device),
+                int(queries.max()),
+                int(keys.max()),
+            )
+        return self._cache[key]
+
+
+@dataclass
+class TreeBatch:
+    """One micro-batch: a packed row of trees with the addresses of everything in it.
+
+    ``input_ids`` and ``position_ids`` [1, T]; ``positions`` [N] are the places in the row that predict the ``targets``
+    [N]; ``owner`` [N] maps a target to its sequence; ``sequences`` maps a branch name to sequence ids [B]; ``lengths``
+    [S] counts targets per sequence, ``ends`` [S] is the place of each sequence's last fed token; ``units`` holds what
+    this micro-batch adds to each divisor of the loss.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    owner: Tensor
+    sequences: dict[str, Tensor]
+    lengths: Tensor
+    ends: Tensor
+    layout: Layout
+    units: dict[str, float]
+    examples: tuple[Example, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
+        """The same batch with its tensors on ``device``."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=non_blocking)
+
+        return TreeBatch(
+            move(self.input_ids),
+            move(self.position_ids),
+            move(self.positions),
+            move(self.targets),
+            move(self.owner),
+            {name: move(ids) for name, ids in self.sequences.items()},
+            move(self.lengths),
+            move(self.ends),
+            self.layout,
+            self.units,
+            self.examples,
+        )
+
+    def pin_memory(self) -> TreeBatch:
+        """Page-locked copies of the tensors; torch's data loader calls this where pinning is on."""
+        for name in ("input_ids", "position_ids", "positions", "targets", "owner", "lengths", "ends"):
+            setattr(self, name, getattr(self, name).pin_memory())
+        self.sequences = {name: ids.pin_memory() for name, ids in self.sequences.items()}
+        return self
+
+    def branches(self) -> list[tuple[Tree, Branch]]:
+        """Every (tree, branch) in the order of sequence ids."""
+        return [(tree, branch) for example in self.examples for tree in example.trees for branch in tree.branches]
+
+
+def pack(examples: Sequence[Example], *, feed_last: bool = False) -> TreeBatch:
+    """Lay examples out in one row.
+
+    ``feed_last`` also feeds the last token of every branch, which a head that scores whole sequences needs.
+
+    An empty list makes the dummy that keeps ranks in step: one token predicting another, which belongs to no example,
+    so that every sum over examples is an exact zero with a gradient of zero.
+    """
+    dummy = not examples
+    laid = [Example((Tree((0,), (Branch("dummy", (0,)),)),))] if dummy else examples
+    ids: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    segments: list[Segment] = []
+    lengths: list[int] = []
+    ends: list[int] = []
+    names: dict[str, list[int]] = {}
+    offset = 0
+    for tree in (tree for example in laid for tree in example.trees):
+        prompt = np.asarray(tree.prompt, dtype=np.int64)
+        prefix = len(prompt) - 1
+        if prefix < 0 or not tree.branches or any(len(b.ids) == 0 for b in tree.branches):
+            raise ValueError("a tree needs a prompt of at least one token and branches of at least one token each")
+        start = offset
+        ids.append(prompt[:-1])
+        places.append(np.arange(prefix))
+        offset += prefix
+        # with a single branch the prompt needs no segment of its own: one causal run is the same and cheaper
+        single = len(tree.branches) == 1
+        if prefix and not single:
+            segments.append(Segment(start, offset))
+        for branch in tree.branches:
+            answer = np.asarray(branch.ids, dtype=np.int64)
+            count = len(answer)
+            fed = count + feed_last
+            ids += [prompt[-1:], answer[: fed - 1]]
+            places.append(np.arange(prefix, prefix + fed))
+            keep = np.arange(count) if branch.mask is None else np.flatnonzero(np.asarray(branch.mask))
+            positions.append(offset + keep)
+            targets.append(answer[keep])
+            names.setdefault(branch.name, []).append(len(lengths))
+            lengths.append(len(keep))
+            if single:
+                segments.append(Segment(start, offset + fed))
+            else:
+                segments.append(Segment(offset, offset + fed, start, start + prefix))
+            offset += fed
+            ends.append(offset - 1)
+    if dummy:
+        names = {}
+    counts = np.asarray(lengths, dtype=np.int64)
+    units = {"examples": float(len(examples))}
+    units |= {f"tokens:{name}": float(counts[members].sum()) for name, members in names.items()}
+    return TreeBatch(
+        torch.from_numpy(np.concatenate(ids))[None],
+        torch.from_numpy(np.concatenate(places))[None],
+        torch.from_numpy(np.concatenate(positions)),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        {name: torch.tensor(members, dtype=torch.long) for name, members in names.items()},
+        torch.from_numpy(counts),
+        torch.tensor(ends, dtype=torch.long),
+        Layout(segments),
+        units,
+        tuple(laid),
+    )

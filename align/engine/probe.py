@@ -1,0 +1,157 @@
+"""The start-up probe: does this model, as it is wrapped here, score trees exactly?
+
+Two parts. First, a branch's log-probs may not change by one bit when its siblings, its neighbours or their contents are
+exchanged; shapes stay, so exact equality is the right test in any precision. Second, log-probs must agree with the
+untouched model's own ``.logits`` within twice what that model's own padding changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from align.engine.attention import UnsupportedAttention
+from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
+from align.engine.scoring import ScoringEngine, causal_model
+from align.errors import UserError
+
+# (prompt, chosen, rejected): equal siblings for the exchange of order, a one-token prompt, a one-token answer
+_SHAPES = ((9, 6, 6), (9, 6, 6), (1, 4, 2), (5, 1, 7))
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the probe saw. ``difference`` and ``own`` are the largest per-token gaps, in nats."""
+
+    mode: str
+    reason: str | None
+    difference: float
+    own: float
+
+    def sentence(self) -> str:
+        if self.mode == "tree":
+            return f"scoring: prompts shared and packed (largest gap to the model's own logits {self.difference:.1e} nats)"
+        return f"scoring: FALLING BACK to padded rows, because {self.reason}. Exact, but slower."
+
+
+def probe(
+    engine: ScoringEngine,
+    model: nn.Module,
+    device: torch.device,
+    agree: Callable[[bool], bool] = bool,
+) -> ProbeResult:
+    """Choose the engine's mode for ``model`` and set it.
+
+    Args:
+        agree: all-reduces a flag over ranks (true only where all are true), so that every rank takes the same mode.
+
+    Raises:
+        UserError: if even padded rows do not reproduce the model's own logits.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            reason = _leak(engine, model, device)
+            difference, own, fault = (0.0, 0.0, None) if reason else _gap(engine, model, device)
+            reason = reason or fault
+            if agree(reason is None):
+                return ProbeResult("tree", None, difference, own)
+            engine.mode = "padded"
+            difference, own, fault = _gap(engine, model, device)
+            if not agree(fault is None):
+                raise UserError(
+                    f"{type(causal_model(model)).__name__} cannot be scored: even padded rows differ from the model's "
+                    f"own logits by {difference:.2e} nats per token ({own:.2e} is its own padding error). It probably "
+                    "changes its logits after the head in a way that align does not know."
+                )
+            return ProbeResult("padded", reason or "another rank cannot share prompts", difference, own)
+    finally:
+        model.train(was_training)
+
+
+def _examples(vocabulary: int, seed: int) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(vocabulary, (n,), generator=generator).tolist()
+
+    return [
+        Example((Tree(ids(p), (Branch("chosen", ids(c)), Branch("rejected", ids(r)))),)) for p, c, r in _SHAPES
+    ]
+
+
+def _swap_contents(example: Example, other: Example, names: tuple[str, ...]) -> Example:
+    """``example`` with the named branches' tokens taken from ``other``, which has the same shape."""
+    tree, donor = example.trees[0], other.trees[0]
+    branches = tuple(d if b.name in names else b for b, d in zip(tree.branches, donor.branches, strict=True))
+    return Example((Tree(tree.prompt, branches),))
+
+
+def _reversed(example: Example) -> Example:
+    tree = example.trees[0]
+    return Example((Tree(tree.prompt, tree.branches[::-1]),))
+
+
+def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str | None:
+    """Why trees are not independent here, or None."""
+    vocabulary = causal_model(model).config.get_text_config().vocab_size
+    mine, theirs = _examples(vocabulary, 0), _examples(vocabulary, 1)
+
+    def score(examples: list[Example]) -> dict[tuple[int, str], Tensor]:
+        batch = pack(examples).to(device)
+        scores = engine(model, batch)
+        return {(i, n): scores.of_sequence(s[i]) for n, s in batch.sequences.items() for i in range(len(examples))}
+
+    try:
+        base = score(mine)
+        siblings = {
+            "chosen": score([_swap_contents(a, b, ("rejected",)) for a, b in zip(mine, theirs, strict=True)]),
+            "rejected": score([_swap_contents(a, b, ("chosen",)) for a, b in zip(mine, theirs, strict=True)]),
+        }
+        order = score([_reversed(mine[0]), *mine[1:]])
+        neighbours = score([mine[0], *theirs[1:]])
+        places = score([mine[1], mine[0], *mine[2:]])
+    except UnsupportedAttention as error:
+        return str(error)
+    if not all(torch.isfinite(v).all() for v in base.values()):
+        return "the model's log-probs on random tokens are not finite when prompts are shared"
+    for name, changed in siblings.items():
+        if any(not torch.equal(changed[i, name], base[i, name]) for i in range(len(mine))):
+            return "answers to the same prompt see each other in this architecture (as in recurrent or linear attention)"
+    for name in ("chosen", "rejected"):
+        if not torch.equal(neighbours[0, name], base[0, name]):
+            return "rows packed beside each other see each other in this architecture"
+        if not torch.equal(order[0, name], base[0, name]) or not torch.equal(places[1, name], base[0, name]):
+            return "results depend on the order of answers or rows in this architecture"
+    return None
+
+
+def _gap(engine: ScoringEngine, model: nn.Module, device: torch.device) -> tuple[float, float, str | None]:
+    """Largest per-token gap of the engine to the model's own logits, that model's own padding gap, and a fault."""
+    vocabulary = causal_model(model).config.get_text_config().vocab_size
+    batch: TreeBatch = pack(_examples(vocabulary, 2)).to(device)
+    ours = engine(model, batch).tokens["logp"].double()
+    pairs = batch.branches()
+    rows = [torch.tensor([*tree.prompt, *branch.ids], device=device) for tree, branch in pairs]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+    together = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+    alone, in_batch = [], []
+    for k, ((tree, branch), row) in enumerate(zip(pairs, rows, strict=True)):
+        logits = model(input_ids=row[None], use_cache=False).logits[0]
+        where = slice(len(tree.prompt) - 1, len(row) - 1)
+        target = row[len(row) - len(branch.ids) :, None]
+        alone.append(logits[where].double().log_softmax(-1).gather(1, target)[:, 0])
+        in_batch.append(together[k, where].double().log_softmax(-1).gather(1, target)[:, 0])
+    own_alone = torch.cat(alone)
+    own = (own_alone - torch.cat(in_batch)).abs().max().item()
+    difference = (ours - own_alone).abs().max().item()
+    # where padding happens to change nothing, rounding still may: a few units of the compute type's last place
+    rounding = 4 * torch.finfo(together.dtype).eps * (1 + own_alone.abs().max().item())
+    if difference <= max(2 * own, rounding):
+        return difference, own, None
+    return difference, own, f"log-probs differ from the model's own by {difference:.1e} nats per token"

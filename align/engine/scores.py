@@ -1,0 +1,66 @@
+"""Per-token scores with the addresses of the sequences they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align.engine.head import ReferenceHead
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-token values of one micro-batch under one model.
+
+    ``tokens`` maps a read's name to values [N], one per target token; ``owner`` [N] says which sequence a token belongs
+    to; ``sequences`` maps a branch name to the ids of its sequences, [B] in the order of the examples; ``lengths`` [S]
+    counts target tokens per sequence.
+    """
+
+    tokens: Mapping[str, Tensor]
+    owner: Tensor
+    sequences: Mapping[str, Tensor]
+    lengths: Tensor
+    aux_loss: Tensor | None = None  # load-balancing loss of a mixture of experts, already times its coefficient
+    head: ReferenceHead | None = None  # kept for reads of this model's distributions
+
+    def sum(self, branch: str, read: str = "logp") -> Tensor:
+        """Sum of a read over the target tokens of ``branch``, [B]; for ``logp`` in nats, EOS in, prompt out."""
+        values = self.tokens[read]
+        totals = values.new_zeros(self.lengths.shape[0]).index_add(0, self.owner, values)
+        return totals[self.sequences[branch]]
+
+    def count(self, branch: str) -> Tensor:
+        """Target tokens of ``branch``, [B], in the dtype of the scores."""
+        values = next(iter(self.tokens.values()))
+        return self.lengths[self.sequences[branch]].to(values.dtype)
+
+    def mean(self, branch: str, read: str = "logp") -> Tensor:
+        """Mean of a read over the target tokens of ``branch``, [B]; nats per token for ``logp``."""
+        return self.sum(branch, read) / self.count(branch).clamp(min=1)
+
+    def of(self, branch: str, read: str = "logp") -> Tensor:
+        """Values of a read at every target token of ``branch``, flat, [n]."""
+        member = torch.zeros(self.lengths.shape[0], dtype=torch.bool, device=self.owner.device)
+        member[self.sequences[branch]] = True
+        return self.tokens[read][member[self.owner]]
+
+    def of_sequence(self, sequence: Tensor | int, read: str = "logp") -> Tensor:
+        """Values of a read at the target tokens of one sequence, [T_i]."""
+        return self.tokens[read][self.owner == sequence]
+
+    @classmethod
+    def from_rows(cls, **branches: list[Tensor]) -> Scores:
+        """Scores from lists of per-token log-probs, one tensor [T_i] per example and branch; for tests and notebooks."""
+        names = list(branches)
+        rows = [row for name in names for row in branches[name]]
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+        sequences, start = {}, 0
+        for name in names:
+            sequences[name] = torch.arange(start, start + len(branches[name]))
+            start += len(branches[name])
+        owner = torch.repeat_interleave(torch.arange(len(rows)), lengths)
+        return cls({"logp": torch.cat(rows)}, owner, sequences, lengths)

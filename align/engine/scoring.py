@@ -1,0 +1,243 @@
+"""The scoring engine: one forward of the wrapped model per micro-batch, per-token reads out.
+
+``attach`` extends a model's forward with a ``scoring`` argument. The engine then calls the model as it is wrapped
+(DDP, FSDP2, DeepSpeed, PEFT), so every wrapper sees an ordinary forward, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.engine.attention import use_tree_attention
+from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
+from align.engine.layout import TreeBatch
+from align.engine.reads import Hidden, LogProb, Read, Score
+from align.engine.scores import Scores
+from align.errors import UserError
+
+AnyRead = Read | Hidden | Score
+Mode = Literal["tree", "padded"]
+
+
+@dataclass
+class ScoringJob:
+    """One request to a model, and what it leaves beside its output."""
+
+    batch: TreeBatch
+    reads: tuple[AnyRead, ...]
+    mode: Mode = "tree"
+    rows_per_chunk: int | None = None  # padded mode: sequences per forward of the backbone, None for all at once
+    reference: ReferenceHead | None = None
+    keep: bool = False
+    copy_weight: bool = False
+    kept: ReferenceHead | None = field(default=None, repr=False)
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside any stack of wrappers (data parallel, DeepSpeed, PEFT)."""
+    while hasattr(model, "module"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"align scores transformers models; {type(model).__name__} is none.")
+    return model
+
+
+def attach(model: nn.Module) -> PreTrainedModel:
+    """Teach a model the ``scoring`` argument and switch it to tree attention. Does nothing the second time."""
+    inner = causal_model(model)
+    if "_align_forward" in inner.__dict__:
+        return inner
+    head = _head_of(inner)
+    if type(inner).forward is not None and not isinstance(head, nn.Linear):
+        raise UserError(
+            f"The output head is a {type(head).__name__}, but scoring needs a plain linear layer: remove it from the "
+            "adapter's target modules (lora.targets) and do not quantise it."
+        )
+    if inner._can_set_attn_implementation():
+        use_tree_attention(inner)
+    inner._align_forward = inner.forward  # type: ignore[assignment]
+    inner.forward = types.MethodType(_with_scoring(type(inner)), inner)  # type: ignore[method-assign]
+    head.forward = types.MethodType(_head_forward, head)  # type: ignore[method-assign]
+    return inner
+
+
+def _with_scoring(kind: type) -> Any:
+    # the signature stays the model's own: `generate` checks its arguments against it
+    @functools.wraps(kind.forward)
+    def forward(self: PreTrainedModel, *args: Any, scoring: ScoringJob | None = None, **kwargs: Any) -> Any:
+        if scoring is None:
+            return self.__dict__["_align_forward"](*args, **kwargs)
+        return _score(self, scoring, *args, **kwargs)
+
+    return forward
+
+
+def _head_forward(self: nn.Linear, x: Tensor, job: HeadJob | None = None) -> Tensor:
+    if job is None:
+        return type(self).forward(self, x)
+    return read_head(self, x, job)
+
+
+def _head_of(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings() or getattr(model, "score", None)
+    if head is None:
+        raise UserError(f"{type(model).__name__} has neither a language-model head nor a `score` head to read.")
+    return head
+
+
+def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, Tensor]:
+    """Run the backbone, then the head at the target positions only."""
+    hidden, states, router = _backbone(model, job, **kwargs)
+    out: dict[str, Tensor] = {}
+    vocabulary = tuple(r for r in job.reads if isinstance(r, Read))
+    head = _head_of(model)
+    if vocabulary:
+        head_job = HeadJob(
+            job.batch.targets,
+            vocabulary,
+            finish_of(model.config.get_text_config()),
+            job.reference,
+            job.keep,
+            job.copy_weight,
+        )
+        values = head(hidden[job.batch.positions], job=head_job)
+        job.kept = head_job.kept
+        out |= {read.name: values[i] for i, read in enumerate(vocabulary)}
+    for read in job.reads:
+        if isinstance(read, Hidden):
+            out[read.name] = (hidden if read.layer == -1 else states[read.layer])[job.batch.positions]
+        elif isinstance(read, Score):
+            out[read.name] = head(hidden[job.batch.ends])[:, 0].float()
+    if router is not None:
+        out["aux_loss"] = _router_loss(model, router)
+    return out
+
+
+def _backbone(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> tuple[Tensor, list[Tensor], Any]:
+    """Final hidden states by place in the packed row [T, H], all layers' likewise where asked for, router logits."""
+    router = bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+    wants_layers = any(isinstance(r, Hidden) and r.layer != -1 for r in job.reads)
+    options = {"use_cache": False} | ({"output_router_logits": True} if router else {})
+    options |= {"output_hidden_states": True} if wants_layers else {}
+    if job.mode == "tree":
+        # a 4D placeholder stops transformers from building a mask of its own, which would cut branches off their prompt
+        placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=kwargs["input_ids"].device)
+        output = model.base_model(attention_mask=placeholder, layout=job.batch.layout, **options, **kwargs)
+        states = [s[0] for s in output.hidden_states] if wants_layers else []
+        return output.last_hidden_state[0], states, output.router_logits if router else None
+    return _padded(model, job, options, wants_layers, kwargs["input_ids"].device)
+
+
+def _padded(
+    model: PreTrainedModel, job: ScoringJob, options: dict, wants_layers: bool, device: torch.device
+) -> tuple[Tensor, list[Tensor], Any]:
+    """The fallback: every branch as a row of its own behind its prompt, sorted by length, right-padded.
+
+    Results are put where the packed row would have had them, so everything after is the same.
+    """
+    pairs = job.batch.branches()
+    feed_last = bool(job.batch.ends.numel()) and any(isinstance(r, Score) for r in job.reads)
+    rows = [list(tree.prompt) + list(branch.ids if feed_last else branch.ids[:-1]) for tree, branch in pairs]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    step = job.rows_per_chunk or len(rows)
+    ends = job.batch.ends.tolist()
+    total: list[Tensor | None] = []
+    router: list = []
+    for start in range(0, len(order), step):
+        chosen = order[start : start + step]
+        width = len(rows[chosen[0]])
+        ids = torch.zeros(len(chosen), width, dtype=torch.long, device=device)
+        mask = torch.zeros_like(ids)
+        for k, i in enumerate(chosen):
+            ids[k, : len(rows[i])] = torch.tensor(rows[i], device=device)
+            mask[k, : len(rows[i])] = 1
+        output = model.base_model(input_ids=ids, attention_mask=mask, **options)
+        layers = [output.last_hidden_state, *(output.hidden_states if wants_layers else ())]
+        place, source = _places(pairs, rows, chosen, ends, width, device)
+        if not total:
+            total = [None] * len(layers)
+        for n, layer in enumerate(layers):
+            picked = layer.flatten(0, 1)[source]
+            base = picked.new_zeros(job.batch.input_ids.shape[1], picked.shape[1]) if total[n] is None else total[n]
+            total[n] = base.index_copy(0, place, picked)
+        if output.get("router_logits") is not None:
+            router.append(output.router_logits)
+    return total[0], list(total[1:]), router[0] if router else None  # type: ignore[return-value]
+
+
+def _places(
+    pairs: list, rows: list[list[int]], chosen: list[int], ends: list[int], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the branch positions of padded rows belong in the packed row: (places [n], flat padded indices [n])."""
+    place: list[int] = []
+    source: list[int] = []
+    for k, i in enumerate(chosen):
+        length = len(rows[i])
+        fed = length - len(pairs[i][0].prompt) + 1  # the branch's positions: the last prompt token and what follows
+        place += range(ends[i] - fed + 1, ends[i] + 1)
+        source += range(k * width + length - fed, k * width + length)
+    return torch.tensor(place, device=device), torch.tensor(source, device=device)
+
+
+def _router_loss(model: PreTrainedModel, router: Any) -> Tensor:
+    """The architecture's own load-balancing loss times its coefficient. The shared prompt is counted once."""
+    config = model.config.get_text_config()
+    loss = inspect.getmodule(type(model)).load_balancing_loss_func  # type: ignore[union-attr]
+    experts = getattr(config, "num_local_experts", None) or config.num_experts
+    return config.router_aux_loss_coef * loss(router, experts, config.num_experts_per_tok)
+
+
+class ScoringEngine:
+    """``engine(model, batch, reads) -> Scores``: one forward of the wrapped model.
+
+    ``mode`` starts as ``tree`` and is set to ``padded`` when the start-up probe finds that this model cannot share
+    prompts exactly. ``sharded`` says that parameters live in pieces between forwards: kept weights are then copied, and
+    the padded fallback runs in one piece so that ranks stay in step.
+    """
+
+    def __init__(self, *, sharded: bool = False, rows_per_chunk: int = 8) -> None:
+        self.mode: Mode = "tree"
+        self.sharded = sharded
+        self.rows_per_chunk = rows_per_chunk
+        self.tokens = 0  # positions computed so far, prompts once; for throughput
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: TreeBatch,
+        reads: tuple[AnyRead, ...] = (LogProb(),),
+        *,
+        reference: ReferenceHead | None = None,
+        keep: bool = False,
+    ) -> Scores:
+        """Score a batch that is on the model's device.
+
+        Args:
+            reads: what to read at every target token.
+            reference: hidden states and head of the reference, for reads that compare distributions.
+            keep: also return such hidden states and head of this model, as ``Scores.head``.
+        """
+        job = ScoringJob(
+            batch,
+            reads,
+            self.mode,
+            None if self.sharded else self.rows_per_chunk,
+            reference,
+            keep,
+            copy_weight=self.sharded,
+        )
+        out = model(input_ids=batch.input_ids, position_ids=batch.position_ids, scoring=job)
+        self.tokens += batch.input_ids.shape[1]
+        aux = out.get("aux_loss")
+        tokens = {read.name: out[read.name] for read in reads}
+        return Scores(tokens, batch.owner, batch.sequences, batch.lengths, aux_loss=aux, head=job.kept)

@@ -1,0 +1,116 @@
+"""What the words of a run's lines and verdict mean; ``align explain NAME`` looks here after the objectives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from align.report.verdict import (
+    CHOSEN_DROP_NATS,
+    CHOSEN_DROP_NATS_PER_TOKEN,
+    DRIFT_NATS_PER_TOKEN,
+    LENGTH_GROWTH,
+    MAJORITY,
+    NOT_MEASURED,
+    REJECTED_DROP_NATS_PER_TOKEN,
+    WIDE_ACCURACY,
+)
+
+
+class Explanation(NamedTuple):
+    """``summary`` in one line, ``measured``: how the number comes about, ``advice``: what to do about it."""
+
+    summary: str
+    measured: str
+    advice: str
+
+
+_CHANGES = Explanation(
+    "How much more (+) or less (-) likely the answers became since the start, in nats per answer.",
+    "Mean over the probe set (watch.probe_pairs held-out pairs, drawn by the seed) of log pi(y|x) now minus at step "
+    "0, summed over the answer's tokens, end-of-sequence token included. The interval is a bootstrap over pairs.",
+    "Rejected going down with chosen going up or staying is what was asked for. Both going down: align explain "
+    "suppression.",
+)
+
+TERMS: dict[str, Explanation] = {
+    "learned": Explanation(
+        "Whether the model now ranks held-out pairs better than at the start.",
+        "Accuracy is the share of held-out pairs whose margin is positive, ties as half, with a 95 % Wilson interval. "
+        '"yes" only if the whole interval lies above the accuracy at the start, "worse" if it lies below, otherwise '
+        '"not shown". Where the start is the reference, accuracy there is 0.5: every pair is a tie.',
+        f"not shown with an interval wider than +-{WIDE_ACCURACY:g}: more pairs (watch.probe_pairs). Not shown with "
+        "chosen and rejected unmoved: a larger learning rate or more steps. Worse: chosen and rejected may be swapped.",
+    ),
+    "suppression": Explanation(
+        "The chosen answers became less likely, usually together with the rejected ones.",
+        '"no" unless the whole interval of chosen lies below 0; then "mild", and "yes" from '
+        f"{CHOSEN_DROP_NATS:g} nats per answer (watch.chosen_drop_nats) or {CHOSEN_DROP_NATS_PER_TOKEN:g} per token. "
+        '"reversed" if rejected rose meanwhile. A loss on the difference of the two falls all the same; answers that '
+        "share much text pull each other down (gradient entanglement, arXiv 2410.13828).",
+        "Add pull on the chosen answer: objective rpo, or {name: nll, weight: 0.1} beside yours. Take pull off the "
+        "rejected one: flex_dpo with beta_minus a little below beta_plus. Or stay closer to the start: a larger beta, "
+        "a smaller learning rate, fewer steps. Mild suppression with a good accuracy is common and often harmless.",
+    ),
+    "drop": Explanation(
+        "Drastic drop (D1): rejected answers lose likelihood fast and without end.",
+        "Mean change of rejected since the start, its slope over the last five readings, and its size beside chosen. "
+        f'"yes" from {REJECTED_DROP_NATS_PER_TOKEN:g} nat per token. First of the 3D-properties (arXiv 2406.07327).',
+        "By itself it is what training asks for; it harms where chosen answers are drawn along or likelihood goes "
+        "elsewhere (suppression, dispersion). Lower flex_dpo's beta_minus, or use ipo, whose target margin is finite.",
+    ),
+    "degradation": Explanation(
+        "Degradation (D2): chosen answers are less likely than under the reference.",
+        'Share of pairs with log pi(y_w|x) < log pi_ref(y_w|x), with a Wilson interval. "yes" if the whole interval '
+        f'lies above {MAJORITY:.0%}, "still falling" if the mean goes on falling over the last five readings.',
+        "As for suppression, of which it is the per-pair view. Chosen answers that the model would never write itself "
+        "(off-policy) are reported to degrade most, pairs of its own samples least (arXiv 2406.07327).",
+    ),
+    "dispersion": Explanation(
+        "Dispersion (D3): likelihood moved to answers that no pair names.",
+        "Change since the start, in nats per token, of answers borrowed from other held-out rows and scored under this "
+        'prompt. "mild" if its whole interval lies above 0 while chosen and rejected both fell, "yes" from '
+        f'{DRIFT_NATS_PER_TOKEN:g}. "drift" if they lost as much instead: then text of all kinds became less likely. '
+        '"not seen" means not on these answers: likelihood may have gone to others.',
+        "Lower the learning rate, train for fewer steps or raise beta; {name: kl} beside the objective holds the "
+        "model's distributions on given text. Read samples: dispersion shows there first.",
+    ),
+    "drift": Explanation(
+        "Change of answers outside the pairs since the start, in nats per token.",
+        "Log-prob now minus at step 0 of answers borrowed from other held-out rows (chosen and rejected in turn, "
+        "scored under this row's prompt), over their tokens. Their first tokens depend on the prompt, the rest mostly "
+        "on their own beginning, so it measures the model's language at large.",
+        f"Near 0 is what one wants. Beyond +-{DRIFT_NATS_PER_TOKEN:g}: align explain dispersion.",
+    ),
+    "margin": Explanation(
+        "By how much the model prefers the chosen answer, in the objective's own implicit reward.",
+        "In the training lines: mean over the training batches since the last line, with the objective's beta (each "
+        "side its own in flex_dpo). In a probe reading: d_w - d_l in nats, where d = log pi(y|x) - log pi_ref(y|x).",
+        "It nearly always grows, also while both answers lose likelihood. Look at chosen and rejected beside it.",
+    ),
+    "accuracy": Explanation(
+        "Share of pairs whose margin is positive; ties count as half.",
+        "In the training lines over training batches, in the verdict over held-out pairs. 0.5 is chance for objectives "
+        "with a reference; without one (simpo) the start may lie anywhere.",
+        "64 pairs leave about +-0.12; compare runs on the same pairs only.",
+    ),
+    "chosen": _CHANGES,
+    "rejected": _CHANGES,
+    "length": Explanation(
+        "How much longer sampled answers became.",
+        "Mean tokens of answers to watch.prompts at the end against the start; beside it, by how much chosen answers "
+        "in the probe set are longer than rejected ones.",
+        f"Growth far beyond what the data teaches, or beyond {LENGTH_GROWTH:.0%}, is often a shortcut: simpo, or ipo "
+        "with reduction=per_token, divide by the length.",
+    ),
+    "next": Explanation(
+        "The first advice whose rule applies.",
+        "Rules in the order of harm: nothing measured, pairs swapped, suppression, dispersion, not learned, length.",
+        "It is a rule of thumb. Change one thing, keep the seed, compare the two runs.",
+    ),
+    NOT_MEASURED.replace(" ", "_"): Explanation(
+        "The numbers that this line needs were not recorded.",
+        "Most lines need data.held_out and readings at the start and at the end; length needs watch.generate_every and "
+        "watch.prompts.",
+        "Set them and run again; a missing measurement is never read as a good one.",
+    ),
+}

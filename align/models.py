@@ -1,0 +1,91 @@
+"""The policy and its adapter, as a recipe asks for them. Revisions pinned, remote code off, safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from align.errors import UserError
+
+if TYPE_CHECKING:
+    from align.recipe_sections import Lora, Model
+
+
+def load_model(section: Model, *, trainable: bool = True) -> PreTrainedModel:
+    """Load the policy. With ``lora.adapter`` the adapter is loaded on top, and trainable.
+
+    Args:
+        trainable: full fine-tuning computes its updates in float32 weights unless the recipe names a type; an adapter
+            leaves the weights in the checkpoint's own.
+
+    Raises:
+        UserError: where the model, its revision or its type cannot be had.
+    """
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": False, "dtype": section.dtype}
+    if section.dtype == "auto" and section.lora is None and trainable:
+        options["dtype"] = "float32"
+    if section.attention is not None:
+        options["attn_implementation"] = section.attention
+    if section.load_in is not None:
+        options["quantization_config"] = _quantization(section)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(section.id, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"model.id: {section.id!r} cannot be loaded: {first} It must be a Hub id that can be reached (HF_HUB_OFFLINE "
+            "is honoured) or a folder with config.json and safetensors."
+        ) from error
+    if section.lora is not None and section.lora.adapter is not None:
+        from peft import PeftModel
+
+        try:
+            return PeftModel.from_pretrained(model, section.lora.adapter, is_trainable=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.lora.adapter: {section.lora.adapter!r} cannot be loaded: {error}") from error
+    return model
+
+
+def lora_config(lora: Lora | None) -> Any:
+    """PEFT's configuration of a fresh adapter, or None."""
+    if lora is None or lora.adapter is not None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        modules_to_save=list(lora.modules_to_save) or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def read_chat_template(section: Model, base: Path) -> str | None:
+    """The text of ``model.chat_template``, a file beside the recipe."""
+    if section.chat_template is None:
+        return None
+    file = base / section.chat_template
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise UserError(f"model.chat_template: {file} cannot be read: {error.strerror}.") from error
+
+
+def _quantization(section: Model) -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError("model.load_in needs bitsandbytes: pip install 'align-llm[qlora]'.") from error
+    if section.load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

@@ -1,0 +1,146 @@
+"""What an objective is: a frozen dataclass whose fields are its configuration and whose call is its mathematics.
+
+Objective modules import no torch when they are imported, so that a recipe can be validated and explained in a fraction
+of a second. Everything tensor-shaped happens inside ``__call__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.engine.reads import Read
+    from align.engine.scores import Scores
+
+
+@dataclass(frozen=True)
+class Term:
+    """One additive part of a loss.
+
+    ``losses`` are the per-item values (float32, any shape; their sum is what counts), ``unit`` names what the sum is
+    divided by: ``"examples"``, or ``"tokens:<branch>"`` for the target tokens of a branch. The divisor is added up over
+    the whole optimizer step on all ranks, so accumulation, packing and world size do not change the loss.
+    """
+
+    losses: Tensor
+    unit: str = "examples"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an objective returns: terms to add up, and metrics as (sum, count) pairs."""
+
+    losses: tuple[Term, ...]
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base of all objectives. Fields of a subclass are the keys a recipe may set.
+
+    Class attributes say what the plumbing must provide: ``branches`` (columns ``<branch>_ids`` of a row),
+    ``needs_reference``, and the reads of each scored token.
+    """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""  # arXiv id and where in the paper
+    equation: ClassVar[str] = ""
+    when: ClassVar[str] = ""  # when to use it, one or two sentences
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Branches of a row that must be scored."""
+        return ("chosen", "rejected")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probs (or distributions) under the reference policy are used."""
+        return False
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Every ``Term.unit`` that this objective can return."""
+        return ("examples",)
+
+    @property
+    def coupled(self) -> str | None:
+        """Why the loss of one example depends on its batch mates, or None where it does not."""
+        return None
+
+    def reads(self) -> tuple[Read, ...]:
+        """Per-token quantities needed from the policy; log-probs alone unless overridden."""
+        from align.engine.reads import LogProb
+
+        return (LogProb(),)
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        """Map scores to terms. ``reference`` is None unless ``needs_reference``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class WeightedSum(Objective):
+    """A sum of objectives with weights; what a list in a recipe means."""
+
+    parts: tuple[tuple[Objective, float], ...] = ()
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return _unique(b for o, _ in self.parts for b in o.branches)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(o.needs_reference for o, _ in self.parts)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return _unique(u for o, _ in self.parts for u in o.units)
+
+    @property
+    def coupled(self) -> str | None:
+        return "; ".join(o.coupled for o, _ in self.parts if o.coupled) or None
+
+    def reads(self) -> tuple[Read, ...]:
+        return _unique(r for o, _ in self.parts for r in o.reads())
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        losses: list[Term] = []
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
+        for objective, weight in self.parts:
+            terms = objective(policy, reference)
+            losses += [Term(t.losses, t.unit, t.weight * weight) for t in terms.losses]
+            for key, value in terms.metrics.items():
+                metrics.setdefault(key, value)
+        return Terms(tuple(losses), metrics)
+
+
+def _unique(items: Iterable) -> tuple:
+    return tuple(dict.fromkeys(items))
+
+
+def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor, policy: Scores) -> dict[str, tuple[Tensor, Tensor]]:
+    """Metrics that every pairwise objective reports, as (sum, count).
+
+    ``chosen_reward`` and ``rejected_reward`` are implicit rewards [B], each already scaled with the beta of its own
+    side, so that accuracy keeps its meaning where the betas differ. Ties count as half.
+    """
+    margin = (chosen_reward - rejected_reward).detach()
+    count = margin.new_tensor(float(margin.numel()))
+    accuracy = (margin > 0).float() + 0.5 * (margin == 0).float()
+    return {
+        "rewards/chosen": (chosen_reward.detach().sum(), count),
+        "rewards/rejected": (rejected_reward.detach().sum(), count),
+        "rewards/margins": (margin.sum(), count),
+        "rewards/accuracies": (accuracy.sum(), count),
+        "logps/chosen": (policy.sum("chosen").detach().sum(), count),
+        "logps/rejected": (policy.sum("rejected").detach().sum(), count),
+    }

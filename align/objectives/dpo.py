@@ -1,0 +1,46 @@
+"""Direct Preference Optimization (arXiv 2305.18290, eq. 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from align.objectives.base import Objective, Term, Terms, pair_metrics
+
+if TYPE_CHECKING:
+    from align.engine.scores import Scores
+
+
+@dataclass(frozen=True)
+class DPO(Objective):
+    """Logistic loss on the difference of implicit rewards, with conservative label smoothing."""
+
+    title: ClassVar = "Direct Preference Optimization"
+    paper: ClassVar = "arXiv 2305.18290, eq. 7; label smoothing: eric-mitchell.com/cdpo.pdf, eq. 3"
+    equation: ClassVar = (
+        "d_w = log pi(y_w|x) - log pi_ref(y_w|x), d_l likewise;  m = beta (d_w - d_l);  "
+        "loss = -(1 - label_smoothing) log sigmoid(m) - label_smoothing log sigmoid(-m)"
+    )
+    when: ClassVar = (
+        "The usual first choice for pairs. Watch the chosen log-prob: it often falls together with the rejected one, "
+        "and then flex_dpo or rpo keeps more of it."
+    )
+
+    beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, description="assumed share of flipped labels")] = 0.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        from torch.nn.functional import logsigmoid
+
+        assert reference is not None
+        chosen = self.beta * (policy.sum("chosen") - reference.sum("chosen"))
+        rejected = self.beta * (policy.sum("rejected") - reference.sum("rejected"))
+        margin = chosen - rejected
+        losses = -(1 - self.label_smoothing) * logsigmoid(margin) - self.label_smoothing * logsigmoid(-margin)
+        return Terms((Term(losses),), pair_metrics(chosen, rejected, policy))

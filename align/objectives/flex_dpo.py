@@ -1,0 +1,47 @@
+"""Flex-DPO: one beta for each side of the pair (arXiv 2406.07327)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from align.objectives.base import Objective, Term, Terms, pair_metrics
+
+if TYPE_CHECKING:
+    from align.engine.scores import Scores
+
+
+@dataclass(frozen=True)
+class FlexDPO(Objective):
+    """DPO whose pull on the rejected answer is set apart from its pull on the chosen one.
+
+    With unequal betas the loss depends on absolute log-ratios, and so on length: the offset that both sides share no
+    longer cancels.
+    """
+
+    title: ClassVar = "Flex-DPO (3D-properties)"
+    paper: ClassVar = "arXiv 2406.07327; the paper does not print the loss, this is the natural reading of its two betas"
+    equation: ClassVar = (
+        "m = beta_plus d_w - beta_minus d_l with d = log pi(y|x) - log pi_ref(y|x);  loss = -log sigmoid(m)"
+    )
+    when: ClassVar = (
+        "When DPO drives rejected answers down too fast (drastic drop) and chosen ones with them (degradation). Keep "
+        "beta_plus and lower beta_minus a little; much lower turns it into imitation of the chosen answers."
+    )
+
+    beta_plus: Annotated[float, Field(gt=0, description="scale of the chosen answer's log-ratio")] = 0.1
+    beta_minus: Annotated[float, Field(ge=0, description="scale of the rejected answer's log-ratio")] = 0.08
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        from torch.nn.functional import logsigmoid
+
+        assert reference is not None
+        chosen = self.beta_plus * (policy.sum("chosen") - reference.sum("chosen"))
+        rejected = self.beta_minus * (policy.sum("rejected") - reference.sum("rejected"))
+        return Terms((Term(-logsigmoid(chosen - rejected)),), pair_metrics(chosen, rejected, policy))

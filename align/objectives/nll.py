@@ -1,0 +1,61 @@
+"""Negative log-likelihood of one branch: the SFT term, the retain term, and plain fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from align.objectives.base import Objective, Term, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.engine.scores import Scores
+
+Norm = Literal["token_mean", "seq_mean", "sum"]
+
+
+@dataclass(frozen=True)
+class NLL(Objective):
+    """Likelihood term with its normalisation in view, since papers and codes differ exactly there."""
+
+    title: ClassVar = "Negative log-likelihood"
+    paper: ClassVar = "maximum likelihood; as a regularizer of DPO in arXiv 2406.07327 and 2404.19733"
+    equation: ClassVar = (
+        "S = -log pi(y|x) over the target tokens of a branch, n their number;  token_mean: sum S / sum n,  "
+        "seq_mean: mean of S / n,  sum: mean of S"
+    )
+    when: ClassVar = (
+        "Alone as fine-tuning (branch: completion); beside a preference loss with a weight, to hold the chosen "
+        "answer's likelihood up; as the retain term of unlearning."
+    )
+
+    branch: Annotated[str, Field(pattern="^[a-z_]+$", description="the branch that is imitated")] = "chosen"
+    norm: Annotated[Norm, Field(description="what the sum of token losses is divided by")] = "token_mean"
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return (self.branch,)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return (norm_unit(self.norm, self.branch),)
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        term = normalised(-policy.sum(self.branch), policy, self.branch, self.norm)
+        total = -policy.sum(self.branch).detach().sum()
+        return Terms((term,), {f"nll/{self.branch}": (total, policy.count(self.branch).sum())})
+
+
+def norm_unit(norm: Norm, branch: str) -> str:
+    """The ``Term.unit`` that a normalisation divides by."""
+    return f"tokens:{branch}" if norm == "token_mean" else "examples"
+
+
+def normalised(losses: Tensor, policy: Scores, branch: str, norm: Norm) -> Term:
+    """Per-sequence sums of token losses [B] as a term with the given normalisation."""
+    if norm == "seq_mean":
+        losses = losses / policy.count(branch).clamp(min=1)
+    return Term(losses, norm_unit(norm, branch))

@@ -1,0 +1,308 @@
+"""Where likelihood goes in training: the 3D-properties (arXiv 2406.07327) on a fixed set of held-out pairs.
+
+The paper's own measurements on language models are task scores; the definitions here are operational ones, each stated
+in ``docs/diagnostics.md``. Everything is float64 on the CPU, on a few hundred numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.engine.scores import Scores
+from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
+from align.objectives.base import Objective, WeightedSum
+from align.probes.probe_set import OTHER_ROWS
+
+SLOPE_WINDOW = 5  # readings that a slope is fitted to
+RESAMPLES = 1999  # per interval and reading: about 20 ms for 64 pairs
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """Summed log-probs of the probe set under one model, in nats (EOS in, prompt out), and target-token counts.
+
+    ``chosen``, ``rejected`` [n] belong to pairs; ``other`` [m] to answers that no pair names, or is None. Whatever
+    dtype and device come in, float64 on the CPU is kept. Raises ValueError where shapes disagree.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    other: Tensor | None = None
+    other_tokens: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if value is not None:
+                # to the CPU first: some devices have no float64
+                object.__setattr__(self, name, torch.as_tensor(value).detach().cpu().to(torch.float64))
+        pair = (self.chosen, self.rejected, self.chosen_tokens, self.rejected_tokens)
+        if self.chosen.ndim != 1 or len({x.shape for x in pair}) > 1 or self.chosen.numel() == 0:
+            raise ValueError("probe scores of pairs must be flat, of one length and not empty")
+        if (self.other is None) != (self.other_tokens is None):
+            raise ValueError("log-probs and token counts of other answers come together")
+        if self.other is not None and self.other_tokens is not None and self.other.shape != self.other_tokens.shape:
+            raise ValueError("log-probs and token counts of other answers must have one length")
+
+    @classmethod
+    def from_scores(cls, scores: Scores) -> ProbeScores:
+        """Of one micro-batch; the branch ``other`` is optional."""
+        columns: dict[str, Any] = {}
+        for branch in ("chosen", "rejected", "other"):
+            if branch in scores.sequences:
+                columns[branch] = scores.sum(branch)
+                columns[f"{branch}_tokens"] = scores.lengths[scores.sequences[branch]]
+        return cls(**columns)
+
+    @classmethod
+    def cat(cls, parts: Sequence[ProbeScores]) -> ProbeScores:
+        """Micro-batches after each other; ``other`` is kept only where every part has it."""
+        columns: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls)):
+            values = [getattr(part, name) for part in parts]
+            columns[name] = None if any(value is None for value in values) else torch.cat(values)
+        return cls(**columns)
+
+    def to_json(self) -> dict[str, list[float] | None]:
+        """Plain lists, exact in JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: None if value is None else value.tolist() for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class BetaRatio:
+    """For which beta_minus / beta_plus a step raises the chosen and lowers the rejected answer, to first order of SGD.
+
+    ``low`` and ``high`` are medians over pairs of the two ends; ``high`` is None where most pairs have no upper end.
+    ``share_at_one`` is the share of pairs that equal betas (DPO) serve, ``share_at_best`` the share that ``best`` does.
+    """
+
+    low: float
+    high: float | None
+    best: float
+    share_at_one: float
+    share_at_best: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ProbeReading:
+    """What the probe found at one step. Changes are since the start, in nats; slopes are nats per optimizer step.
+
+    ``against`` says what ``below``, ``margin`` and ``accuracy`` compare with: the reference policy, or the start where
+    no reference log-probs were given. ``margin`` is mean d_w - d_l in nats; ``reward_margin`` is the objective's own,
+    and ``accuracy`` uses it where there is one. Intervals are 95 %, over pairs.
+    """
+
+    step: int
+    n: int
+    against: str
+    chosen: Interval
+    rejected: Interval
+    chosen_per_token: float
+    rejected_per_token: float
+    chosen_slope: float | None
+    rejected_slope: float | None
+    margin_slope: float | None
+    drop_ratio: float | None  # |rejected| / |chosen|
+    below: Interval  # share of pairs whose chosen answer is below the reference, d_w < 0
+    margin: Interval
+    reward_margin: float | None
+    accuracy: Interval  # ties count as half
+    drift: Interval | None  # D3: change of the other answers, nats per token
+    drift_of: str
+    chosen_length: float  # mean target tokens
+    rejected_length: float
+    beta_ratio: BetaRatio | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON for ``metrics.jsonl``; what is not finite becomes null."""
+        data: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Interval):
+                value = value.to_json()
+            elif isinstance(value, BetaRatio):
+                value = vars(value).copy()
+            elif isinstance(value, float):
+                value = finite(value)
+            data[name] = value
+        return data
+
+
+class Displacement:
+    """Turns scores of the probe set into readings. The first call of ``read`` is the start, unless one was restored.
+
+    ``reference`` holds the same pairs' log-probs under the reference policy; without it the start takes its place.
+    ``objective`` gives the margin its own sense (betas per side, lengths); without one a margin is d_w - d_l.
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: Objective | None = None,
+        reference: ProbeScores | None = None,
+        other: str = OTHER_ROWS,
+        seed: int = 0,
+    ) -> None:
+        self.objective, self.reference, self.other, self.seed = objective, reference, other, seed
+        self.start: ProbeScores | None = None
+        self._history: list[tuple[float, ...]] = []
+
+    def read(
+        self, step: int, now: ProbeScores, *, gradients: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> ProbeReading:
+        """The reading of ``now`` at optimizer step ``step``.
+
+        ``gradients``, if measured: per pair <g_w, g_l>, |g_w|^2 and |g_l|^2, each [n]. Raises ValueError where ``now``
+        is not of the pairs that the start was of.
+        """
+        self.start = self.start or now
+        start, reference = self.start, self.reference or self.start
+        for earlier in (start, reference):
+            _same_answers(earlier, now)
+        chosen, rejected = now.chosen - start.chosen, now.rejected - start.rejected
+        d_w, d_l = now.chosen - reference.chosen, now.rejected - reference.rejected
+        rewards = None if self.objective is None else reward_margins(self.objective, now, reference)
+        self._remember(step, chosen.mean().item(), rejected.mean().item(), (d_w - d_l).mean().item())
+        return ProbeReading(
+            step=step,
+            n=chosen.numel(),
+            against="start" if self.reference is None else "reference",
+            chosen=self._mean(chosen),
+            rejected=self._mean(rejected),
+            chosen_per_token=(chosen.sum() / now.chosen_tokens.sum()).item(),
+            rejected_per_token=(rejected.sum() / now.rejected_tokens.sum()).item(),
+            chosen_slope=self._slope(1),
+            rejected_slope=self._slope(2),
+            margin_slope=self._slope(3),
+            drop_ratio=_ratio(rejected.mean().abs().item(), chosen.mean().abs().item()),
+            below=_share(-d_w, ties=0.0),
+            margin=self._mean(d_w - d_l),
+            reward_margin=None if rewards is None else rewards.mean().item(),
+            accuracy=_share(d_w - d_l if rewards is None else rewards, ties=0.5),
+            drift=self._drift(start, now),
+            drift_of=self.other if now.other is not None else "",
+            chosen_length=now.chosen_tokens.mean().item(),
+            rejected_length=now.rejected_tokens.mean().item(),
+            beta_ratio=None if gradients is None else beta_ratio(*gradients),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs so that "since the start" keeps its meaning, as plain JSON."""
+        return {"start": None if self.start is None else self.start.to_json(), "history": self._history}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what ``state`` gave."""
+        self.start = None if state["start"] is None else ProbeScores(**state["start"])
+        self._history = [tuple(point) for point in state["history"]]
+
+    def _remember(self, *point: float) -> None:
+        if not np.isfinite(point).all():
+            return  # a slope through it would say nothing for the next readings
+        kept = [earlier for earlier in self._history if earlier[0] < point[0]]  # a step read again replaces itself
+        self._history = [*kept, point][-SLOPE_WINDOW:]
+
+    def _slope(self, column: int) -> float | None:
+        return slope([(point[0], point[column]) for point in self._history])
+
+    def _mean(self, values: Tensor) -> Interval:
+        return bootstrap_mean(values.numpy(), self.seed, resamples=RESAMPLES)
+
+    def _drift(self, start: ProbeScores, now: ProbeScores) -> Interval | None:
+        if now.other is None or now.other_tokens is None or start.other is None:
+            return None
+        change = now.other - start.other
+        return bootstrap_ratio(change.numpy(), now.other_tokens.numpy(), self.seed, resamples=RESAMPLES)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Least-squares slope of (step, value) points; None for fewer than two different steps."""
+    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    if len(set(x.tolist())) < 2:
+        return None
+    centred = x - x.mean()
+    return float(centred @ (y - y.mean()) / (centred @ centred))
+
+
+def reward_margins(objective: Objective, now: ProbeScores, reference: ProbeScores) -> Tensor | None:
+    """The objective's own implicit-reward margin of every pair, [n]; None where it compares no pairs.
+
+    Asks the objective about one pair at a time, so what it reports here is what it reports in training, whichever
+    betas and length norms it has. A sum of objectives answers with its first part that compares pairs.
+    """
+    if isinstance(objective, WeightedSum):
+        found = (reward_margins(part, now, reference) for part, _ in objective.parts)
+        return next((margins for margins in found if margins is not None), None)
+    if not {"chosen", "rejected"} <= set(objective.branches):
+        return None
+    margins = []
+    for i in range(now.chosen.numel()):
+        metrics = objective(_pair(now, i), _pair(reference, i)).metrics
+        if "rewards/margins" not in metrics:
+            return None
+        margins.append(metrics["rewards/margins"][0])
+    return torch.stack(margins)
+
+
+def beta_ratio(inner: Tensor, chosen_square: Tensor, rejected_square: Tensor) -> BetaRatio:
+    """Feasible beta_minus / beta_plus from per-pair gradient products, each [n].
+
+    With g = grad log pi(y|x) and ip = <g_w, g_l> > 0, "chosen up and rejected down" holds to first order of an SGD step
+    iff ip / |g_l|^2 < beta_minus / beta_plus < |g_w|^2 / ip; the interval is never empty (Cauchy-Schwarz) and its
+    geometric mean is |g_w| / |g_l|. With ip <= 0 every ratio serves. Adam rescales gradients, so there it is a hint.
+    """
+    products = (inner, chosen_square, rejected_square)
+    ip, w_w, l_l = (torch.as_tensor(x).detach().cpu().to(torch.float64).numpy() for x in products)
+    if not (ip.shape == w_w.shape == l_l.shape and ip.ndim == 1 and ip.size and min(w_w.min(), l_l.min()) > 0):
+        raise ValueError("gradient products must be flat, of one length, not empty, and squared norms positive")
+    low = np.where(ip > 0, ip / l_l, 0.0)
+    high = np.where(ip > 0, w_w / np.where(ip > 0, ip, 1.0), np.inf)
+    ends = np.unique(np.concatenate([low[low > 0], high[np.isfinite(high)]]))
+    # between two neighbouring ends the set of served pairs does not change, so one candidate for each gap is exact
+    between = np.sqrt(ends[:-1] * ends[1:]) if ends.size > 1 else ends
+    candidates = np.concatenate([[1.0], between])
+    served = np.array([((low < c) & (c < high)).mean() for c in candidates])
+    best = min(np.flatnonzero(served == served.max()), key=lambda k: abs(np.log(candidates[k])))
+    return BetaRatio(
+        low=float(np.median(low)),
+        high=finite(float(np.median(high))),
+        best=float(candidates[best]),
+        share_at_one=float(served[0]),
+        share_at_best=float(served[best]),
+        n=int(ip.size),
+    )
+
+
+def _pair(scores: ProbeScores, i: int) -> Scores:
+    # one token stands for each answer and carries its sum, while the lengths stay true: sums and means come out right
+    logp = torch.stack([scores.chosen[i], scores.rejected[i]])
+    lengths = torch.stack([scores.chosen_tokens[i], scores.rejected_tokens[i]]).long()
+    sequences = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
+    return Scores({"logp": logp}, torch.tensor([0, 1]), sequences, lengths)
+
+
+def _share(values: Tensor, *, ties: float) -> Interval:
+    if not values.isfinite().all():
+        return Interval(float("nan"), float("nan"), float("nan"), values.numel())
+    hits = (values > 0).sum().item() + ties * (values == 0).sum().item()
+    return wilson(hits, values.numel())
+
+
+def _ratio(top: float, bottom: float) -> float | None:
+    return finite(top / bottom) if bottom > 0 else None
+
+
+def _same_answers(earlier: ProbeScores, now: ProbeScores) -> None:
+    names = ("chosen_tokens", "rejected_tokens", "other_tokens")
+    for a, b in ((getattr(earlier, name), getattr(now, name)) for name in names):
+        if a is not None and b is not None and not torch.equal(a, b):
+            raise ValueError("the probe set changed: its answers have other lengths than at the start")

@@ -1,0 +1,188 @@
+"""Sentences for mistakes in a recipe: what was found at which key, what was expected, and the likely meaning."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Path = tuple[str | int, ...]
+
+# Keys that other tools use for what a recipe calls something else, by section ("" is the top level).
+ALIASES: Mapping[str, Mapping[str, str]] = {
+    "": {
+        "loss": "objective",
+        "losses": "objective",
+        "training": "train",
+        "trainer": "train",
+        "training_args": "train",
+        "dataset": "data",
+        "datasets": "data",
+        "output_dir": "output",
+        "ref_model": "reference",
+        "monitor": "watch",
+        "run_name": "name",
+    },
+    "model": {
+        "name": "id",
+        "path": "id",
+        "model_name_or_path": "id",
+        "name_or_path": "id",
+        "torch_dtype": "dtype",
+        "attn_implementation": "attention",
+        "load_in_4bit": "load_in",
+        "load_in_8bit": "load_in",
+        "quantization": "load_in",
+        "peft": "lora",
+        "adapter": "lora",
+    },
+    "lora": {
+        "r": "rank",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "target_modules": "targets",
+    },
+    "data": {
+        "eval": "held_out",
+        "validation": "held_out",
+        "test": "held_out",
+        "max_tokens": "max_length",
+        "max_len": "max_length",
+        "on_too_long": "truncation",
+        "truncation_mode": "truncation",
+    },
+    "source": {
+        "name": "id",
+        "dataset": "id",
+        "file": "path",
+        "data_files": "path",
+        "config": "subset",
+        "limit": "rows",
+        "max_samples": "rows",
+        "n": "rows",
+        "system_prompt": "system",
+        "fields": "columns",
+    },
+    "reference": {"cache": "store", "cache_dir": "store_dir", "precompute": "store"},
+    "watch": {"steps": "every", "pairs": "probe_pairs", "stop": "stop_on_drop"},
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the path of its key in the recipe and the sentence about it."""
+
+    path: Path
+    text: str
+
+
+def dotted(path: Path) -> str:
+    """``("data", "train", 0, "split")`` as ``data.train.0.split``."""
+    return ".".join(str(part) for part in path)
+
+
+def did_you_mean(word: str, known: Iterable[str], section: str | None = None) -> str | None:
+    """The known name that ``word`` most likely stands for, or None."""
+    names = list(known)
+    alias = ALIASES.get(section, {}).get(word) if section is not None else None
+    if alias in names:
+        return alias
+    lowered = {name.lower(): name for name in reversed(names)}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
+
+
+def unknown_key(word: str, known: Iterable[str], section: str | None = None) -> str:
+    """The sentence about a key that a section does not have."""
+    names = list(known)
+    meant = did_you_mean(word, names, section)
+    return f"unknown key. Did you mean {meant!r}?" if meant else f"unknown key. Keys here: {', '.join(names)}."
+
+
+def unknown_choice(value: Any, choices: Iterable[str]) -> str:
+    """The sentence about a value that is not among the allowed ones."""
+    names = list(choices)
+    meant = did_you_mean(value, names) if isinstance(value, str) else None
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    return f"expected one of {', '.join(names)}; got {shown(value)}.{hint}"
+
+
+def shown(value: Any) -> str:
+    """A value as a reader of YAML would name it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text {value if len(value) <= 60 else value[:57] + '...'!r}"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return f"a {type(value).__name__}"
+
+
+_EXPECTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def sentence(error: Mapping[str, Any], known: Iterable[str] = (), section: str | None = None) -> str:
+    """Translate one entry of pydantic's ``ValidationError.errors()``; ``known`` are the keys of the section it is in."""
+    kind, value, context = error["type"], error.get("input"), error.get("ctx") or {}
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return unknown_key(str(error["loc"][-1]), known, section)
+    if kind == "missing":
+        return "missing."
+    if kind == "literal_error":
+        return unknown_choice(value, [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")])
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f"must be {words} {_plain(context[key])}, got {_plain(value)}."
+    if kind in _EXPECTED:
+        return expected(_EXPECTED[kind], value)
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty."
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{error['msg']}, got {shown(value)}."
+
+
+def expected(what: str, value: Any) -> str:
+    """The sentence about a value of the wrong type, with the cure where YAML is the likely culprit."""
+    cure = ""
+    if what in ("a number", "a whole number") and isinstance(value, str) and _is_number(value):
+        cure = " Remove the quotes."
+    elif what == "text" and isinstance(value, bool | int | float):
+        cure = " Put it in quotes."
+    return f"expected {what}, got {shown(value)}.{cure}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(number: Any) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)

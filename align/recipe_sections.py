@@ -1,0 +1,127 @@
+"""The sections of a recipe. Every field's description is what `align explain` and docs/config.md print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from align.recipe_messages import expected
+
+Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _text_or_list(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+        return value
+    raise PydanticCustomError("align", "{text}", {"text": expected("text or a list of texts", value)})
+
+
+def _sources(value: Any) -> Any:
+    """One source stands for a list of one."""
+    return [value] if isinstance(value, Mapping | Source) else value
+
+
+def _or_empty(value: Any) -> Any:
+    """A section with nothing in it (its keys commented out) means its defaults."""
+    return {} if value is None else value
+
+
+class Lora(Section):
+    """A low-rank adapter; all weights of the model itself stay as they are."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: float = Field(32, gt=0, description="scale; the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: Annotated[str | list[str], BeforeValidator(_text_or_list)] = Field(
+        "all-linear", description="modules that get an adapter, as PEFT names them"
+    )
+    modules_to_save: list[str] = Field([], description="modules that are trained in full and saved with the adapter")
+    adapter: str | None = Field(None, description="an existing adapter to go on from: a folder or a Hub id")
+
+
+class Model(Section):
+    """The policy. Safetensors only; code from the Hub is never run."""
+
+    id: str = Field(min_length=1, description="a Hub id or a folder")
+    revision: str | None = Field(None, description="commit, tag or branch on the Hub; a commit makes the run repeatable")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of the weights in memory; auto is the checkpoint's own"
+    )
+    tokenizer: str | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
+    chat_template: str | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
+    attention: str | None = Field(None, description="attention of the fallback path, by transformers' name (sdpa, eager)")
+    load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantised weights under an adapter (needs lora)")
+    lora: Lora | None = Field(None, description="train an adapter instead of the weights; `{}` for the defaults")
+
+
+class Source(Section):
+    """Where rows come from: exactly one of id, path and world."""
+
+    id: str | None = Field(None, description="dataset on the Hub")
+    path: str | None = Field(None, description="a file (jsonl, json, parquet, csv, also .gz) or a folder of them")
+    world: str | dict[str, Any] | None = Field(None, description="the generated world; needs no download")
+    subset: str | None = Field(None, description="configuration of a Hub dataset")
+    split: str = Field("train", min_length=1, description="split; slices such as train[:100] work too")
+    revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
+    columns: dict[str, str] = Field({}, description="our column names to theirs, such as {chosen: answer_a}")
+    system: str | None = Field(None, description="a system message put before every conversation")
+    weight: float = Field(1.0, gt=0, description="share in a mixture, relative to the other sources")
+    rows: int | None = Field(None, ge=1, description="only the first so many rows")
+    streaming: bool = Field(False, description="read while training instead of first; needs train.max_steps")
+
+
+class Data(Section):
+    """Training and held-out rows, and what happens to long ones."""
+
+    train: Annotated[list[Source], BeforeValidator(_sources)] = Field(
+        min_length=1, description="one source, or a list of sources that are mixed by weight"
+    )
+    held_out: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="rows that are never trained on; they give the evaluation its loss and accuracy"
+    )
+    max_length: int | None = Field(1024, ge=2, description="most tokens of prompt and answer together; null for no limit")
+    truncation: Truncation = Field(
+        "drop",
+        description="longer rows: drop them and count them, keep the start, keep the end, or cut the prompt's left",
+    )
+
+
+class Reference(Section):
+    """How the policy at the start is kept for objectives that compare with it."""
+
+    strategy: Literal["auto", "adapter_off", "copy", "reload"] = Field(
+        "auto", description="auto takes adapter_off with a fresh adapter, else a frozen copy"
+    )
+    store: bool = Field(True, description="keep reference log-probs on disk, so that the next run need not compute them")
+    store_dir: str | None = Field(None, description="folder of that store; by default in the user's cache")
+
+
+class Watch(Section):
+    """What is measured while training runs."""
+
+    every: int | None = Field(None, ge=1, description="steps between measurements; by default train.logging_steps")
+    probe_pairs: int = Field(64, ge=0, description="held-out pairs whose log-probs are followed; 0 switches it off")
+    chosen_drop_nats: float = Field(20.0, gt=0, description="warn when chosen answers lost so many nats since the start")
+    stop_on_drop: bool = Field(False, description="end the run at that warning, with exit code 4")
+    generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
+    prompts: list[str] = Field([], description="prompts of those generations")
+
+
+SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
+    ("model",): Model,
+    ("model", "lora"): Lora,
+    ("data",): Data,
+    ("data", "train"): Source,
+    ("data", "held_out"): Source,
+    ("reference",): Reference,
+    ("watch",): Watch,
+}

@@ -1,0 +1,135 @@
+"""The reference: what the policy was at the start, however it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from align.compat import prepare_deepspeed, prepare_fsdp
+from align.engine.layout import TreeBatch
+from align.engine.reads import LogProb
+from align.engine.scores import Scores
+from align.engine.scoring import ScoringEngine, attach
+from align.errors import UserError
+from align.reference.store import LogProbStore, sequence_key
+
+Strategy = Literal["auto", "adapter_off", "copy", "reload"]
+
+
+def choose(strategy: Strategy, model: nn.Module, fresh_adapter: bool) -> Strategy:
+    """Resolve ``auto``: a fresh adapter is switched off; anything else is copied, or loaded again if sharded."""
+    if strategy == "adapter_off" and not (fresh_adapter or hasattr(model, "peft_config")):
+        raise UserError("reference.strategy is adapter_off, but the model has no adapter: set model.lora, or use copy.")
+    if strategy != "auto":
+        return strategy
+    if fresh_adapter:
+        return "adapter_off"
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        return "reload"
+    return "copy"
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy that takes no gradient and is in evaluation mode."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+class ReferencePolicy:
+    """Scores under the reference, from a model or from the store.
+
+    Args:
+        engine: the policy's engine, so that both are computed in the same way.
+        strategy: how the reference is kept; already resolved.
+        model: the frozen model; None where the adapter is switched off or the store holds every row.
+        store: log-probs on disk, or None.
+    """
+
+    def __init__(
+        self,
+        engine: ScoringEngine,
+        strategy: Strategy,
+        model: nn.Module | None = None,
+        store: LogProbStore | None = None,
+    ) -> None:
+        self.engine, self.strategy, self.model, self.store = engine, strategy, model, store
+        self.rows_computed = 0
+
+    def prepare(self, accelerator: Any) -> None:
+        """Put the frozen model on its device, sharded as the policy is."""
+        if self.model is None:
+            return
+        attach(self.model)
+        if accelerator.distributed_type == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3:
+            self.model = prepare_deepspeed(self.model, accelerator)
+        elif accelerator.distributed_type == "FSDP":
+            self.model = prepare_fsdp(self.model, accelerator)
+            self.model.eval()
+        else:
+            self.model = self.model.to(accelerator.device)
+
+    def missing(self, batch: TreeBatch) -> bool:
+        """Whether a row of this batch must be computed."""
+        if self.store is None:
+            return True
+        return any(sequence_key(tree, branch) not in self.store for tree, branch in batch.branches() if _real(branch))
+
+    @torch.no_grad()
+    def scores(self, policy: nn.Module, batch: TreeBatch, *, compute: bool, keep: bool, autocast: Callable) -> Scores:
+        """Log-probs of the reference for a batch on the device.
+
+        Args:
+            policy: the wrapped policy, whose adapter is switched off where that is the strategy.
+            compute: run the model; must be the same on all ranks. Otherwise every row comes from the store.
+            keep: also keep hidden states and head, for reads that compare distributions.
+        """
+        if not compute:
+            return self._stored(batch)
+        with autocast(), self._adapter_off(policy):
+            model = policy if self.model is None else self.model
+            scores = self.engine(model, batch, (LogProb(),), keep=keep)
+        self.rows_computed += sum(_real(branch) for _, branch in batch.branches())
+        if self.store is not None:
+            self._remember(batch, scores)
+        return scores
+
+    @contextlib.contextmanager
+    def _adapter_off(self, policy: nn.Module) -> Any:
+        if self.strategy != "adapter_off":
+            if self.model is None:
+                raise UserError(
+                    "The reference store was complete at the start, but a row is missing now, and no reference model "
+                    "was loaded. Start again; the missing row will be computed."
+                )
+            yield
+            return
+        while hasattr(policy, "module"):
+            policy = policy.module
+        with policy.disable_adapter():  # type: ignore[operator]
+            yield
+
+    def _remember(self, batch: TreeBatch, scores: Scores) -> None:
+        assert self.store is not None
+        values = scores.tokens["logp"].float().cpu().numpy()
+        ends = np.cumsum(batch.lengths.cpu().numpy())
+        for (tree, branch), end, count in zip(batch.branches(), ends, batch.lengths.tolist(), strict=True):
+            if _real(branch):
+                self.store.put(sequence_key(tree, branch), values[end - count : end])
+
+    def _stored(self, batch: TreeBatch) -> Scores:
+        assert self.store is not None
+        rows = [
+            self.store.get(sequence_key(tree, branch)) if _real(branch) else np.zeros(len(branch.ids), np.float32)
+            for tree, branch in batch.branches()
+        ]
+        values = torch.from_numpy(np.concatenate(rows)).to(batch.targets.device)
+        return Scores({"logp": values}, batch.owner, batch.sequences, batch.lengths)
+
+
+def _real(branch: Any) -> bool:
+    return branch.name != "dummy"

@@ -1,0 +1,155 @@
+"""The terminal during training: one line per log step in fixed columns, and warnings. Imports no torch.
+
+``chosen``, ``rejected`` and ``drift`` are changes since the start on the probe's held-out pairs; loss, margin and
+accuracy are the training batches' since the last line.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+HEADER_EVERY = 25
+MISSING = "-"
+
+# column, key of the record ("probe/x": of the reading in it), width, blanks before it, decimals
+_COLUMNS: tuple[tuple[str, str, int, int, int], ...] = (
+    ("step", "step", 5, 0, 0),
+    ("loss", "loss", 6, 3, 4),
+    ("margin", "rewards/margins", 6, 3, 3),
+    ("accuracy", "rewards/accuracies", 8, 3, 2),
+    ("chosen", "probe/chosen", 6, 3, 1),
+    ("rejected", "probe/rejected", 8, 3, 1),
+    ("drift", "probe/drift", 5, 3, 2),
+    ("lr", "learning_rate", 7, 3, 1),
+    ("tok/s", "tokens_per_second", 6, 2, 0),
+    ("left", "seconds_left", 4, 3, 0),
+)
+
+
+class Progress:
+    """Prints what ``metrics.jsonl`` gets, for people.
+
+    ``echo`` takes one line of text. On a terminal the header returns every 25 lines, in faint type, and warnings are
+    yellow (not where NO_COLOR is set); elsewhere the output is plain, with one header. ``total_steps`` widens the first
+    column where it must. ``chosen_drop_nats`` is the limit of the warning about chosen answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        echo: Callable[[str], Any] = print,
+        terminal: bool | None = None,
+        total_steps: int = 0,
+        chosen_drop_nats: float = 20.0,
+    ) -> None:
+        self.echo = echo
+        self.terminal = sys.stdout.isatty() if terminal is None else terminal
+        self.step_width = max(5, len(str(total_steps)))
+        self.watch = DropWatch(chosen_drop_nats)
+        self._lines = 0
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record of ``metrics.jsonl``: a line, and a warning where there is cause."""
+        if self._lines == 0 or (self.terminal and self._lines % HEADER_EVERY == 0):
+            self.echo(self._style(header(self.step_width), "2"))
+        self._lines += 1
+        self.echo(line(record, self.step_width))
+        if (warning := self.watch.check(_value(record, "probe/chosen"))) is not None:
+            self.warn(warning)
+
+    def warn(self, text: str) -> None:
+        """A warning under the line that it belongs to."""
+        self.echo(self._style(" " * (self.step_width + 2) + "! " + text, "33"))
+
+    def _style(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.terminal and not os.environ.get("NO_COLOR") else text
+
+
+class DropWatch:
+    """Says once that chosen answers lost more than ``limit`` nats since the start, and again whenever that doubled."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._next = limit
+
+    def check(self, chosen: float | None) -> str | None:
+        """A sentence, or None. ``chosen`` is the mean change of the chosen answers' log-prob in nats."""
+        if chosen is None or not math.isfinite(chosen) or chosen >= 0 or -chosen < self._next:
+            return None
+        self._next = -2 * chosen
+        return (
+            f"chosen answers lost {-chosen:.0f} nats since the start (limit {self.limit:g}): align explain suppression"
+        )
+
+
+def header(step_width: int = 5) -> str:
+    """The column names."""
+    cells = []
+    for name, _, width, blanks, _ in _COLUMNS:
+        width = step_width if name == "step" else width
+        cells.append(" " * blanks + (name.ljust(width) if name == "lr" else name.rjust(width)))
+    return "".join(cells)
+
+
+def line(record: Mapping[str, Any], step_width: int = 5) -> str:
+    """One record in the columns of ``header``; what is missing is a dash."""
+    cells = []
+    for name, key, width, blanks, decimals in _COLUMNS:
+        width = step_width if name == "step" else width
+        # a cell that is too wide eats its blanks before it moves its neighbours
+        cells.append(_cell(name, _value(record, key), width, decimals).rjust(blanks + width))
+    return "".join(cells)
+
+
+def clock(seconds: float) -> str:
+    """Time left in four characters or so: 45s, 12m, 1:41 (hours and minutes)."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes = round(seconds / 60)
+    return f"{minutes}m" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}"
+
+
+def duration(seconds: float) -> str:
+    """Time taken, for a sentence: 45 s, 12 min, 1 h 52 min."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def fit(value: float, width: int, decimals: int) -> str:
+    """``value`` in at most ``width`` characters: fewer decimals where it is large, then powers of ten."""
+    if not math.isfinite(value):
+        return str(value)
+    for places in range(decimals, -1, -1):
+        if len(text := f"{value:.{places}f}") <= width:
+            return text
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+
+
+def _cell(name: str, value: float | None, width: int, decimals: int) -> str:
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    if name == "left":
+        return clock(value)
+    if name == "lr":
+        return f"{value:.{decimals}e}"
+    if name == "tok/s" and value < 1e5 - 0.5:
+        return f"{value:,.0f}"
+    return fit(value, width, decimals)
+
+
+def _value(record: Mapping[str, Any], key: str) -> float | None:
+    """A number of the record, or of its probe reading, where an interval stands for its estimate."""
+    probe = key.removeprefix("probe/")
+    value = record.get(key) if probe == key else (record.get("probe") or {}).get(probe)
+    value = value.get("value") if isinstance(value, Mapping) else value
+    return None if value is None else float(value)

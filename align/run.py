@@ -1,0 +1,146 @@
+"""A run is a directory: the resolved recipe, metrics, checkpoints. Everything is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.errors import UserError
+
+LOCK = "recipe.lock.yaml"
+METRICS = "metrics.jsonl"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunDirectory:
+    """Paths and files of one run.
+
+    Args:
+        path: the directory; it need not exist.
+        writer: whether this process writes; the others only read.
+    """
+
+    def __init__(self, path: Path, *, writer: bool = True) -> None:
+        self.path, self.writer = Path(path), writer
+
+    @property
+    def lock(self) -> dict[str, Any]:
+        """The lock file, or an empty mapping."""
+        file = self.path / LOCK
+        return yaml.safe_load(file.read_text()) if file.exists() else {}
+
+    def write_lock(self, content: Mapping[str, Any]) -> None:
+        self.write(LOCK, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file of the run atomically, on the writing process."""
+        if self.writer:
+            write_atomically(self.path / name, content)
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        return self.write(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def begin(self, recipe: Mapping[str, Any], *, resume: bool) -> Path | None:
+        """Check that this run may start here and return the checkpoint to go on from, if any.
+
+        Raises:
+            UserError: if a run is there already, if there is none to resume, or if its recipe was another.
+        """
+        lock = self.lock
+        if not resume:
+            if lock:
+                raise UserError(
+                    f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or output=, "
+                    "or remove the directory."
+                )
+            return None
+        if not lock:
+            raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
+        changed = list(differences(lock.get("recipe", {}), dict(recipe)))
+        if changed:
+            raise UserError(
+                f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"
+                + "\n".join(f"  {line}" for line in changed)
+                + "\nPut these back, or start a new run under another name."
+            )
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first. One that was being written when the run died does not count."""
+        found = [p for p in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and _complete(p)]
+        return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Records of ``metrics.jsonl``; a line cut off by a kill is left out."""
+        file = self.path / METRICS
+        records = []
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one record to ``metrics.jsonl``."""
+        self.append(METRICS, [record])
+
+    def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines of JSON to a file of the run, on the writing process."""
+        if not self.writer:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / name, "a") as file:
+            file.writelines(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget records after ``step``: the resumed run will write them again."""
+        kept = [r for r in self.metrics() if r.get("step", 0) <= step]
+        self.write(METRICS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """Lines ``key: was X, is Y`` for all leaves that differ."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in dict.fromkeys([*before, *after]):
+            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for i, (a, b) in enumerate(zip(before, after, strict=True)):
+            yield from differences(a, b, f"{path}.{i}")
+    elif before != after:
+        yield f"{path}: was {before!r}, is {after!r}"
+
+
+def _complete(checkpoint: Path) -> bool:
+    """Whether transformers finished writing it: weights, then optimizer, then random states, then its own state."""
+    state = checkpoint / "trainer_state.json"
+    try:
+        json.loads(state.read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    optimizer = any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
+    return optimizer and any(checkpoint.glob("rng_state*.pth"))

@@ -1,0 +1,78 @@
+"""What a run uses where its recipe's ``train`` section is silent and transformers' own default does not suit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.recipe import Recipe
+
+# Name to sentence; docs/config.md prints these.
+EXPLAINED = {
+    "seed": "the recipe's seed",
+    "run_name": "the recipe's name",
+    "report_to": "`none`: nothing leaves the machine; metrics.jsonl is the record",
+    "logging_steps": "10",
+    "learning_rate": "1e-6 for objectives on pairs, 1e-5 for others; ten times that with an adapter",
+    "lr_scheduler_type": "`cosine`",
+    "warmup_steps": "0.1: a tenth of all steps",
+    "bf16": "true where the device computes in bfloat16, else false",
+    "eval_strategy": "`steps` with eval_steps 0.1 (ten times a run) when there are held-out rows",
+    "save_strategy": "`steps` with save_steps 0.25 and save_total_limit 2; like eval for load_best_model_at_end",
+    "dataloader_pin_memory": "false without an accelerator",
+}
+
+
+def train_defaults(recipe: Recipe) -> dict[str, Any]:
+    """Our defaults for one recipe; values of its ``train`` section go over them. Imports torch.
+
+    A strategy and its interval are filled in together, so that one given alone still means what it says.
+    """
+    import torch
+
+    train = recipe.train
+    on_cpu = train.get("use_cpu") is True or not torch.accelerator.is_available()
+    pairs = {"chosen", "rejected"} <= set(recipe.objective_value().branches)
+    rate = (1e-6 if pairs else 1e-5) * (10 if recipe.model.lora else 1)
+    return {
+        "seed": recipe.seed,
+        "run_name": recipe.name,
+        "report_to": "none",
+        "logging_steps": 10,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "bf16": not on_cpu and train.get("fp16") is not True and _bf16_supported(),
+        "dataloader_pin_memory": not on_cpu,
+        **_evaluation(recipe),
+        **_saving(recipe),
+    }
+
+
+def _bf16_supported() -> bool:
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    if recipe.data.held_out is None:
+        return {"eval_strategy": "no"}
+    strategy = recipe.train.get("eval_strategy", "steps")
+    given = {"eval_strategy": strategy, "per_device_eval_batch_size": _batch(recipe)}
+    return given | ({"eval_steps": 0.1} if strategy == "steps" else {})
+
+
+def _saving(recipe: Recipe) -> dict[str, Any]:
+    train = recipe.train
+    kept = {"save_total_limit": 2}
+    if train.get("load_best_model_at_end") is True and "save_strategy" not in train and "save_steps" not in train:
+        evaluation = {**_evaluation(recipe), **train}
+        steps = {"save_steps": evaluation["eval_steps"]} if "eval_steps" in evaluation else {}
+        return {"save_strategy": evaluation["eval_strategy"], **steps, **kept}
+    strategy = train.get("save_strategy", "steps")
+    return {"save_strategy": strategy, **({"save_steps": 0.25} if strategy == "steps" else {}), **kept}
+
+
+def _batch(recipe: Recipe) -> int:
+    return int(recipe.train.get("per_device_train_batch_size", 8))

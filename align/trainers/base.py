@@ -1,0 +1,261 @@
+"""AlignTrainer: TRL's SFTTrainer with an objective, a reference and trees of branches in place of its loss and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from align.compat import SFTConfig, SFTTrainer, training_config
+from align.data.collator import TreeCollator
+from align.data.lengths import row_lengths
+from align.data.packing import Order, packs_for_budget, shuffled
+from align.data.tokenize import prepare
+from align.engine.scoring import ScoringEngine, attach
+from align.errors import UserError
+from align.objectives.base import Objective
+from align.reference.digest import model_digest
+from align.reference.policy import ReferencePolicy, Strategy, choose, frozen
+from align.reference.store import LogProbStore, sequence_key
+from align.trainers.mixin import AlignMixin
+
+Data = Dataset | IterableDataset
+
+
+class AlignTrainer(AlignMixin, SFTTrainer):
+    """Trains ``model`` on an objective over branches of prompts.
+
+    ``model``, ``args``, ``train_dataset``, ``eval_dataset``, ``processing_class``, ``peft_config``, ``callbacks`` and
+    ``optimizers`` mean what they mean in TRL. Data may be raw (any format that ``align check`` names) or prepared
+    (``prompt_ids`` and a column ``<branch>_ids`` for each branch).
+
+    Args:
+        objective: what to minimise.
+        reference: how the reference policy is kept (``auto``, ``adapter_off``, ``copy``, ``reload``); unused where the
+            objective needs none.
+        store_dir: folder of the reference log-prob store; None for no store.
+        max_length: most tokens of prompt and answer together, None for no limit.
+        truncation: what happens to longer rows: ``drop``, ``keep_start``, ``keep_end`` or ``prompt_left``.
+        order: data-set order by epoch, a pure function; shuffled by seed and epoch if None.
+        max_tokens_per_microbatch: pack micro-batches up to this many tokens; the number of accumulation steps follows
+            from it and the examples of a step stay what ``args`` say.
+
+    Raises:
+        UserError: for whatever the caller can mend, with a sentence.
+    """
+
+    _tag_names: ClassVar = ["trl", "align"]
+    _name: ClassVar = "align"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        objective: Objective,
+        args: TrainingArguments | None = None,
+        *,
+        train_dataset: Data,
+        eval_dataset: Data | dict[str, Data] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        reference: Strategy = "auto",
+        store_dir: str | Path | None = None,
+        max_length: int | None = 1024,
+        truncation: str = "drop",
+        order: Order | None = None,
+        max_tokens_per_microbatch: int | None = None,
+    ) -> None:
+        args = _arguments(args, model)
+        _refuse(args, peft_config)
+        set_seed(args.seed)
+        model = _load(model, args)
+        processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        switch_dropout_off(model)
+
+        self.objective, self.order = objective, order
+        collator = TreeCollator(objective.branches)
+
+        def ready(data: Any) -> Any:
+            return _prepared(data, processing_class, objective, max_length, truncation)
+
+        train_dataset = ready(train_dataset)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: ready(part) for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = ready(eval_dataset)
+
+        self.token_budget = max_tokens_per_microbatch
+        self._set_step(args, train_dataset, collator)
+        self.digest: str | None = None
+        kept = self._keep_reference(model, args, reference, store_dir, peft_config, collator, train_dataset, eval_dataset)
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        attach(self.model)
+        self.engine = ScoringEngine(sharded=self._sharded())
+        self.reference = None
+        if kept is not None:
+            strategy, frozen_model, store = kept
+            self.reference = ReferencePolicy(self.engine, strategy, frozen_model, store)
+        self._start()
+
+    def _keep_reference(
+        self,
+        model: PreTrainedModel,
+        args: SFTConfig,
+        strategy: Strategy,
+        store_dir: str | Path | None,
+        peft_config: Any,
+        collator: TreeCollator,
+        *datasets: Any,
+    ) -> tuple[Strategy, nn.Module | None, LogProbStore | None] | None:
+        """Resolve the strategy while the policy still is what it was at the start, before anything wraps it."""
+        if not self.objective.needs_reference:
+            return None
+        resolved = choose(strategy, model, peft_config is not None)
+        store = None
+        stores = not any(getattr(read, "needs_reference", False) for read in self.objective.reads())
+        if store_dir is not None and stores:
+            mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
+            self.digest = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
+            about = {"model": model.config._name_or_path, "digest": self.digest, "compute_dtype": mixed}
+            store = LogProbStore(Path(store_dir), self.digest, about)
+        if resolved == "adapter_off":
+            return resolved, None, store
+        if store is not None and _complete(store, collator, datasets):
+            return resolved, None, store
+        if resolved == "reload":
+            copy = _load(model.config._name_or_path, args).eval().requires_grad_(False)
+            switch_dropout_off(copy)
+            mine = self.digest or model_digest(model, adapters=True, compute_dtype="")
+            theirs = model_digest(copy, adapters=True, compute_dtype=mixed if self.digest else "")
+            if mine != theirs:
+                raise UserError(
+                    f"The policy is not what {model.config._name_or_path} holds, so the reference cannot be loaded "
+                    "from there: save the policy to a folder first and start from that folder."
+                )
+            return resolved, copy, store
+        return resolved, frozen(model), store
+
+    def _set_step(self, args: SFTConfig, train_dataset: Any, collator: TreeCollator) -> None:
+        """Fix the examples of an optimizer step, and with a token budget the number of micro-batches that it takes."""
+        world = args.world_size
+        self.step_examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+        if self.token_budget is None:
+            return
+        if not hasattr(train_dataset, "__len__"):
+            raise UserError("train.max_tokens_per_microbatch needs data of known size; with streaming, leave it out.")
+        lengths = row_lengths(train_dataset, collator)
+        self.order = self.order or shuffled(len(lengths), args.data_seed or args.seed)
+        # with max_steps the number of epochs is not known yet; epochs repeat lengths, so a few say enough
+        epochs = max(1, int(args.num_train_epochs)) if args.max_steps < 0 else 3
+        packs = packs_for_budget(lengths, self.step_examples, self.order, epochs, self.token_budget, world)
+        args.gradient_accumulation_steps = packs // world
+
+    def _sharded(self) -> bool:
+        kind = self.accelerator.distributed_type
+        return kind == "FSDP" or (kind == "DEEPSPEED" and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+
+
+def switch_dropout_off(model: nn.Module) -> int:
+    """Set the model's own dropout to 0 (an adapter's stays) and return how many modules that changed.
+
+    The reference would otherwise differ from the policy at the start, and packed rows would draw other noise than
+    padded ones.
+    """
+    changed = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0 and "lora_dropout" not in name:
+            module.p, changed = 0.0, changed + 1
+        for attribute in ("attention_dropout", "attn_dropout", "dropout"):
+            value = getattr(module, attribute, None)
+            if isinstance(value, float) and value > 0 and not isinstance(module, nn.Dropout):
+                setattr(module, attribute, 0.0)
+                changed += 1
+    return changed
+
+
+def _arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return training_config(output_dir=f"{Path(name).name or 'model'}-align", bf16=None)
+    if isinstance(args, SFTConfig):
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.remove_unused_columns = False
+        return args
+    if hasattr(args, "beta") or hasattr(args, "loss_type"):
+        raise UserError(
+            f"args is a {type(args).__name__}, which holds a loss of its own. Pass transformers.TrainingArguments or "
+            "trl.SFTConfig, and the loss as objective=, for example objective=DPO(beta=0.1)."
+        )
+    values = {k: v for k, v in args.to_dict().items() if not (isinstance(v, str) and v.startswith("<"))}
+    return training_config(**values)
+
+
+def _refuse(args: SFTConfig, peft_config: Any) -> None:
+    if args.torch_compile:
+        raise UserError("torch_compile is not supported: shapes of packed rows change with every batch. Leave it off.")
+    if args.packing or args.padding_free:
+        raise UserError("packing and padding_free are TRL's; rows are always packed here, without padding. Leave them out.")
+    parallel = getattr(args, "parallelism_config", None)
+    if parallel is not None and (parallel.cp_size > 1 or parallel.sp_size > 1 or parallel.tp_size > 1):
+        raise UserError("sequence, context and tensor parallelism are not supported; use FSDP2 or ZeRO.")
+    if peft_config is not None and getattr(peft_config, "is_prompt_learning", False):
+        raise UserError(
+            f"{type(peft_config).__name__} puts virtual tokens before every row, which packed trees cannot hold; "
+            "use LoRA or another adapter of weights."
+        )
+
+
+def _load(model: Any, args: SFTConfig) -> Any:
+    if not isinstance(model, str):
+        return model
+    options = {"dtype": "float32", "trust_remote_code": False, **(args.model_init_kwargs or {})}
+    args.model_init_kwargs = None
+    return AutoModelForCausalLM.from_pretrained(model, **options)
+
+
+def _prepared(data: Any, tokenizer: Any, objective: Objective, max_length: int | None, truncation: str) -> Any:
+    """Prepared rows as they are, raw ones tokenised with a word on what became of them."""
+    columns = data.column_names or list(next(iter(data)))
+    if all(f"{name}_ids" in columns for name in objective.branches):
+        return data
+    prepared, preparation = prepare(data, tokenizer, objective.branches, max_length=max_length, truncation=truncation)
+    for sentence in preparation.summary():
+        print(sentence, flush=True)
+    return prepared
+
+
+def _complete(store: LogProbStore, collator: TreeCollator, datasets: tuple) -> bool:
+    """Whether the store holds every sequence of every data set, so that no reference need be kept in memory."""
+    flat = [d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))]
+    if not len(store) or any(not hasattr(d, "__len__") for d in flat):
+        return False
+    return all(
+        sequence_key(tree, branch) in store
+        for dataset in flat
+        for row in dataset
+        for tree in collator.example(row).trees
+        for branch in tree.branches
+    )

@@ -1,0 +1,294 @@
+"""What makes a TRL trainer one of ours: objective, engine and reference behind the Trainer's public overrides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from align.data.collator import TreeCollator
+from align.data.lengths import row_lengths
+from align.data.packing import Order, PackLoader, PackSampler, PackStream, sequential_packs, shuffled
+from align.engine.layout import TreeBatch
+from align.engine.probe import probe
+from align.engine.scores import Scores
+from align.engine.scoring import ScoringEngine
+from align.errors import Stopped, UserError
+from align.objectives.base import Objective, Terms
+from align.reference.policy import ReferencePolicy
+from align.trainers.meter import Meter
+
+
+class AlignMixin:
+    """Overrides of the public Trainer methods; mixed into TRL trainers.
+
+    A trainer sets ``objective``, ``engine``, ``reference`` (or None) and ``order`` (data-set order by epoch, or None)
+    before training starts.
+    """
+
+    # the loss is divided by the weights of the whole optimizer step, so the Trainer must not divide again
+    loss_is_scaled_for_ga = True
+
+    objective: Objective
+    engine: ScoringEngine
+    reference: ReferencePolicy | None
+    order: Order | None = None
+    token_budget: int | None = None
+    step_examples: int  # examples of one optimizer step, all ranks together
+
+    def _start(self) -> None:
+        """State of one trainer; called at the end of its constructor."""
+        self._window: dict[str, float] = {}
+        self._missing: list[bool] = []
+        self._meter, self._eval_meter = Meter(), Meter()
+        self._eval_prefix: str | None = None
+        self._ready = False
+        self._finite: Tensor | None = None
+        self.train_tokens = 0  # positions of this rank's training micro-batches
+        self.echo: Callable[[str], Any] = print
+        self.start_gap: float | None = None
+
+    # ---- the five overrides
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """The micro-batches of one optimizer step, and what its loss is divided by, added up over all ranks."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if samples:
+            self._window, self._missing = self._plan_window([s["tree"] for s in samples], device)
+        return samples, None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This micro-batch's share of the optimizer step's loss."""
+        batch = inputs["tree"].to(self.args.device, non_blocking=True)
+        self.get_ready(model, batch)
+        self.train_tokens += batch.input_ids.shape[1]
+        compute = self._missing.pop(0) if self._missing else True
+        policy, terms = self.score(model, batch, compute_reference=compute)
+        self._meter.add(terms.metrics)
+        loss = sum(t.weight * t.losses.sum() / max(self._window[t.unit], 1.0) for t in terms.losses)
+        if policy.aux_loss is not None:
+            loss = loss + policy.aux_loss * (batch.units["examples"] / self._window["examples"])
+        finite = torch.isfinite(loss.detach())
+        self._finite = finite if self._finite is None else self._finite & finite
+        # gradients are averaged over ranks, but the divisor is already that of all ranks
+        loss = loss * self.accelerator.num_processes
+        return (loss, {"policy": policy}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, None, None]:
+        """Adds one micro-batch to the evaluation's sums; nothing is gathered by row."""
+        batch = inputs["tree"].to(self.args.device)
+        self.get_ready(model, batch)
+        missing = self._needs_reference_pass([batch])
+        with torch.no_grad():
+            policy, terms = self.score(model, batch, compute_reference=missing[0])
+        self._eval_meter.add(terms.metrics)
+        for i, term in enumerate(terms.losses):
+            total = term.weight * term.losses.sum()
+            self._eval_meter.add({f"term {i}": (total, total.new_tensor(batch.units.get(term.unit, 0.0)))})
+        return None, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds our metrics to what is logged; one collective."""
+        if self._eval_prefix is not None and any(k.startswith(self._eval_prefix) for k in logs):
+            means = self._eval_meter.read(self.sum_over_ranks)
+            parts = [means.pop(key) for key in sorted(means) if key.startswith("term ")]
+            logs[f"{self._eval_prefix}_loss"] = sum(parts)
+            logs.update({f"{self._eval_prefix}_{key}": value for key, value in means.items()})
+        elif "loss" in logs and self._meter:
+            logs.update(self._meter.read(self.sum_over_ranks))
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and metrics over a prepared data set; they do not depend on the batch size or the number of ranks."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            out: dict[str, float] = {}
+            for name, part in dataset.items():
+                out |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return out
+        self._eval_meter, self._eval_prefix = Meter(), metric_key_prefix
+        try:
+            return super().evaluate(dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
+        finally:
+            self._eval_prefix = None
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Planned packs of this rank; see ``align.data.packing``."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        packs = world * self.args.gradient_accumulation_steps
+        collator: TreeCollator = self.data_collator
+        if not hasattr(self.train_dataset, "__len__"):
+            stream = PackStream(
+                self.train_dataset, collator, collator.length, self.step_examples, packs, rank=rank, world=world
+            )
+            return PackLoader(stream, batch_size=None)
+        lengths = row_lengths(self.train_dataset, collator)
+        order = self.order or shuffled(len(lengths), self.args.data_seed or self.args.seed)
+        sampler = PackSampler(
+            lengths,
+            self.step_examples,
+            packs,
+            order,
+            rank=rank,
+            world=world,
+            budget=self.token_budget,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return PackLoader(self.train_dataset, batch_sampler=sampler, collate_fn=collator, **self._loader_options())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Consecutive rows, equally many packs on every rank."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size = self.args.per_device_eval_batch_size
+        collator: TreeCollator = self.data_collator
+        if not hasattr(dataset, "__len__"):
+            stream = PackStream(dataset, collator, collator.length, size * world, world, rank=rank, world=world)
+            return PackLoader(stream, batch_size=None)
+        packs = sequential_packs(row_lengths(dataset, collator), size, rank=rank, world=world)
+        return PackLoader(dataset, batch_sampler=packs, collate_fn=collator, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
+            "persistent_workers": args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
+        }
+
+    # ---- scoring
+
+    def score(self, model: nn.Module, batch: TreeBatch, *, compute_reference: bool = True) -> tuple[Scores, Terms]:
+        """Scores under the policy and the objective's terms for a batch on the device."""
+        reads = self.objective.reads()
+        keep = any(getattr(read, "needs_reference", False) for read in reads)
+        reference = None
+        if self.reference is not None:
+            # the reference first: its activations are gone before the policy's graph is built
+            reference = self.reference.scores(
+                model, batch, compute=compute_reference, keep=keep, autocast=self.accelerator.autocast
+            )
+        policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
+        return policy, self.objective(policy, reference)
+
+    def _plan_window(self, batches: list[TreeBatch], device: torch.device) -> tuple[dict[str, float], list[bool]]:
+        """Divisors of the step and, per micro-batch, whether any rank must compute reference rows."""
+        units = tuple(dict.fromkeys((*self.objective.units, "examples")))
+        mine = [sum(b.units.get(u, 0.0) for b in batches) for u in units]
+        mine += [float(self.reference is not None and self.reference.missing(b)) for b in batches]
+        # float32, since some devices have no float64; token counts of a step are far below 2^24
+        total = self.sum_over_ranks(torch.tensor(mine, device=device)).tolist()
+        return dict(zip(units, total, strict=False)), [bool(x) for x in total[len(units) :]]
+
+    def _needs_reference_pass(self, batches: list[TreeBatch]) -> list[bool]:
+        if self.reference is None:
+            return [False] * len(batches)
+        if self.reference.store is None:
+            return [True] * len(batches)
+        flags = torch.tensor([float(self.reference.missing(b)) for b in batches], device=self.args.device)
+        return [bool(x) for x in self.sum_over_ranks(flags).tolist()]
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        return self.accelerator.reduce(x, "sum") if self.accelerator.num_processes > 1 else x
+
+    def get_ready(self, model: nn.Module, batch: TreeBatch | None = None) -> None:
+        """Probe the model as it is wrapped, and compare policy and reference on ``batch``; each of them once."""
+        if not self._ready:
+            self._ready = True
+            self._probe(model)
+        if batch is not None and self.reference is not None and self.start_gap is None:
+            self.start_gap = self._compare_at_start(model, batch) if self.state.global_step == 0 else math.nan
+
+    def _probe(self, model: nn.Module) -> None:
+
+        def agree(flag: bool) -> bool:
+            return self.sum_over_ranks(torch.tensor([float(not flag)], device=self.args.device)).item() == 0
+
+        result = probe(self.engine, model, self.args.device, agree)
+        self.say(result.sentence())
+        if self.reference is not None:
+            self.reference.prepare(self.accelerator)
+
+    def _compare_at_start(self, model: nn.Module, batch: TreeBatch) -> float:
+        """Largest per-token gap between policy and reference at step 0; it also checks the store against a live row."""
+        assert self.reference is not None
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            live = self.engine(model, batch).tokens["logp"]
+        missing = self._needs_reference_pass([batch])[0]
+        reference = self.reference.scores(
+            model, batch, compute=missing, keep=False, autocast=self.accelerator.autocast
+        ).tokens["logp"]
+        model.train(was_training)
+        gap = (live - reference).abs().max()
+        size = 1 + reference.abs().max()
+        worst = torch.stack((gap, size))
+        if self.accelerator.num_processes > 1:
+            worst = self.accelerator.gather(worst[None]).max(0).values
+        gap, size = worst.tolist()
+        allowed = 64 * torch.finfo(_compute_dtype(self)).eps * size
+        if gap > allowed:
+            source = "the reference store" if not missing else f"the reference (strategy {self.reference.strategy})"
+            cure = (
+                "Remove the store's folder and start again."
+                if not missing
+                else "Use reference.strategy: copy, or start from the model that the reference should be."
+            )
+            raise UserError(
+                f"At the start {source} differs from the policy by {gap:.2e} nats per token "
+                f"(at most {allowed:.1e} is rounding), so it is not what the policy was at the start. {cure}"
+            )
+        return gap
+
+    # ---- people
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence once, on the main process."""
+        if self.accelerator.is_main_process:
+            self.echo(sentence)
+
+    def check_finite(self, *, weights: bool = False) -> None:
+        """End the run if a loss since the last call was not finite, or with ``weights`` a parameter is not; ranks agree.
+
+        Raises:
+            Stopped: on every rank.
+        """
+        finite = torch.ones((), dtype=torch.bool, device=self.args.device) if self._finite is None else self._finite
+        self._finite = None
+        if weights:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.numel():
+                    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+                    finite = finite & local.detach().isfinite().all()
+        if self.sum_over_ranks((~finite).float().reshape(1)).item():
+            self.stop_not_finite("loss" if not weights else "loss or a weight")
+
+    def stop_not_finite(self, what: str) -> NoReturn:
+        """Raise ``Stopped`` with what to do."""
+        raise Stopped(
+            f"The {what} was not finite at or before step {self.state.global_step}. Nothing was saved after it, so the "
+            "last checkpoint is good. Lower train.learning_rate, set train.max_grad_norm, or use bfloat16 or float32 "
+            "instead of float16, and start again from there."
+        )
+
+
+def _compute_dtype(trainer: Any) -> torch.dtype:
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
+    return mixed or next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())
+
+

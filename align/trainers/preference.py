@@ -1,0 +1,26 @@
+"""PreferenceTrainer: offline pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.errors import UserError
+from align.objectives import DPO, Objective
+from align.trainers.base import AlignTrainer
+
+
+class PreferenceTrainer(AlignTrainer):
+    """Trains on preference pairs, where TRL's ``DPOTrainer`` would be used; the objective is DPO unless given.
+
+    ``ref_model`` is not an argument: the reference is the policy as it was handed over (see ``reference``).
+    """
+
+    def __init__(self, model: Any, objective: Objective | None = None, args: Any = None, **kwargs: Any) -> None:
+        objective = DPO() if objective is None else objective
+        unknown = [name for name in objective.branches if name not in ("chosen", "rejected")]
+        if unknown:
+            raise UserError(
+                f"PreferenceTrainer trains on the branches 'chosen' and 'rejected', but the objective reads "
+                f"{', '.join(map(repr, unknown))}: use AlignTrainer, or set the objective's branch."
+            )
+        super().__init__(model, objective, args, **kwargs)

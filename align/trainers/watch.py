@@ -1,0 +1,203 @@
+"""What is measured, shown and guarded while a run trains: the probe set, one line per log step, samples, stops."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.compat import unwrap_model_for_generation
+from align.data.collator import TreeCollator
+from align.data.packing import sequential_packs
+from align.errors import Stopped
+from align.probes.displacement import Displacement, ProbeReading, ProbeScores
+from align.report.progress import Progress
+from align.run import RunDirectory
+
+PROBE_STATE = "probe.json"
+SAMPLES = "samples.jsonl"
+_PROBE_PACK = 8
+_NEW_TOKENS = 64
+
+
+def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> ProbeScores:
+    """Summed log-probs of probe rows under ``model``; ranks share the work and all get the result."""
+    branches = ("chosen", "rejected", "other") if "other_ids" in rows[0] else ("chosen", "rejected")
+    collator = TreeCollator(branches)
+    world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    device = trainer.args.device
+    sums = {name: torch.zeros(len(rows), device=device) for name in branches}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        for pack in sequential_packs([1] * len(rows), _PROBE_PACK, rank=rank, world=world):
+            batch = collator([dict(rows[i]) for i in pack])["tree"].to(device)
+            scores = trainer.engine(model, batch)
+            for name in batch.sequences:
+                sums[name][torch.tensor(pack, device=device)] = scores.sum(name).float()
+    model.train(was_training)
+    columns: dict[str, Any] = {}
+    for name in branches:
+        columns[name] = trainer.sum_over_ranks(sums[name])
+        masks = [row.get(f"{name}_mask") for row in rows]
+        columns[f"{name}_tokens"] = torch.tensor(
+            [len(r[f"{name}_ids"]) if m is None else sum(m) for r, m in zip(rows, masks, strict=True)]
+        )
+    return ProbeScores(**columns)
+
+
+class Watch(TrainerCallback):
+    """Reads the probe set, writes ``metrics.jsonl``, prints progress, samples, and ends a run that went wrong.
+
+    Args:
+        trainer: the AlignTrainer it is added to.
+        run: the run directory.
+        rows: prepared probe rows; empty for no probe.
+        every: steps between readings; None for every log step.
+        chosen_drop_nats, stop_on_drop: the guard on chosen answers.
+        prompts: token ids of prompts to sample from every ``generate_every`` steps.
+        echo: takes one line of text, on the main process.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        run: RunDirectory,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        every: int | None = None,
+        chosen_drop_nats: float = 20.0,
+        stop_on_drop: bool = False,
+        prompts: Sequence[Sequence[int]] = (),
+        generate_every: int | None = None,
+        echo: Callable[[str], Any] = print,
+    ) -> None:
+        self.trainer, self.run, self.rows, self.every = trainer, run, list(rows), every
+        self.limit, self.stop_on_drop = chosen_drop_nats, stop_on_drop
+        self.prompts, self.generate_every, self.echo = prompts, generate_every, echo
+        self.displacement = Displacement(objective=trainer.objective, seed=trainer.args.seed)
+        self.progress: Progress | None = None
+        self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
+        self._begun = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress = Progress(echo=self.echo, total_steps=state.max_steps, chosen_drop_nats=self.limit)
+        model = self.trainer.model_wrapped
+        self.trainer.get_ready(model)
+        if state.global_step:
+            self.run.rewind_metrics(state.global_step)
+            saved = self.run.path / PROBE_STATE
+            if self.rows and saved.exists():
+                self.displacement.restore(json.loads(saved.read_text()))
+        else:
+            record: dict[str, Any] = {"step": 0}
+            if self.rows:
+                record["probe"] = self._read(0).to_json()
+            self.run.append_metrics(record)
+            self._generate(state)
+        self._begun = (time.monotonic(), state.global_step)
+        self._clock = (*self._begun, self.trainer.train_tokens)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            if logs and "train_runtime" not in logs:
+                self.run.append_metrics({"step": state.global_step, **logs})
+            return
+        self._require_finite(logs)
+        record: dict[str, Any] = {"step": state.global_step, **logs, **self._speed(state)}
+        reading = None
+        due = self.every is None or state.global_step % self.every == 0 or state.global_step >= state.max_steps
+        if self.rows and due:
+            reading = self._read(state.global_step)
+            record["probe"] = reading.to_json()
+        self.run.append_metrics(record)
+        assert self.progress is not None
+        self.progress.log(record)
+        if self.stop_on_drop and reading is not None and reading.chosen.value < -self.limit:
+            raise Stopped(
+                f"Stopped at step {state.global_step}: chosen answers lost {-reading.chosen.value:.1f} nats since the "
+                f"start (watch.chosen_drop_nats: {self.limit:g}). The last checkpoint is kept. See: align explain "
+                "suppression."
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._before_save()
+        if self.generate_every and state.global_step % self.generate_every == 0:
+            self._generate(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._before_save()
+
+    def _before_save(self) -> None:
+        """A checkpoint with a broken loss or broken weights must not take the place of a good one."""
+        self.trainer.check_finite(weights=True)
+        if self.trainer.reference is not None and self.trainer.reference.store is not None:
+            self.trainer.reference.store.flush()
+
+    def _require_finite(self, logs: Mapping[str, float]) -> None:
+        self.trainer.check_finite()
+        # a loss scaler (float16) meets infinite gradients by design and skips those steps
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(float(norm)) and self.trainer.accelerator.scaler is None:
+            self.trainer.stop_not_finite("gradient norm")
+
+    def _read(self, step: int) -> ProbeReading:
+        reading = self.displacement.read(step, score_probe(self.trainer, self.trainer.model_wrapped, self.rows))
+        self.run.write_json(PROBE_STATE, self.displacement.state())
+        return reading
+
+    def _speed(self, state: TrainerState) -> dict[str, float]:
+        now, tokens = time.monotonic(), self.trainer.train_tokens
+        seconds = max(now - self._clock[0], 1e-9)
+        rate = (tokens - self._clock[2]) * self.trainer.accelerator.num_processes / seconds
+        per_step = (now - self._begun[0]) / max(state.global_step - self._begun[1], 1)
+        self._clock = (now, state.global_step, tokens)
+        return {"tokens_per_second": rate, "seconds_left": per_step * (state.max_steps - state.global_step)}
+
+    def _generate(self, state: TrainerState) -> None:
+        """Greedy continuations of the fixed prompts, one after the other so that nothing is padded."""
+        if not self.generate_every or not self.prompts:
+            return
+        tokenizer = self.trainer.processing_class
+        model = self.trainer.model_wrapped
+        was_training = model.training
+        lines, lengths = [], []
+        with unwrap_model_for_generation(model, self.trainer.accelerator) as plain, torch.no_grad():
+            plain.eval()
+            for ids in self.prompts:
+                prompt = torch.tensor([list(ids)], device=self.trainer.args.device)
+                out = plain.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=_NEW_TOKENS,
+                    do_sample=False,
+                    use_cache=True,
+                    pad_token_id=tokenizer.pad_token_id,
+                )[0, len(ids) :]
+                lengths.append(len(out))
+                text = {"prompt": tokenizer.decode(ids), "text": tokenizer.decode(out, skip_special_tokens=True)}
+                lines.append({"step": state.global_step, **text})
+        model.train(was_training)
+        self.run.append(SAMPLES, lines)
+        self.run.append_metrics({"step": state.global_step, "generated_tokens": sum(lengths) / len(lengths)})

@@ -1,0 +1,45 @@
+"""The versions that `align` was tested with; constraints.txt pins the same ones, and a test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+DISTRIBUTION = "align-llm"
+
+# Direct dependencies.
+TESTED: Mapping[str, str] = {
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "trl": "1.16.0",
+    "accelerate": "1.15.0",
+    "datasets": "5.2.0",
+    "peft": "0.21.2",
+    "safetensors": "0.8.0",
+    "huggingface_hub": "2.4.0",
+    "pydantic": "2.14.3",
+    "PyYAML": "6.0.3",
+    "rich": "15.0.0",
+    "scipy": "1.17.1",
+    "matplotlib": "3.11.2",
+    "Jinja2": "3.1.6",
+    "numpy": "2.4.6",
+    "packaging": "26.3",
+}
+
+# Optional ones: name to (what it is for, how to install it).
+OPTIONAL: Mapping[str, tuple[str, str]] = {
+    "deepspeed": ("ZeRO-2 and ZeRO-3", f"pip install '{DISTRIBUTION}[deepspeed]'"),
+    "bitsandbytes": ("model.load_in: 4bit or 8bit", f"pip install '{DISTRIBUTION}[qlora]'"),
+    "rouge_score": ("unlearning suites", f"pip install '{DISTRIBUTION}[eval]'"),
+    "lm_eval": ("general benchmarks", f"pip install '{DISTRIBUTION}[eval]'"),
+    "tensorboard": ("train.report_to: tensorboard", "pip install tensorboard"),
+}
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a distribution without its local part (``+cpu``), or None."""
+    try:
+        return version(name).split("+")[0]
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Evaluation suites and the statistics they report with; installed as ``align.eval``."""

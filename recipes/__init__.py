@@ -1,0 +1,1 @@
+"""Recipes that ship with align, by folder; `align list recipes` names them."""

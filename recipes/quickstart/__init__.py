@@ -1,0 +1,1 @@
+"""A demonstration that needs no download: a small model learns a generated world and is then aligned three ways."""

@@ -1,0 +1,233 @@
+"""The displacement probe on numbers worked by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from align.engine.scores import Scores
+from align.objectives import DPO, IPO, NLL, RPO, FlexDPO, SimPO, WeightedSum
+from align.probes.displacement import BetaRatio, Displacement, ProbeScores, beta_ratio, reward_margins, slope
+from align.probes.probe_set import choose_rows, with_other
+
+
+def scores(chosen: list[float], rejected: list[float], other: list[float] | None = None) -> ProbeScores:
+    """Pairs whose answers have 4 and 5 tokens; others have 10, 20, 30, ..."""
+    n = len(chosen)
+    return ProbeScores(
+        torch.tensor(chosen),
+        torch.tensor(rejected),
+        torch.full((n,), 4),
+        torch.full((n,), 5),
+        None if other is None else torch.tensor(other),
+        None if other is None else 10 * torch.arange(1, len(other) + 1),
+    )
+
+
+START = scores([-10.0, -20.0, -30.0, -40.0], [-12.0, -22.0, -32.0, -42.0], [-50.0, -60.0, -70.0, -80.0])
+LATER = scores([-12.0, -21.0, -33.0, -39.0], [-15.0, -27.0, -36.0, -42.0], [-49.0, -58.0, -70.0, -73.0])
+
+
+def test_worked_reading() -> None:
+    probe = Displacement()
+    probe.read(0, START)
+    reading = probe.read(100, LATER)
+    # changes: chosen -2 -1 -3 +1, rejected -3 -5 -4 0, others +1 +2 0 +7 over 100 tokens
+    assert reading.chosen.value == pytest.approx(-1.25, abs=1e-9)
+    assert reading.rejected.value == pytest.approx(-3.0, abs=1e-9)
+    assert reading.chosen_per_token == pytest.approx(-5 / 16, abs=1e-9)
+    assert reading.rejected_per_token == pytest.approx(-12 / 20, abs=1e-9)
+    assert reading.drop_ratio == pytest.approx(2.4, abs=1e-9)
+    assert (reading.chosen_slope, reading.rejected_slope) == (pytest.approx(-0.0125), pytest.approx(-0.03))
+    assert reading.below.value == 0.75
+    assert reading.margin.value == pytest.approx(1.75, abs=1e-9)
+    assert reading.margin_slope == pytest.approx(0.0175)
+    assert reading.accuracy.value == 1.0 and reading.accuracy.low == pytest.approx(0.5101, abs=1e-4)
+    assert reading.drift is not None and reading.drift.value == pytest.approx(0.10, abs=1e-9)
+    assert reading.drift.low <= 0.10 <= reading.drift.high
+    assert (reading.n, reading.against, reading.chosen_length, reading.rejected_length) == (4, "start", 4.0, 5.0)
+    assert reading.reward_margin is None and reading.beta_ratio is None
+
+
+def test_at_the_start_nothing_has_moved_and_every_pair_is_a_tie() -> None:
+    reading = Displacement(objective=DPO()).read(0, START)
+    assert (reading.chosen.low, reading.chosen.value, reading.chosen.high) == (0.0, 0.0, 0.0)
+    assert reading.accuracy.value == 0.5
+    assert reading.below.value == 0.0
+    assert reading.chosen_slope is None and reading.drop_ratio is None
+
+
+def test_the_reference_may_be_another_model_than_the_start() -> None:
+    reference = scores([-8.0, -20.0, -30.0, -40.0], [-12.0, -20.0, -32.0, -42.0])
+    probe = Displacement(reference=reference)
+    start = probe.read(0, START)
+    assert start.against == "reference"
+    assert start.chosen.value == 0.0
+    assert start.margin.value == pytest.approx((-2.0 + 2.0) / 4)
+    assert start.accuracy.value == (1 + 0.5 * 2) / 4
+    assert start.below.value == 0.25
+
+
+def test_accuracy_and_margin_are_the_objectives_own() -> None:
+    reference = START
+    # d_w = -2 -1 -3 +1, d_l = -3 -5 -4 0
+    assert reward_margins(DPO(beta=0.1), LATER, reference).tolist() == pytest.approx([0.1, 0.4, 0.1, 0.1])
+    flex = reward_margins(FlexDPO(beta_plus=0.1, beta_minus=0.05), LATER, reference)
+    assert flex.tolist() == pytest.approx([-0.05, 0.15, -0.1, 0.1])
+    ipo = reward_margins(IPO(tau=1.0), LATER, reference)
+    assert ipo.tolist() == pytest.approx([-2 / 4 + 3 / 5, -1 / 4 + 5 / 5, -3 / 4 + 4 / 5, 1 / 4])
+    simpo = reward_margins(SimPO(beta=2.0), LATER, reference)
+    assert simpo.tolist() == pytest.approx(
+        [2 * (-12 / 4 + 15 / 5), 2 * (-21 / 4 + 27 / 5), 2 * (-33 / 4 + 36 / 5), -2.7]
+    )
+    probe = Displacement(objective=FlexDPO(beta_plus=0.1, beta_minus=0.05), reference=reference)
+    probe.read(0, START)
+    reading = probe.read(1, LATER)
+    assert reading.accuracy.value == 0.5
+    assert reading.reward_margin == pytest.approx(0.025)
+    assert reading.margin.value == pytest.approx(1.75)
+
+
+def test_sums_of_objectives_and_objectives_without_pairs() -> None:
+    assert reward_margins(NLL(), LATER, START) is None
+    mixed = WeightedSum(parts=((NLL(), 0.2), (DPO(beta=0.1), 1.0)))
+    assert reward_margins(mixed, LATER, START).tolist() == pytest.approx([0.1, 0.4, 0.1, 0.1])
+    assert reward_margins(RPO(beta=0.1), LATER, START).tolist() == pytest.approx([0.1, 0.4, 0.1, 0.1])
+    probe = Displacement(objective=NLL())
+    probe.read(0, START)
+    assert probe.read(1, LATER).accuracy.value == 1.0
+
+
+def test_slopes_look_back_five_readings() -> None:
+    probe = Displacement()
+    for step, level in enumerate([0.0, -100.0, -1.0, -2.0, -3.0, -4.0, -5.0]):
+        reading = probe.read(10 * step, scores([-10.0 + level] * 2, [-10.0] * 2))
+    assert reading.chosen_slope == pytest.approx(-0.1, abs=1e-12)
+    assert slope([(0, 1.0), (1, 2.0), (2, 6.0)]) == pytest.approx(2.5)
+    assert slope([(3, 1.0), (3, 2.0)]) is None
+
+
+def test_resume_keeps_the_start_and_the_slope() -> None:
+    probe = Displacement(seed=1)
+    probe.read(0, START)
+    state = json.loads(json.dumps(probe.state()))
+    expected = probe.read(100, LATER)
+    resumed = Displacement(seed=1)
+    resumed.restore(state)
+    assert resumed.read(100, LATER) == expected
+    # a checkpoint may lie before the last reading: the step read again counts once
+    assert resumed.read(100, LATER).chosen_slope == expected.chosen_slope
+
+
+def test_readings_are_json_even_where_the_model_has_diverged() -> None:
+    probe = Displacement(objective=DPO())
+    probe.read(0, START)
+    broken = scores([math.nan, -21.0, -33.0, -39.0], [-15.0, -27.0, -math.inf, -42.0])
+    data = json.loads(json.dumps(probe.read(1, broken).to_json(), allow_nan=False))
+    assert data["chosen"] == {"value": None, "low": None, "high": None, "n": 4}
+    assert data["rejected"]["value"] is None and data["accuracy"]["value"] is None and data["drift"] is None
+    assert data["chosen_length"] == 4.0
+
+
+def test_float32_and_bfloat16_come_in_float64_is_kept() -> None:
+    half = ProbeScores(torch.tensor([-1.5], dtype=torch.bfloat16), torch.tensor([-2.0]), [3], [4])  # type: ignore[arg-type]
+    assert half.chosen.dtype == half.rejected_tokens.dtype == torch.float64
+
+
+def test_from_scores_adds_up_tokens_and_cat_joins_micro_batches() -> None:
+    batch = Scores.from_rows(
+        chosen=[torch.tensor([-1.0, -2.0]), torch.tensor([-4.0])],
+        rejected=[torch.tensor([-3.0]), torch.tensor([-1.0, -1.0, -1.0])],
+        other=[torch.tensor([-7.0, -1.0]), torch.tensor([-9.0])],
+    )
+    one = ProbeScores.from_scores(batch)
+    assert one.chosen.tolist() == [-3.0, -4.0] and one.rejected_tokens.tolist() == [1.0, 3.0]
+    assert one.other is not None and one.other.tolist() == [-8.0, -9.0]
+    two = ProbeScores.cat([one, one])
+    assert two.chosen.tolist() == [-3.0, -4.0, -3.0, -4.0] and two.other_tokens.tolist() == [2, 1, 2, 1]
+    assert ProbeScores.cat([one, scores([-1.0], [-2.0])]).other is None
+
+
+def test_mismatched_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="of one length"):
+        ProbeScores(torch.zeros(2), torch.zeros(3), torch.ones(2), torch.ones(3))
+    with pytest.raises(ValueError, match="come together"):
+        ProbeScores(*[torch.ones(2)] * 4, other=torch.zeros(2))
+    probe = Displacement()
+    probe.read(0, START)
+    longer = ProbeScores(LATER.chosen, LATER.rejected, LATER.chosen_tokens + 1, LATER.rejected_tokens)
+    with pytest.raises(ValueError, match="probe set changed"):
+        probe.read(1, longer)
+
+
+def test_beta_ratio_of_one_pair_is_the_interval_of_the_paper() -> None:
+    # <g_w, g_l> = 2, |g_w|^2 = 3, |g_l|^2 = 8: 2/8 < ratio < 3/2, geometric mean sqrt(3/8) = |g_w| / |g_l|
+    found = beta_ratio(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([8.0]))
+    assert found == BetaRatio(0.25, 1.5, 1.0, 1.0, 1.0, 1)
+    # |g_w|^2 <= <g_w, g_l>: equal betas push both down, 1/4 < ratio < 1/2 does not
+    found = beta_ratio(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([4.0]))
+    assert (found.low, found.high, found.share_at_one, found.share_at_best) == (0.25, 0.5, 0.0, 1.0)
+    assert found.best == pytest.approx(math.sqrt(0.125))
+
+
+def test_beta_ratio_finds_what_serves_most_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    rejected = 2.0 * chosen + torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    inner, w_w, l_l = (chosen * rejected).sum(1), (chosen**2).sum(1), (rejected**2).sum(1)
+    found = beta_ratio(inner, w_w, l_l)
+
+    def share(ratio: float) -> float:  # straight from the first-order changes of the two log-probs
+        return ((w_w - ratio * inner > 0) & (inner - ratio * l_l < 0)).double().mean().item()
+
+    assert found.share_at_one == pytest.approx(share(1.0))
+    assert found.share_at_best == pytest.approx(share(found.best))
+    assert found.share_at_best >= max(share(10 ** (k / 200)) for k in range(-400, 400))
+    assert found.share_at_best > found.share_at_one
+
+
+def test_beta_ratio_without_conflict_has_no_upper_end() -> None:
+    found = beta_ratio(torch.tensor([-1.0, 0.0]), torch.ones(2), torch.ones(2))
+    assert found == BetaRatio(0.0, None, 1.0, 1.0, 1.0, 2)
+    probe = Displacement()
+    reading = probe.read(0, START, gradients=(torch.zeros(4), torch.ones(4), torch.ones(4)))
+    assert reading.to_json()["beta_ratio"]["share_at_one"] == 1.0
+
+
+def test_rows_are_chosen_by_seed_alone() -> None:
+    picked = choose_rows(1000, 64, seed=7)
+    assert picked == choose_rows(1000, 64, seed=7) == sorted(set(picked)) and len(picked) == 64
+    assert picked != choose_rows(1000, 64, seed=8)
+    assert choose_rows(3, 64) == [0, 1, 2]
+
+
+def row(prompt: int, chosen: list[int], rejected: list[int], **more: list[int]) -> dict[str, list[int]]:
+    return {"prompt_ids": [1, prompt], "chosen_ids": chosen, "rejected_ids": rejected, **more}
+
+
+def test_others_are_answers_to_another_prompt_chosen_and_rejected_in_turn() -> None:
+    rows = [row(5, [10], [11]), row(6, [20, 21], [22]), row(6, [30], [31]), row(7, [40], [41])]
+    assert [r["other_ids"] for r in with_other(rows)] == [[20, 21], [41], [40], [11]]
+    assert "other_ids" not in rows[0]
+
+
+def test_an_answer_of_the_pair_itself_is_never_other() -> None:
+    rows = [row(5, [1], [2]), row(6, [1], [2]), row(7, [3], [4])]
+    assert [r["other_ids"] for r in with_other(rows)] == [[3], [4], [1]]
+    alike = [row(5, [1], [2]), row(6, [2], [1])]
+    assert with_other(alike) == alike
+    one_prompt = [row(5, [1], [2]), row(5, [3], [4])]
+    assert with_other(one_prompt) == one_prompt
+
+
+def test_masks_and_own_prompts_travel_with_the_answer() -> None:
+    rows = [
+        row(5, [10, 11], [12], chosen_mask=[1, 0], chosen_prompt_ids=[9, 9]),
+        row(6, [20, 21], [22], chosen_mask=[0, 1]),
+    ]
+    first, second = with_other(rows)
+    assert (first["other_ids"], first["other_mask"], first["other_prompt_ids"]) == ([20, 21], [0, 1], [9, 9])
+    assert (second["other_ids"], second["other_mask"]) == ([12], [1])
