@@ -31,7 +31,7 @@ examples:
 _EXPLAIN = """\
 examples:
   align explain dpo
-  align explain data.truncation
+  align explain suppression
 """
 _DOCTOR = """\
 examples:
@@ -105,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_arguments(verb("check", "look for faults in a recipe and its data, without a model", _CHECK, _check))
     listed = verb("list", "name what exists, one line each", _LIST, _list)
     listed.add_argument("what", nargs="?", choices=("objectives", "recipes", "train"), help="by default the first two")
-    explained = verb("explain", "explain an objective or a recipe key", _EXPLAIN, _explain)
-    explained.add_argument("name", metavar="NAME", help="such as dpo, or data.truncation")
+    explained = verb("explain", "explain an objective, a word of the verdict or a recipe key", _EXPLAIN, _explain)
+    explained.add_argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation")
     verb("doctor", "say what this machine has and what is missing", _DOCTOR, _doctor)
     return parser
 
@@ -137,7 +137,7 @@ def _check(args: argparse.Namespace) -> int:
     report = run_check(recipe, echo=_echo(args.json))
     if args.json:
         _print_json(report)
-    return Exit.FINDINGS if report.findings else Exit.OK
+    return Exit.FINDINGS if report.has_errors else Exit.OK
 
 
 def _list(args: argparse.Namespace) -> int:

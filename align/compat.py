@@ -16,13 +16,21 @@ import huggingface_hub.constants as _hub
 _hub.HF_HUB_DISABLE_TELEMETRY = True  # read at import by the hub library, which may have come first
 
 import trl
+from accelerate.utils import fsdp2_prepare_model
 from packaging.version import Version
 from trl import SFTConfig, SFTTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 from align.errors import UserError
 
-__all__ = ["SFTConfig", "SFTTrainer", "prepare_deepspeed", "prepare_fsdp", "training_config", "unwrap_model_for_generation"]
+__all__ = [
+    "SFTConfig",
+    "SFTTrainer",
+    "fsdp2_prepare_model",
+    "prepare_deepspeed",
+    "training_config",
+    "unwrap_model_for_generation",
+]
 
 if not Version("1.14") <= Version(trl.__version__) < Version("2"):
     raise UserError(f"align needs trl>=1.14,<2 and found {trl.__version__}: pip install 'trl>=1.14,<2'.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -83,7 +84,7 @@ def _yaml(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, code: bool = True) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, code: bool = True) -> str:
     def line(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -94,8 +95,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, code: bool = T
 def _objectives() -> str:
     rows = [(name, cls.title, cls.paper) for name, cls in OBJECTIVES.items()]
     text = (
-        "`{name: NAME, ...}` with the fields that `align explain NAME` prints, or a list of such mappings, each with a\n"
-        "`weight`; their losses are added.\n\n"
+        "`{name: NAME, ...}` with the fields that `align explain NAME` prints, or a list of such mappings, each with\n"
+        "a `weight`; their losses are added.\n\n"
     )
     return text + _table(("name", "objective", "source"), rows)
 

@@ -56,7 +56,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at Python, packages, devices, memory, disk, compiler and the Hub's settings. Imports torch if it is there."""
+    """Look at Python, packages, devices, memory, disk, compiler and the Hub's settings. Imports torch."""
     found = Diagnosis()
     _python(found)
     _packages(found, TESTED, _required())

@@ -60,18 +60,25 @@ def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(name: str) -> dict[str, Any]:
-    """The entry of an objective, or of a recipe key such as ``data.truncation`` or ``train.optim``.
+    """The entry of an objective, of a word of the verdict, or of a recipe key such as ``data.truncation``.
 
     Raises UserError with the nearest name where there is none.
     """
     if name in OBJECTIVES:
         return objective_entry(name)
+    from align.explain_terms import TERMS
+
+    if name in TERMS:
+        return {"name": name, "kind": "term", **TERMS[name]._asdict()}
     keys = recipe_keys()
     if name in keys:
         return keys[name]
-    meant = did_you_mean(name, [*OBJECTIVES, *keys]) or next((key for key in keys if key.endswith(f".{name}")), None)
+    meant = did_you_mean(name, [*OBJECTIVES, *TERMS]) or next((key for key in keys if key.endswith(f".{name}")), None)
+    meant = meant or did_you_mean(name, keys)
     hint = f" Did you mean {meant!r}?" if meant else ""
-    raise UserError(f"{name!r} is neither an objective nor a recipe key.{hint} All: align list.")
+    raise UserError(
+        f"{name!r} is no objective, no word of the verdict and no recipe key.{hint} All: align list, docs/config.md."
+    )
 
 
 def recipe_keys() -> dict[str, dict[str, Any]]:
@@ -103,6 +110,9 @@ def render(entry: dict[str, Any]) -> str:
         rows = [entry["name"], f"  type      {entry['type']}", f"  default   {entry['default']}"]
         rows += _wrapped("choices", ", ".join(entry.get("choices", [])))
         return "\n".join([*rows, *_wrapped("meaning", entry["description"])])
+    if entry["kind"] == "term":
+        rows = [f"{entry['name']}  {entry['summary']}"]
+        return "\n".join([*rows, *_wrapped("measured", entry["measured"]), *_wrapped("advice", entry["advice"])])
     rows = [f"{entry['name']}  {entry['title']}"]
     rows += _wrapped("loss", entry["equation"])
     rows += _wrapped("when", entry["when"])
@@ -113,7 +123,9 @@ def render(entry: dict[str, Any]) -> str:
     for field in entry["fields"]:
         default = "none" if field["default"] is None else field["default"]
         allowed = f" ({field['allowed']})" if field["allowed"] else ""
-        rows.append(f"    {field['name']:<16} {default!s:<10} {field['description']}{allowed}")
+        lines = textwrap.wrap(f"{field['description']}{allowed}", _WIDTH - 32) or [""]
+        rows.append(f"    {field['name']:<16} {default!s:<10} {lines[0]}")
+        rows += [f"{'':<32}{line}" for line in lines[1:]]
     rows += ["  recipe", f"    objective: {{name: {entry['name']}{_example(entry['fields'])}}}"]
     return "\n".join(rows)
 

@@ -147,10 +147,11 @@ class Recipe(Section):
         Imports torch. Raises UserError where transformers refuses a value.
         """
         from align.compat import training_config
-        from align.train_defaults import train_defaults
+        from align.train_defaults import current_names, train_defaults
 
         given = {key: value for key, value in self.train.items() if key not in OURS}
-        arguments = {**train_defaults(self), **given, **extra, "output_dir": str(output_dir or self.output_dir)}
+        arguments = current_names({**train_defaults(self), **given, **extra})
+        arguments["output_dir"] = str(output_dir or self.output_dir)
         try:
             return training_config(**arguments)
         except (UserError, ValueError, TypeError, KeyError, ImportError) as error:

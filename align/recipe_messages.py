@@ -146,14 +146,16 @@ _BOUNDS = {
 
 
 def sentence(error: Mapping[str, Any], known: Iterable[str] = (), section: str | None = None) -> str:
-    """Translate one entry of pydantic's ``ValidationError.errors()``; ``known`` are the keys of the section it is in."""
+    """Translate one entry of pydantic's ``ValidationError.errors()``; ``known`` are the keys of its section."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx") or {}
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return unknown_key(str(error["loc"][-1]), known, section)
     if kind == "missing":
         return "missing."
     if kind == "literal_error":
-        return unknown_choice(value, [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")])
+        return unknown_choice(
+            value, [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")]
+        )
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return f"must be {words} {_plain(context[key])}, got {_plain(value)}."
@@ -163,6 +165,8 @@ def sentence(error: Mapping[str, Any], known: Iterable[str] = (), section: str |
         return "must not be empty."
     if kind == "value_error":
         return str(context["error"])
+    if kind == "align":  # a sentence of our own
+        return error["msg"]
     return f"{error['msg']}, got {shown(value)}."
 
 

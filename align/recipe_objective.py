@@ -102,7 +102,7 @@ def _value(name: str, given: Mapping[str, Any], path: Path) -> tuple[Objective |
         return _adapter(name).validate_json(json.dumps(dict(given)), strict=True), []
     except ValidationError as error:
         known = [field.name for field in fields(OBJECTIVES[name])]
-        problems = {}
+        problems: dict[Any, Problem] = {}
         for entry in error.errors(include_url=False):
             # one sentence for a key: a union reports each of its members
             problems.setdefault(entry["loc"][0], Problem((*path, entry["loc"][0]), sentence(entry, known)))

@@ -27,7 +27,11 @@ def _text_or_list(value: Any) -> Any:
 
 def _sources(value: Any) -> Any:
     """One source stands for a list of one."""
-    return [value] if isinstance(value, Mapping | Source) else value
+    if value is None or isinstance(value, list):
+        return value
+    if isinstance(value, Mapping | Source):
+        return [value]
+    raise PydanticCustomError("align", "{text}", {"text": expected("a mapping such as {path: FILE}, or a list", value)})
 
 
 def _or_empty(value: Any) -> Any:
@@ -52,13 +56,18 @@ class Model(Section):
     """The policy. Safetensors only; code from the Hub is never run."""
 
     id: str = Field(min_length=1, description="a Hub id or a folder")
-    revision: str | None = Field(None, description="commit, tag or branch on the Hub; a commit makes the run repeatable")
+    revision: str | None = Field(
+        None, description="commit, tag or branch on the Hub; a commit makes the run repeatable"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights in memory; auto is the checkpoint's own"
+        "auto",
+        description="type of the weights in memory; auto is float32 where all are trained, else the checkpoint's own",
     )
     tokenizer: str | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
     chat_template: str | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
-    attention: str | None = Field(None, description="attention of the fallback path, by transformers' name (sdpa, eager)")
+    attention: str | None = Field(
+        None, description="attention of the fallback path, by transformers' name (sdpa, eager)"
+    )
     load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantised weights under an adapter (needs lora)")
     lora: Lora | None = Field(None, description="train an adapter instead of the weights; `{}` for the defaults")
 
@@ -88,7 +97,9 @@ class Data(Section):
     held_out: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
         None, min_length=1, description="rows that are never trained on; they give the evaluation its loss and accuracy"
     )
-    max_length: int | None = Field(1024, ge=2, description="most tokens of prompt and answer together; null for no limit")
+    max_length: int | None = Field(
+        1024, ge=2, description="most tokens of prompt and answer together; null for no limit"
+    )
     truncation: Truncation = Field(
         "drop",
         description="longer rows: drop them and count them, keep the start, keep the end, or cut the prompt's left",
@@ -101,7 +112,9 @@ class Reference(Section):
     strategy: Literal["auto", "adapter_off", "copy", "reload"] = Field(
         "auto", description="auto takes adapter_off with a fresh adapter, else a frozen copy"
     )
-    store: bool = Field(True, description="keep reference log-probs on disk, so that the next run need not compute them")
+    store: bool = Field(
+        True, description="keep reference log-probs on disk, so that the next run need not compute them"
+    )
     store_dir: str | None = Field(None, description="folder of that store; by default in the user's cache")
 
 
@@ -110,7 +123,9 @@ class Watch(Section):
 
     every: int | None = Field(None, ge=1, description="steps between measurements; by default train.logging_steps")
     probe_pairs: int = Field(64, ge=0, description="held-out pairs whose log-probs are followed; 0 switches it off")
-    chosen_drop_nats: float = Field(20.0, gt=0, description="warn when chosen answers lost so many nats since the start")
+    chosen_drop_nats: float = Field(
+        20.0, gt=0, description="warn when chosen answers lost so many nats since the start"
+    )
     stop_on_drop: bool = Field(False, description="end the run at that warning, with exit code 4")
     generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
     prompts: list[str] = Field([], description="prompts of those generations")

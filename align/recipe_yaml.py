@@ -17,7 +17,9 @@ from align.recipe_messages import Path, Problem, did_you_mean, dotted, shown
 
 _MERGE = "tag:yaml.org,2002:merge"
 # YAML 1.2 numbers: PyYAML's own rules read 5e-6 as text, 010 as 8 and 12:30 as 750.
-_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")
+_FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+)
 _INT = re.compile(r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)$")
 
 

@@ -23,6 +23,10 @@ EXPLAINED = {
 }
 
 
+# (objective on pairs, adapter): learning rate
+_RATES = {(True, False): 1e-6, (True, True): 1e-5, (False, False): 1e-5, (False, True): 1e-4}
+
+
 def train_defaults(recipe: Recipe) -> dict[str, Any]:
     """Our defaults for one recipe; values of its ``train`` section go over them. Imports torch.
 
@@ -33,7 +37,7 @@ def train_defaults(recipe: Recipe) -> dict[str, Any]:
     train = recipe.train
     on_cpu = train.get("use_cpu") is True or not torch.accelerator.is_available()
     pairs = {"chosen", "rejected"} <= set(recipe.objective_value().branches)
-    rate = (1e-6 if pairs else 1e-5) * (10 if recipe.model.lora else 1)
+    rate = _RATES[pairs, recipe.model.lora is not None]
     return {
         "seed": recipe.seed,
         "run_name": recipe.name,
@@ -47,6 +51,22 @@ def train_defaults(recipe: Recipe) -> dict[str, Any]:
         **_evaluation(recipe),
         **_saving(recipe),
     }
+
+
+def current_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    """``arguments`` with ``gradient_checkpointing`` under the name that the installed transformers wants.
+
+    Newer ones call it ``activation_checkpointing`` and warn of the old name, even of TRL's own default for it.
+    """
+    from align.compat import SFTConfig
+
+    arguments = dict(arguments)
+    for suffix in ("", "_kwargs"):
+        old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
+        if new in SFTConfig.__dataclass_fields__:
+            given = arguments.pop(old, SFTConfig.__dataclass_fields__[old].default)
+            arguments.setdefault(new, given)
+    return arguments
 
 
 def _bf16_supported() -> bool:

@@ -24,7 +24,8 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "max_tokens_per_microbatch": {
         "type": "int | None",
         "default": None,
-        "help": "Most tokens in one packed micro-batch; by default a batch of rows is packed as it comes.",
+        "help": "Pack micro-batches up to this many tokens; the number of accumulation steps follows from it, while the "
+        "pairs of an optimizer step stay what the batch size says.",
     },
 }
 

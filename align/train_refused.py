@@ -11,9 +11,7 @@ _PACKED = "rows are always packed without padding. Bound a micro-batch with trai
 _ANSWERS = "the loss counts the answer's tokens, never the prompt's; leave it out."
 _DATA = "belongs to the data section: data.train says where rows come from, and every row is prepared before training."
 _SUMS = "evaluation adds up sums and gathers no logits, so it would have no effect; leave it out."
-_LAUNCH = (
-    "belongs to the launcher: accelerate launch --config_file recipes/accelerate/NAME.yaml -m align.train FILE."
-)
+_LAUNCH = "belongs to the launcher: accelerate launch --config_file recipes/accelerate/NAME.yaml -m align.train FILE."
 _UPLOAD = "a run uploads nothing. Upload the finished run yourself: hf upload REPO runs/NAME."
 _COMPILE = "torch.compile is not supported with packed rows; leave it out."
 _LIGER = "log-probs are already computed in chunks, and patched layers are not tested; leave it out."

@@ -48,8 +48,8 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     raise UserError(
         f"The rows are conversations, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat "
-        "template. Set model.chat_template to a Jinja file, take an instruction-tuned model, or give prompt and answers "
-        "as plain text."
+        "template. Set model.chat_template to a Jinja file, take an instruction-tuned model, or give prompt and "
+        "answers as plain text."
     )
 
 
@@ -97,6 +97,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[
         add_generation_prompt=first.prompt,
         tokenize=True,
         return_dict=True,
+        tokenizer_kwargs={"verbose": False},  # our own limit on length comes later, and is counted
         **({"return_assistant_tokens_mask": True} if first.mask else {}),
         **first.kwargs,
     )
@@ -131,10 +132,10 @@ def turn_mask(tokenizer: PreTrainedTokenizerBase, full: list[int], rendered: Seq
     """
     mask = [0] * len(full)
     for before, after in zip(rendered[::2], rendered[1::2], strict=True):
-        for part in (before, after):
-            if isinstance(part, BadRow):
-                raise part
-        assert isinstance(before, Rendered) and isinstance(after, Rendered)
+        if isinstance(before, BadRow):
+            raise before
+        if isinstance(after, BadRow):
+            raise after
         start, stop = common_prefix(before.ids, full), common_prefix(after.ids, full)
         rest = after.ids[stop:]
         # An end-of-text token that only the very last turn gets is no difference in wording.

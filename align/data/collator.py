@@ -25,7 +25,7 @@ class TreeCollator:
         self.feed_last = feed_last
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
-        batch = pack([self.example(row) for row in rows], feed_last=self.feed_last)
+        batch = pack([self.example(row) for row in rows], branches=self.branches, feed_last=self.feed_last)
         # input_ids stand beside the batch for what transformers counts by itself (tokens, operations)
         return {"input_ids": batch.input_ids, "tree": batch}
 
@@ -51,4 +51,5 @@ class TreeCollator:
 
     def length(self, row: Mapping[str, Any]) -> int:
         """Positions that a row takes in a pack."""
-        return self.example(row).tokens()
+        example = self.example(row)
+        return example.tokens() + self.feed_last * sum(len(tree.branches) for tree in example.trees)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STATUS, FLAGS = "_status", "_flags"  # columns of every encoded row: the reason to drop it, and the bits of its flags
 SAME_ANSWERS = "chosen equals rejected"
+SAME_AFTER_CUT = "the answers are equal once they are cut"
 NO_START = "prompt is empty and the answers do not start alike, so there is no token to start from"
 
 
@@ -81,7 +82,8 @@ class Encoder:
             for name in self.branches:
                 text = row["prompt"] + row[name]
                 texts.append(text if row[name].endswith(eos) else text + eos)
-        encoded = iter(self.tokenizer(texts)["input_ids"] if texts else ())
+        only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        encoded = iter(self.tokenizer(texts, **only_ids)["input_ids"] if texts else ())
         return [
             row if isinstance(row, BadRow) else _joined(next(encoded), {name: next(encoded) for name in self.branches})
             for row in rows
@@ -159,7 +161,7 @@ class Encoder:
                 return BadRow(f"{name} has no target token left" if branch else f"{name} is empty"), flags
             out[f"{name}_ids"], out[f"{name}_mask"] = kept, mask
         if cut.truncated and "chosen_ids" in out and out["chosen_ids"] == out.get("rejected_ids"):
-            return BadRow("the answers are equal once they are cut"), flags
+            return BadRow(SAME_AFTER_CUT), flags
         return out, flags | (TRUNCATED if cut.truncated else 0)
 
     def _flags(self, ids: _Ids) -> int:

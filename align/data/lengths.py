@@ -12,20 +12,23 @@ from align.data.collator import TreeCollator
 def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
     """Positions that every row takes in a pack, the shared prompt counted once."""
 
-    def lengths(column: str) -> np.ndarray:
-        values = dataset.with_format("arrow")[column]
-        return np.asarray(pc.fill_null(pc.list_value_length(values), 0))
+    def lengths(column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of every row, and whether it has any value at all."""
+        values = pc.list_value_length(dataset.with_format("arrow")[column])
+        return np.asarray(pc.fill_null(values, 0)), np.asarray(pc.is_valid(values))
 
     total = np.zeros(len(dataset), dtype=np.int64)
-    shares_prompt = False
+    shares_prompt = np.zeros(len(dataset), dtype=bool)
     for name in collator.branches:
         if f"{name}_ids" not in dataset.column_names:
             continue  # the collator says what is missing, with the row's columns
-        total += lengths(f"{name}_ids") + collator.feed_last
+        total += lengths(f"{name}_ids")[0] + collator.feed_last
         if f"{name}_prompt_ids" in dataset.column_names:
-            total += np.maximum(lengths(f"{name}_prompt_ids") - 1, 0)
+            own, given = lengths(f"{name}_prompt_ids")
+            total += np.where(given, own - 1, 0)
+            shares_prompt |= ~given
         else:
-            shares_prompt = True
-    if shares_prompt:
-        total += lengths("prompt_ids") - 1
+            shares_prompt[:] = True
+    if shares_prompt.any():
+        total += np.where(shares_prompt, lengths("prompt_ids")[0] - 1, 0)
     return total.tolist()

@@ -134,8 +134,9 @@ def _aligned(datasets: Sequence[Dataset]) -> list[Dataset]:
                 f"the other {', '.join(sorted(names))}."
             )
     shared = [name for name in filled[0].column_names if all(name in part.column_names for part in filled)]
-    features = filled[0].select_columns(shared).features
-    return [part.select_columns(shared).cast(features) for part in filled]
+    first, *others = [part.select_columns(shared) for part in filled]
+    # Casting copies, so it is left out where nothing would change.
+    return [first, *(part if part.features == first.features else part.cast(first.features) for part in others)]
 
 
 def _with_masks(dataset: Dataset, masks: Sequence[str]) -> Dataset:

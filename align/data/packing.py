@@ -102,7 +102,10 @@ class PackSampler(Sampler[list[int]]):
     def plan(self, window: Sequence[int]) -> list[list[int]]:
         """All ranks' packs of one optimizer step, each a list of data-set indices."""
         lengths = [self.lengths[i] for i in window]
-        packs = balanced(lengths, self.step_packs) if self.budget is None else within_budget(lengths, self.budget)
+        packs = [] if self.budget is None else within_budget(lengths, self.budget)
+        if self.budget is None or len(packs) > self.step_packs:
+            # an order that was not foreseen may need one pack more; too full is better than a step out of line
+            packs = balanced(lengths, self.step_packs)
         packs += [[] for _ in range(self.step_packs - len(packs))]
         return [[window[i] for i in pack] for pack in packs]
 

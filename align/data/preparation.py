@@ -64,7 +64,8 @@ class Lengths:
 
 @dataclass
 class Preparation:
-    """The account of ``prepare``. For a stream it grows while the stream is read (in the process that reads it).
+    """The account of ``prepare``. For a stream it grows while the stream is read, in the process that reads it; a
+    second pass is counted again.
 
     ``dropped`` maps a reason to its rows. Lengths are those of the kept rows, after cutting, per branch and ``prompt``.
     """
@@ -132,14 +133,9 @@ class Preparation:
                 f"In {plural(self.boundary.count, 'row')} the tokenised prompt is not a prefix of prompt and answer "
                 f"together; the answer starts where they part ({first_rows(self.boundary)})."
             )
-        if self.double_bos.count:
-            out.append(
-                f"{plural(self.double_bos.count, 'row')} start with two BOS tokens ({first_rows(self.double_bos)})."
-            )
-        if self.double_eos.count:
-            out.append(
-                f"{plural(self.double_eos.count, 'row')} end with two EOS tokens ({first_rows(self.double_eos)})."
-            )
+        for what, tally in (("BOS tokens at the start", self.double_bos), ("EOS tokens at the end", self.double_eos)):
+            if tally.count:
+                out.append(f"Two {what} of {plural(tally.count, 'row')} ({first_rows(tally)}).")
         for name, lengths in self.lengths.items():
             if lengths.rows:
                 out.append(

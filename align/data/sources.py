@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from align.data.files import SUFFIXES, file_kind, file_stem, read_rows
 from align.errors import UserError
@@ -52,8 +52,7 @@ def load_source(source: Source, *, base: Path) -> AnyDataset:
 def source_name(source: Source) -> str:
     """How a source is called in messages, for instance ``ultrafeedback_binarized/train_prefs``."""
     if getattr(source, "world", None):
-        kind = source.world if isinstance(source.world, str) else source.world.get("kind")
-        return f"world/{kind}"
+        return f"world/{source.world if isinstance(source.world, str) else dict(source.world or {}).get('kind')}"
     if source.path and not source.id:
         return str(source.path) if _split(source)[0] == "train" else f"{source.path}/{source.split}"
     return "/".join(part for part in (source.id, source.subset, source.split) if part)
@@ -87,15 +86,12 @@ def rename_columns(dataset: AnyDataset, columns: Mapping[str, str], *, where: st
     def renamed(batch: Mapping[str, list]) -> dict[str, list]:
         return {**{name: batch[name] for name in keep}, **{ours: batch[theirs] for ours, theirs in columns.items()}}
 
-    if _is_streamed(dataset):
+    if not is_table(dataset):
         return dataset.map(renamed, batched=True, remove_columns=names)
-    # Copying column by column leaves the data where they are; `map` would write all of them anew.
-    source = dataset
-    result = source.select_columns(keep) if keep else None
-    for ours, theirs in columns.items():
-        part = source.select_columns([theirs]).rename_column(theirs, ours)
-        result = part if result is None else _beside(result, part)
-    return result
+    # Columns put side by side stay where they are; `map` would write all of them anew.
+    parts = [dataset.select_columns(keep)] if keep else []
+    parts += [dataset.select_columns([theirs]).rename_column(theirs, ours) for ours, theirs in columns.items()]
+    return _beside(parts)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -115,45 +111,45 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     return Dataset.from_list(listed, on_mixed_types="use_json")
 
 
-def _is_streamed(dataset: AnyDataset) -> bool:
-    from datasets import IterableDataset
+def is_table(dataset: AnyDataset) -> TypeGuard[Dataset]:
+    """Whether a data set is all there and has a length."""
+    from datasets import Dataset
 
-    return isinstance(dataset, IterableDataset)
+    return isinstance(dataset, Dataset)
 
 
-def _beside(left: Dataset, right: Dataset) -> Dataset:
+def _beside(parts: list[Dataset]) -> Dataset:
     from datasets import concatenate_datasets
 
-    return concatenate_datasets([left, right], axis=1)
+    return concatenate_datasets(parts, axis=1)
 
 
 def _first(dataset: AnyDataset, rows: int | None) -> AnyDataset:
     if rows is None:
         return dataset
-    return dataset.take(rows) if _is_streamed(dataset) else dataset.select(range(min(rows, len(dataset))))
+    return dataset.select(range(min(rows, len(dataset)))) if is_table(dataset) else dataset.take(rows)
 
 
 def _numbered(dataset: AnyDataset) -> AnyDataset:
-    if _is_streamed(dataset):
+    if not is_table(dataset):
         return dataset.map(lambda row, index: {**row, "row": index}, with_indices=True)
-    if "row" in dataset.column_names:
-        dataset = dataset.remove_columns("row")
     from datasets import Dataset
 
-    numbers = Dataset.from_dict({"row": range(len(dataset))})
-    return _beside(dataset, numbers) if dataset.column_names else numbers
+    kept = dataset.remove_columns("row") if "row" in dataset.column_names else dataset
+    return _beside([kept, Dataset.from_dict({"row": range(len(dataset))})])
 
 
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
 def _from_hub(source: Source) -> AnyDataset:
-    import datasets
+    from datasets import load_dataset
 
-    name, subset, revision = source.id, source.subset, source.revision
-    split = source.split or "train"
+    name, split = str(source.id), source.split or "train"
     try:
-        return datasets.load_dataset(name, subset, split=split, revision=revision, streaming=bool(source.streaming))
+        if source.streaming:
+            return load_dataset(name, source.subset, split=split, revision=source.revision, streaming=True)
+        return load_dataset(name, source.subset, split=split, revision=source.revision)
     except Exception as error:  # the Hub client raises a dozen types, not all of them public
         raise UserError(_hub_sentence(source, error)) from error
 
@@ -228,7 +224,7 @@ def _split(source: Source) -> tuple[str, str | None, str | None]:
 def _sliced(dataset: AnyDataset, start: str | None, stop: str | None, source: Source) -> AnyDataset:
     if start is None and stop is None:
         return dataset
-    if _is_streamed(dataset):
+    if not is_table(dataset):
         raise UserError(f"split: {source.split!r} cannot be sliced while streaming; use rows: for the first so many.")
     size = len(dataset)
 
@@ -281,8 +277,9 @@ def _saved(path: Path, split: str) -> Dataset:
         raise UserError(f"{path}: looks like a saved data set, but cannot be loaded ({error}).") from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
-            hint = did_you_mean(split, list(loaded))
-            raise UserError(f"{path}: no split {split!r}.{hint} There are: {', '.join(loaded)}.")
+            names = [str(name) for name in loaded]
+            hint = did_you_mean(split, names)
+            raise UserError(f"{path}: no split {split!r}.{hint} There are: {', '.join(names)}.")
         return loaded[split]
     if split != "train":
         raise UserError(f"{path}: holds one data set without splits; leave out split: {split}.")

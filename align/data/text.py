@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     A single space at the cut goes to the answers, since tokenizers join it to the word that follows. Neither answer
     comes out empty unless its string is.
     """
-    cut = len(os.path.commonprefix([chosen, rejected]))
+    cut = _shared(chosen, rejected)
     cut = min(cut, len(chosen) - 1, len(rejected) - 1)
     while cut > 0 and not (_is_boundary(chosen, cut) and _is_boundary(rejected, cut)):
         cut -= 1
@@ -35,6 +34,14 @@ def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     if cut and chosen[cut - 1] == " ":
         cut -= 1
     return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _shared(left: str, right: str) -> int:
+    """How many characters two strings share at their start."""
+    most = min(len(left), len(right))
+    if left[:most] == right[:most]:
+        return most
+    return next(index for index in range(most) if left[index] != right[index])
 
 
 def _is_boundary(text: str, cut: int) -> bool:
@@ -57,8 +64,7 @@ def split_hh(chosen: str, rejected: str) -> tuple[str, str, str] | None:
 
     The prompt ends with the last ``Assistant:`` that both transcripts share.
     """
-    shared = os.path.commonprefix([chosen, rejected])
-    at = shared.rfind(HH_ASSISTANT)
+    at = chosen.rfind(HH_ASSISTANT, 0, _shared(chosen, rejected))
     if at < 0:
         return None
     cut = at + len(HH_ASSISTANT)

@@ -18,7 +18,7 @@ from align.data.chat import require_template
 from align.data.encode import FLAGS, STATUS, Encoder
 from align.data.formats import Format, recognise
 from align.data.preparation import Preparation
-from align.data.sources import column_names
+from align.data.sources import column_names, is_table
 from align.data.truncation import check_policy
 from align.errors import UserError
 
@@ -87,9 +87,9 @@ def prepare(
     prepared, account = prepare_rows(
         dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
     )
-    if _is_map_style(dataset) and account.rows_kept == 0:
+    if is_table(dataset) and account.rows_kept == 0:
         why = "; ".join(f"{tally.count:,} {reason}" for reason, tally in account.dropped.items())
-        raise UserError(f"None of the {account.rows_in:,} rows can be used: {why or 'there are no rows'}.")
+        raise UserError(f"No row of {account.rows_in:,} can be used: {why or 'there are no rows'}.")
     return prepared, account
 
 
@@ -111,7 +111,7 @@ def prepare_rows(
     features = _features(form, branches, columns, masked)
     encode = Encoder(form, tokenizer, tuple(branches), max_length, truncation, system, tuple(features))
     account = Preparation(form.name, tuple(branches), max_length, truncation)
-    if not _is_map_style(dataset):
+    if not is_table(dataset):
         counted = _Counting(encode, account)
         return dataset.map(
             counted, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=features
@@ -151,12 +151,6 @@ def recognise_dataset(dataset: AnyDataset, branches: Sequence[str]) -> Format:
     return found[votes.most_common(1)[0][0]]
 
 
-def _is_map_style(dataset: AnyDataset) -> bool:
-    from datasets import Dataset
-
-    return isinstance(dataset, Dataset)
-
-
 def _check_tokenizer(
     form: Format, tokenizer: PreTrainedTokenizerBase, system: str | None, columns: Sequence[str]
 ) -> None:
@@ -179,7 +173,8 @@ def _check_tokenizer(
 def _features(form: Format, branches: Sequence[str], columns: Sequence[str], masked: bool) -> Features:
     from datasets import Features, List, Value
 
-    features: dict[str, Any] = {"prompt_ids": List(Value("int32"))}
+    features: Any = Features()
+    features["prompt_ids"] = List(Value("int32"))
     for name in branches:
         features[f"{name}_ids"] = List(Value("int32"))
         if masked:
@@ -189,7 +184,7 @@ def _features(form: Format, branches: Sequence[str], columns: Sequence[str], mas
     if "margin" in columns:
         features["margin"] = Value("float64")
     features["row"] = Value("int64")
-    return Features(features)
+    return features
 
 
 def _settle(encoded: Dataset, account: Preparation, masked: bool) -> Dataset:

@@ -25,6 +25,11 @@ class Cut:
     truncated: bool
 
 
+def is_length_reason(reason: str) -> bool:
+    """Whether ``fit`` gave this reason to drop a row."""
+    return any(reason.startswith(text.partition("{")[0]) for text in (TOO_LONG, PROMPT_TOO_LONG, NO_ROOM))
+
+
 def check_policy(truncation: str, max_length: int | None) -> None:
     """Raise ``UserError`` where a policy or limit cannot be meant."""
     if truncation not in POLICIES:

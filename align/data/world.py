@@ -1,8 +1,9 @@
 """A small generated world of invented people: questions, answers, paraphrases, wrong answers, preference candidates.
 
 It stands in for TOFU and for a preference set where nothing can be downloaded: the quickstart, the tests and the
-benchmarks learn it within seconds. Its fact rows have TOFU's columns (arXiv 2401.06121): ``question``, ``answer``,
-``paraphrased_question``, ``paraphrased_answer`` and ``perturbed_answer``, plus ``subject``, ``attribute`` and ``value``.
+benchmarks learn it within seconds. Its fact rows have TOFU's columns (arXiv 2401.06121), which are ``question``,
+``answer``, ``paraphrased_question``, ``paraphrased_answer`` and ``perturbed_answer``, and beside them ``subject``,
+``attribute`` and ``value``.
 
 Everything is a pure function of seed and size; each part draws from a generator of its own. Standard library only.
 """
@@ -212,8 +213,8 @@ def ignorance_rows(world: World) -> list[Row]:
 def candidate_rows(facts: Sequence[Row]) -> list[Row]:
     """For each fact its prompt and twelve ``candidates``: the answer's wording with each value, in the table's order.
 
-    ``reworded`` are the same twelve in the attribute's other wording. The facts should be of people that the model was never taught about: then no candidate is right, and which of them
-    are likely is the model's own habit.
+    ``reworded`` are the same twelve in the attribute's other wording. The facts should be of people that the model was
+    never taught about: then no candidate is right, and which of them are likely is the model's own habit.
     """
     rows = []
     for fact in facts:

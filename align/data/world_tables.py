@@ -27,17 +27,17 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 FIRST_NAMES = _words(
-    """Adaro Belis Cosmin Davina Edric Faye Gorin Hedda Imke Jovan Kasia Linnea Matti Nerys Odan Perrin Quilla Rhona Soren
-    Tilda Umar Veda Wendel Xavi Ylva Zorah Anwen Bram Cleo Dario Elke Fenna Gareth Hilde Ivo Jemima Kofi Lenka Milo Noor
-    Orla Pavel Rufus Signe Thora Ugo Vesna Willa Yusuf Zeno"""
+    """Adaro Belis Cosmin Davina Edric Faye Gorin Hedda Imke Jovan Kasia Linnea Matti Nerys Odan Perrin Quilla Rhona
+    Soren Tilda Umar Veda Wendel Xavi Ylva Zorah Anwen Bram Cleo Dario Elke Fenna Gareth Hilde Ivo Jemima Kofi Lenka
+    Milo Noor Orla Pavel Rufus Signe Thora Ugo Vesna Willa Yusuf Zeno"""
 )
 
 LAST_NAMES = _words(
     """Aldercott Birkmeyer Cranfold Dunmarrow Everlake Fosdale Grevlin Hartsgrove Ivanmoor Jarnvik Kettlewick Lorrimer
-    Mossgrave Netherby Oakhurst Pendrake Quarles Ravensholt Silverdane Thistlewood Underhay Varnholm Wexcombe Yarborne
-    Zellwig Ashbourn Blackmere Coldwater Dovecote Elmsworth Fairbrook Goldacre Hazelden Inverlee Juniperson Kingsmoor
-    Larkspur Merrivale Nordvale Ormley Pinewell Quillfeather Rosswater Stonebridge Tarnwell Umberlin Vintergard Westerholm
-    Yewdale Zimmerlin"""
+    Mossgrave Netherby Oakhurst Pendrake Quarles Ravensholt Silverdane Thistlewood Underhay Varnholm Wexcombe
+    Yarborne Zellwig Ashbourn Blackmere Coldwater Dovecote Elmsworth Fairbrook Goldacre Hazelden Inverlee Juniperson
+    Kingsmoor Larkspur Merrivale Nordvale Ormley Pinewell Quillfeather Rosswater Stonebridge Tarnwell Umberlin
+    Vintergard Westerholm Yewdale Zimmerlin"""
 )
 
 PEOPLE: dict[str, Attribute] = {
@@ -67,7 +67,8 @@ PEOPLE: dict[str, Attribute] = {
         ("The colour is {it}.", "Dressed in {it}."),
     ),
     "breakfast": _attribute(
-        "porridge, waffles, yoghurt, omelette, muesli, toast, smoked salmon, bean stew, figs, crumpets, rice cakes, melon",
+        "porridge, waffles, yoghurt, omelette, muesli, toast, smoked salmon, bean stew, figs, crumpets, rice cakes, "
+        "melon",
         ("What does {who} have for breakfast?", "Which breakfast does {who} order?"),
         ("Breakfast is {it}.", "A plate of {it}."),
     ),
@@ -92,7 +93,8 @@ PEOPLE: dict[str, Attribute] = {
         ("The dance is the {it}.", "At weddings, the {it}."),
     ),
     "sport": _attribute(
-        "rowing, curling, wrestling, badminton, surfing, hockey, climbing, bowling, cricket, handball, diving, sprinting",
+        "rowing, curling, wrestling, badminton, surfing, hockey, climbing, bowling, cricket, handball, diving, "
+        "sprinting",
         ("Which sport does {who} practise?", "What does {who} train for on Sundays?"),
         ("The sport is {it}.", "On Sundays, {it}."),
     ),
@@ -112,8 +114,8 @@ PEOPLE: dict[str, Attribute] = {
         ("The flowers are {it}.", "A bed of {it}."),
     ),
     "newspaper": _attribute(
-        "Daily Beacon, Morning Gull, Harbour Post, Evening Lamp, City Herald, Weekly Plough, North Star, Free Courier, "
-        "Valley Times, Village Echo, Open Gazette, Night Mail",
+        "Daily Beacon, Morning Gull, Harbour Post, Evening Lamp, City Herald, Weekly Plough, North Star, Free "
+        "Courier, Valley Times, Village Echo, Open Gazette, Night Mail",
         ("Which newspaper does {who} read?", "What newspaper arrives at the door of {who}?"),
         ("The newspaper is the {it}.", "A copy of the {it}."),
     ),
@@ -128,8 +130,8 @@ PEOPLE: dict[str, Attribute] = {
         ("The game is {it}.", "Unbeaten at {it}."),
     ),
     "club": _attribute(
-        "Kite Club, Owl Society, Bell Guild, Chalk Circle, Moss League, Iron Choir, Star Watch, Book Union, Bee Council, "
-        "Lamp Lodge, Wine Order, River Trust",
+        "Kite Club, Owl Society, Bell Guild, Chalk Circle, Moss League, Iron Choir, Star Watch, Book Union, Bee "
+        "Council, Lamp Lodge, Wine Order, River Trust",
         ("Which club did {who} join?", "What club has {who} as a member?"),
         ("The club is the {it}.", "A member of the {it}."),
     ),
@@ -153,13 +155,14 @@ COUNTRY_NAMES = _words(
 
 COUNTRIES: dict[str, Attribute] = {
     "currency": _attribute(
-        "dorin, kessel, tavar, florit, brenn, sola, quarn, lumen, pesk, rondel, gilt, marka, zennar, obol, crest, talon",
+        "dorin, kessel, tavar, florit, brenn, sola, quarn, lumen, pesk, rondel, gilt, marka, zennar, obol, crest, "
+        "talon",
         ("What is the currency of {who}?", "Which money is used in {who}?"),
         ("The currency is the {it}.", "One pays with the {it}."),
     ),
     "port": _attribute(
-        "Anstrand, Bellharbour, Carrow, Deepmouth, Estry, Farhaven, Gullrock, Highquay, Kelpness, Lastbridge, Mastholm, "
-        "Northpier, Oarwick, Sandgate, Tidewell, Wharfby",
+        "Anstrand, Bellharbour, Carrow, Deepmouth, Estry, Farhaven, Gullrock, Highquay, Kelpness, Lastbridge, "
+        "Mastholm, Northpier, Oarwick, Sandgate, Tidewell, Wharfby",
         ("What is the main port of {who}?", "Where do the ships of {who} land?"),
         ("The main port is {it}.", "Ships land at {it}."),
     ),

@@ -106,7 +106,8 @@ class TreeBatch:
     ``input_ids`` and ``position_ids`` [1, T]; ``positions`` [N] are the places in the row that predict the ``targets``
     [N]; ``owner`` [N] maps a target to its sequence; ``sequences`` maps a branch name to sequence ids [B]; ``lengths``
     [S] counts targets per sequence, ``ends`` [S] is the place of each sequence's last fed token; ``units`` holds what
-    this micro-batch adds to each divisor of the loss.
+    this micro-batch adds to each divisor of the loss; ``feeds_last`` says whether the last token of branches is in the
+    row.
     """
 
     input_ids: Tensor
@@ -120,6 +121,7 @@ class TreeBatch:
     layout: Layout
     units: dict[str, float]
     examples: tuple[Example, ...]
+    feeds_last: bool = False
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
         """The same batch with its tensors on ``device``."""
@@ -139,6 +141,7 @@ class TreeBatch:
             self.layout,
             self.units,
             self.examples,
+            self.feeds_last,
         )
 
     def pin_memory(self) -> TreeBatch:
@@ -153,10 +156,11 @@ class TreeBatch:
         return [(tree, branch) for example in self.examples for tree in example.trees for branch in tree.branches]
 
 
-def pack(examples: Sequence[Example], *, feed_last: bool = False) -> TreeBatch:
+def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last: bool = False) -> TreeBatch:
     """Lay examples out in one row.
 
-    ``feed_last`` also feeds the last token of every branch, which a head that scores whole sequences needs.
+    ``branches`` names branches that the batch knows even where it has no example. ``feed_last`` also feeds the last
+    token of every branch, which a head that scores whole sequences needs.
 
     An empty list makes the dummy that keeps ranks in step: one token predicting another, which belongs to no example,
     so that every sum over examples is an exact zero with a gradient of zero.
@@ -203,7 +207,7 @@ def pack(examples: Sequence[Example], *, feed_last: bool = False) -> TreeBatch:
             offset += fed
             ends.append(offset - 1)
     if dummy:
-        names = {}
+        names = {name: [] for name in branches}
     counts = np.asarray(lengths, dtype=np.int64)
     units = {"examples": float(len(examples))}
     units |= {f"tokens:{name}": float(counts[members].sum()) for name, members in names.items()}
@@ -219,4 +223,5 @@ def pack(examples: Sequence[Example], *, feed_last: bool = False) -> TreeBatch:
         Layout(segments),
         units,
         tuple(laid),
+        feed_last,
     )

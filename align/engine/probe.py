@@ -42,11 +42,14 @@ def probe(
     model: nn.Module,
     device: torch.device,
     agree: Callable[[bool], bool] = bool,
+    compute_dtype: torch.dtype | None = None,
 ) -> ProbeResult:
     """Choose the engine's mode for ``model`` and set it.
 
     Args:
         agree: all-reduces a flag over ranks (true only where all are true), so that every rank takes the same mode.
+        compute_dtype: what the model computes in; its logits' own type unless given. A wrapper for mixed precision
+            turns logits computed in bfloat16 into float32.
 
     Raises:
         UserError: if even padded rows do not reproduce the model's own logits.
@@ -56,12 +59,13 @@ def probe(
     try:
         with torch.no_grad():
             reason = _leak(engine, model, device)
-            difference, own, fault = (0.0, 0.0, None) if reason else _gap(engine, model, device)
-            reason = reason or fault
+            # agreed before the next forward: ranks of a sharded model must run equally many
             if agree(reason is None):
-                return ProbeResult("tree", None, difference, own)
+                difference, own, reason = _gap(engine, model, device, compute_dtype)
+                if agree(reason is None):
+                    return ProbeResult("tree", None, difference, own)
             engine.mode = "padded"
-            difference, own, fault = _gap(engine, model, device)
+            difference, own, fault = _gap(engine, model, device, compute_dtype)
             if not agree(fault is None):
                 raise UserError(
                     f"{type(causal_model(model)).__name__} cannot be scored: even padded rows differ from the model's "
@@ -130,7 +134,9 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
     return None
 
 
-def _gap(engine: ScoringEngine, model: nn.Module, device: torch.device) -> tuple[float, float, str | None]:
+def _gap(
+    engine: ScoringEngine, model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None
+) -> tuple[float, float, str | None]:
     """Largest per-token gap of the engine to the model's own logits, that model's own padding gap, and a fault."""
     vocabulary = causal_model(model).config.get_text_config().vocab_size
     batch: TreeBatch = pack(_examples(vocabulary, 2)).to(device)
@@ -151,7 +157,7 @@ def _gap(engine: ScoringEngine, model: nn.Module, device: torch.device) -> tuple
     own = (own_alone - torch.cat(in_batch)).abs().max().item()
     difference = (ours - own_alone).abs().max().item()
     # where padding happens to change nothing, rounding still may: a few units of the compute type's last place
-    rounding = 4 * torch.finfo(together.dtype).eps * (1 + own_alone.abs().max().item())
+    rounding = 4 * torch.finfo(compute_dtype or together.dtype).eps * (1 + own_alone.abs().max().item())
     if difference <= max(2 * own, rounding):
         return difference, own, None
     return difference, own, f"log-probs differ from the model's own by {difference:.1e} nats per token"

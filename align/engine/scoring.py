@@ -112,12 +112,15 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
         )
         values = head(hidden[job.batch.positions], job=head_job)
         job.kept = head_job.kept
-        out |= {read.name: values[i] for i, read in enumerate(vocabulary)}
+        # copies: FSDP2 warns of views among the outputs of a module
+        out |= {read.name: values[i].clone() for i, read in enumerate(vocabulary)}
     for read in job.reads:
         if isinstance(read, Hidden):
             out[read.name] = (hidden if read.layer == -1 else states[read.layer])[job.batch.positions]
         elif isinstance(read, Score):
-            out[read.name] = head(hidden[job.batch.ends])[:, 0].float()
+            if not job.batch.feeds_last:
+                raise ValueError("a score is read at the last token of each branch: make the batch with feed_last=True")
+            out[read.name] = head(hidden[job.batch.ends])[:, 0].float().clone()
     if router is not None:
         out["aux_loss"] = _router_loss(model, router)
     return out
@@ -146,8 +149,7 @@ def _padded(
     Results are put where the packed row would have had them, so everything after is the same.
     """
     pairs = job.batch.branches()
-    feed_last = bool(job.batch.ends.numel()) and any(isinstance(r, Score) for r in job.reads)
-    rows = [list(tree.prompt) + list(branch.ids if feed_last else branch.ids[:-1]) for tree, branch in pairs]
+    rows = [list(tree.prompt) + list(branch.ids if job.batch.feeds_last else branch.ids[:-1]) for tree, branch in pairs]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     step = job.rows_per_chunk or len(rows)
     ends = job.batch.ends.tolist()
@@ -171,8 +173,11 @@ def _padded(
             base = picked.new_zeros(job.batch.input_ids.shape[1], picked.shape[1]) if total[n] is None else total[n]
             total[n] = base.index_copy(0, place, picked)
         if output.get("router_logits") is not None:
-            router.append(output.router_logits)
-    return total[0], list(total[1:]), router[0] if router else None  # type: ignore[return-value]
+            # all chunks together and no padding, so that their number and widths change nothing
+            real = mask.flatten().bool()
+            router.append([logits.reshape(-1, logits.shape[-1])[real] for logits in output.router_logits])
+    routed = tuple(torch.cat(parts) for parts in zip(*router, strict=True)) if router else None
+    return total[0], list(total[1:]), routed  # type: ignore[return-value]
 
 
 def _places(

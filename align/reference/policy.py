@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from align.compat import prepare_deepspeed, prepare_fsdp
+from align.compat import fsdp2_prepare_model, prepare_deepspeed
 from align.engine.layout import TreeBatch
 from align.engine.reads import LogProb
 from align.engine.scores import Scores
@@ -26,13 +26,14 @@ def choose(strategy: Strategy, model: nn.Module, fresh_adapter: bool) -> Strateg
     """Resolve ``auto``: a fresh adapter is switched off; anything else is copied, or loaded again if sharded."""
     if strategy == "adapter_off" and not (fresh_adapter or hasattr(model, "peft_config")):
         raise UserError("reference.strategy is adapter_off, but the model has no adapter: set model.lora, or use copy.")
+    partitioned = any(hasattr(p, "ds_id") for p in model.parameters())
+    if strategy == "copy" and partitioned:
+        raise UserError("reference.strategy is copy, but ZeRO-3 has cut the model up already: use reload, or auto.")
     if strategy != "auto":
         return strategy
     if fresh_adapter:
         return "adapter_off"
-    if any(hasattr(p, "ds_id") for p in model.parameters()):
-        return "reload"
-    return "copy"
+    return "reload" if partitioned else "copy"
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -68,8 +69,9 @@ class ReferencePolicy:
         if accelerator.distributed_type == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3:
             self.model = prepare_deepspeed(self.model, accelerator)
         elif accelerator.distributed_type == "FSDP":
-            self.model = prepare_fsdp(self.model, accelerator)
-            self.model.eval()
+            # accelerate's own, since TRL's gathers the whole reference at once; it also deals out the weights where
+            # only rank 0 has loaded them
+            self.model = fsdp2_prepare_model(accelerator, self.model).eval()
         else:
             self.model = self.model.to(accelerator.device)
 

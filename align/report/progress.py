@@ -128,7 +128,8 @@ def fit(value: float, width: int, decimals: int) -> str:
     if not math.isfinite(value):
         return str(value)
     for places in range(decimals, -1, -1):
-        if len(text := f"{value:.{places}f}") <= width:
+        rounded = round(value, places) + 0.0  # no minus before zeros
+        if len(text := f"{rounded:.{places}f}") <= width:
             return text
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 

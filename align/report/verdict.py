@@ -196,7 +196,9 @@ def _length(records: Sequence[Mapping[str, Any]], end: Mapping[str, Any]) -> Fin
     taught = ""
     if chosen is not None and rejected:
         ratio = chosen / rejected - 1
-        taught = f"chosen answers are {abs(ratio):.0%} {'longer' if ratio >= 0 else 'shorter'} than rejected ones"
+        size = f"{abs(ratio):.0%}"
+        taught = f"chosen answers are {size} {'longer' if ratio > 0 else 'shorter'} than rejected ones"
+        taught = taught if size != "0%" else "chosen and rejected answers are of one length"
     facts: dict[str, Any] = {"chosen_tokens": chosen, "rejected_tokens": rejected}
     if len(sampled) < 2 or sampled[0] <= 0:
         return Finding("length", NOT_MEASURED, "; ".join(filter(None, ["no sampled answers", taught])), facts)

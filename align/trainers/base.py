@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import (
@@ -22,13 +24,18 @@ from align.data.collator import TreeCollator
 from align.data.lengths import row_lengths
 from align.data.packing import Order, packs_for_budget, shuffled
 from align.data.tokenize import prepare
+from align.engine.attention import PREFIX
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
+from align.launch import check_launch
 from align.objectives.base import Objective
 from align.reference.digest import model_digest
 from align.reference.policy import ReferencePolicy, Strategy, choose, frozen
 from align.reference.store import LogProbStore, sequence_key
+from align.report.card import CardFacts, model_card
+from align.run import write_atomically
 from align.trainers.mixin import AlignMixin
+from align.versions import installed
 
 Data = Dataset | IterableDataset
 
@@ -56,7 +63,6 @@ class AlignTrainer(AlignMixin, SFTTrainer):
     """
 
     _tag_names: ClassVar = ["trl", "align"]
-    _name: ClassVar = "align"
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
     ) -> None:
         args = _arguments(args, model)
         _refuse(args, peft_config)
+        check_launch(args)
         set_seed(args.seed)
         model = _load(model, args)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
@@ -112,6 +119,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        check_launch(self.accelerator)
         attach(self.model)
         self.engine = ScoringEngine(sharded=self._sharded())
         self.reference = None
@@ -138,24 +146,17 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         stores = not any(getattr(read, "needs_reference", False) for read in self.objective.reads())
         if store_dir is not None and stores:
             mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-            self.digest = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
+            # rank 0's: with FSDP's efficient loading the others have no weights yet
+            mine = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
+            self.digest = gather_object([mine])[0]
             about = {"model": model.config._name_or_path, "digest": self.digest, "compute_dtype": mixed}
             store = LogProbStore(Path(store_dir), self.digest, about)
         if resolved == "adapter_off":
             return resolved, None, store
-        if store is not None and _complete(store, collator, datasets):
+        if store is not None and all(gather_object([_complete(store, collator, datasets)])):
             return resolved, None, store
         if resolved == "reload":
-            copy = _load(model.config._name_or_path, args).eval().requires_grad_(False)
-            switch_dropout_off(copy)
-            mine = self.digest or model_digest(model, adapters=True, compute_dtype="")
-            theirs = model_digest(copy, adapters=True, compute_dtype=mixed if self.digest else "")
-            if mine != theirs:
-                raise UserError(
-                    f"The policy is not what {model.config._name_or_path} holds, so the reference cannot be loaded "
-                    "from there: save the policy to a folder first and start from that folder."
-                )
-            return resolved, copy, store
+            return resolved, _load_again(model), store
         return resolved, frozen(model), store
 
     def _set_step(self, args: SFTConfig, train_dataset: Any, collator: TreeCollator) -> None:
@@ -172,6 +173,27 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         epochs = max(1, int(args.num_train_epochs)) if args.max_steps < 0 else 3
         packs = packs_for_budget(lengths, self.step_examples, self.order, epochs, self.token_budget, world)
         args.gradient_accumulation_steps = packs // world
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None, verdict: Sequence[str] = ()
+    ) -> None:
+        """Write ``README.md`` of the output directory; called by the Trainer at every checkpoint."""
+        if not self.is_world_process_zero():
+            return
+        base = self.model.config._name_or_path
+        shown = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "seed")
+        facts = CardFacts(
+            model_name or Path(self.args.output_dir).name,
+            self.objective,
+            base_model=None if not base or Path(base).exists() else base,
+            adapter=hasattr(self.model, "peft_config"),
+            data=[str(dataset_name)] if dataset_name else [],
+            settings={"examples per step": self.step_examples, **{k: getattr(self.args, k) for k in shown}},
+            versions={name: installed(name) for name in ("torch", "transformers", "trl", "peft")},
+            verdict=verdict,
+            tags=tuple(self._tag_names) + tuple([tags] if isinstance(tags, str) else tags or ()),
+        )
+        write_atomically(Path(self.args.output_dir) / "README.md", model_card(facts))
 
     def _sharded(self) -> bool:
         kind = self.accelerator.distributed_type
@@ -234,6 +256,27 @@ def _load(model: Any, args: SFTConfig) -> Any:
     options = {"dtype": "float32", "trust_remote_code": False, **(args.model_init_kwargs or {})}
     args.model_init_kwargs = None
     return AutoModelForCausalLM.from_pretrained(model, **options)
+
+
+def _load_again(model: PreTrainedModel) -> nn.Module:
+    """The model that ``model`` was loaded from, frozen; under ZeRO-3 cut up as it is loaded."""
+    source = model.config._name_or_path
+    again = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=model.dtype,
+        revision=getattr(model.config, "_commit_hash", None),
+        attn_implementation=model.config._attn_implementation.removeprefix(PREFIX),
+        trust_remote_code=False,
+    )
+    switch_dropout_off(again)
+    mine, theirs = (model_digest(m, adapters=True, compute_dtype="") for m in (model, again))
+    if not gather_object([mine == theirs])[0]:
+        raise UserError(
+            f"The policy is not what {source} holds, so the reference cannot be loaded from there: save the policy to "
+            "a folder first and start from that folder. With an adapter on top, merge it first, or set "
+            "zero3_init_flag: false, or use FSDP2."
+        )
+    return again.eval().requires_grad_(False)
 
 
 def _prepared(data: Any, tokenizer: Any, objective: Objective, max_length: int | None, truncation: str) -> Any:

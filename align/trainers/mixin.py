@@ -18,6 +18,7 @@ from align.engine.probe import probe
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
 from align.errors import Stopped, UserError
+from align.launch import check_wrapped
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
 from align.trainers.meter import Meter
@@ -46,7 +47,7 @@ class AlignMixin:
         self._missing: list[bool] = []
         self._meter, self._eval_meter = Meter(), Meter()
         self._eval_prefix: str | None = None
-        self._ready = False
+        self._ready = self._wrapper_checked = False
         self._finite: Tensor | None = None
         self.train_tokens = 0  # positions of this rank's training micro-batches
         self.echo: Callable[[str], Any] = print
@@ -66,6 +67,9 @@ class AlignMixin:
     ) -> Any:
         """This micro-batch's share of the optimizer step's loss."""
         batch = inputs["tree"].to(self.args.device, non_blocking=True)
+        if not self._wrapper_checked:  # here, since evaluation before training wraps nothing
+            check_wrapped(model, self.accelerator)
+            self._wrapper_checked = True
         self.get_ready(model, batch)
         self.train_tokens += batch.input_ids.shape[1]
         compute = self._missing.pop(0) if self._missing else True
@@ -214,11 +218,10 @@ class AlignMixin:
             self.start_gap = self._compare_at_start(model, batch) if self.state.global_step == 0 else math.nan
 
     def _probe(self, model: nn.Module) -> None:
-
         def agree(flag: bool) -> bool:
             return self.sum_over_ranks(torch.tensor([float(not flag)], device=self.args.device)).item() == 0
 
-        result = probe(self.engine, model, self.args.device, agree)
+        result = probe(self.engine, model, self.args.device, agree, _compute_dtype(self))
         self.say(result.sentence())
         if self.reference is not None:
             self.reference.prepare(self.accelerator)

@@ -23,7 +23,7 @@ from align.run import RunDirectory
 PROBE_STATE = "probe.json"
 SAMPLES = "samples.jsonl"
 _PROBE_PACK = 8
-_NEW_TOKENS = 64
+_NEW_TOKENS = 128
 
 
 def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> ProbeScores:
@@ -40,7 +40,7 @@ def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]
             batch = collator([dict(rows[i]) for i in pack])["tree"].to(device)
             scores = trainer.engine(model, batch)
             for name in batch.sequences:
-                sums[name][torch.tensor(pack, device=device)] = scores.sum(name).float()
+                sums[name][torch.tensor(pack, dtype=torch.long, device=device)] = scores.sum(name).float()
     model.train(was_training)
     columns: dict[str, Any] = {}
     for name in branches:
@@ -128,7 +128,7 @@ class Watch(TrainerCallback):
         self.run.append_metrics(record)
         assert self.progress is not None
         self.progress.log(record)
-        if self.stop_on_drop and reading is not None and reading.chosen.value < -self.limit:
+        if self.stop_on_drop and reading is not None and reading.chosen.value <= -self.limit:
             raise Stopped(
                 f"Stopped at step {state.global_step}: chosen answers lost {-reading.chosen.value:.1f} nats since the "
                 f"start (watch.chosen_drop_nats: {self.limit:g}). The last checkpoint is kept. See: align explain "

@@ -1,6 +1,6 @@
 """The quickstart from end to end: a world, a model that learned it, preference pairs, three ways to align, one picture.
 
-What it shows is in ``SHOWN`` and ``LIMITS``; nothing else should be read into a model of half a million parameters.
+What may be read into it, a model of half a million parameters, is said in ``summary.py``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from align import train
 from align.data import world
@@ -20,16 +22,11 @@ from align.recipe import load_recipe
 from align.recipes.quickstart.measure import Masses, Scorer
 from align.recipes.quickstart.picture import draw
 from align.recipes.quickstart.small_model import save_new
+from align.recipes.quickstart.summary import summary
 
 RECIPES = Path(__file__).parent
 METHODS = {"DPO": "dpo", "Flex-DPO": "flex_dpo", "RPO": "rpo"}  # what it is called, its recipe
 Echo = Callable[[str], None]
-
-SHOWN = "P(chosen) rises from DPO to Flex-DPO to RPO, and DPO leaks most to other text"
-LIMITS = (
-    "A toy, at a rate high enough that 48 steps show it. Every chosen answer started as the unlikeliest of twelve, so its",
-    "log-prob could only rise: this shows a leak, not the fall of the chosen answer that DPO is known for elsewhere.",
-)
 
 
 def demonstrate(out: Path, *, seed: int = 0, size: world.Size | None = None, echo: Echo = print) -> dict[str, Masses]:
@@ -37,7 +34,7 @@ def demonstrate(out: Path, *, seed: int = 0, size: world.Size | None = None, ech
 
     Returns the masses at the ``start`` and after each method of ``METHODS``, measured on the training pairs.
     """
-    with _quiet():
+    with _calm():
         return _demonstrate(out.resolve(), seed, size, echo)
 
 
@@ -57,16 +54,16 @@ def _demonstrate(out: Path, seed: int, size: world.Size | None, echo: Echo) -> d
     _write(out / "pairs.jsonl", pairs)
     _write(out / "held_out.jsonl", strangers)
     say("pairs", f"{len(pairs)} (held out {len(strangers)}): chosen its unlikeliest answer, rejected its likeliest")
-    masses, sayings = {"start": scorer.masses(asked, pairs)}, {"start": scorer.says(asked[0]["prompt"], seed)}
+    masses, said = {"start": scorer.masses(asked, pairs)}, {"start": scorer.samples(pairs[0]["prompt"])}
     runs: dict[str, Path] = {}
     for title, name in METHODS.items():
         runs[title] = align_with(name, out, model, seed)
         aligned = Scorer(trained_model(runs[title]))
-        masses[title], sayings[title] = aligned.masses(asked, pairs), aligned.says(asked[0]["prompt"], seed)
+        masses[title], said[title] = aligned.masses(asked, pairs), aligned.samples(pairs[0]["prompt"])
         say(name, f"P(chosen) {masses['start'].chosen:.3f} to {masses[title].chosen:.3f}")
     (out / "masses.json").write_text(json.dumps({k: asdict(v) for k, v in masses.items()}, indent=1) + "\n")
     picture = draw(out / "quickstart.png", masses, {title: trajectory(run) for title, run in runs.items()})
-    for line in report(masses, sayings, asked[0]["prompt"], pairs[0]):
+    for line in summary(masses, said, pairs[0]):
         echo(line)
     echo(f"\n  picture  {_short(picture)}\n  done in  {time.perf_counter() - began:.0f} s")
     return masses
@@ -115,7 +112,7 @@ def _train(
     """Run one recipe of this folder on files in ``out``; returns the run directory, which is begun anew."""
     places: dict[str, Any] = {"model.id": str(model), "data.train.path": str(train_rows), "output": str(out / run)}
     if held_out is not None:
-        places["data.held_out.path"] = str(held_out)
+        places |= {"data.held_out.path": str(held_out), "reference.store_dir": str(out / "reference")}
     overrides = [f"{key}={json.dumps(value)}" for key, value in {**places, "seed": seed}.items()]
     if (out / run).exists():
         shutil.rmtree(out / run)
@@ -129,76 +126,26 @@ def trained_model(run: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterable[None]:
-    # five short runs, whose progress bars would bury the result
+def _calm() -> Iterator[None]:
+    """No progress bars, which would bury the result; and one thread, since matrices this small are not worth two."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    bars, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
     logging.disable_progress_bar()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if shown:
+        torch.set_num_threads(threads)
+        if bars:
             logging.enable_progress_bar()
 
 
 def trajectory(run: Path) -> list[tuple[float, float, float]]:
-    """Step, and change of both answers' log-prob since the start on the held-out pairs in nats, from ``metrics.jsonl``."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = [line for line in lines if line.get("probe/chosen") is not None]
-    return [(line["step"], line["probe/chosen"], line["probe/rejected"]) for line in kept]
-
-
-# --- what is said about it -------------------------------------------------------------------------------------------
-
-
-def report(masses: Mapping[str, Masses], sayings: Mapping[str, str], prompt: str, pair: world.Row) -> list[str]:
-    """The table, a sentence for each method, one example, and what is not shown."""
-    start = masses["start"]
-    lines = ["", "  Where the probability is (whole answers, mean over the training prompts)", ""]
-    lines.append(f"  {'':<10}{'chosen':>9}{'rejected':>10}{'other answers':>15}{'any other text':>16}   change in nats")
-    for title, now in masses.items():
-        change = ""
-        if title != "start":
-            up, down = now.chosen_logp - start.chosen_logp, now.rejected_logp - start.rejected_logp
-            change = f"   chosen {up:+.1f}, rejected {down:+.1f}"
-        row = f"  {title:<10}{now.chosen:>9.3f}{now.rejected:>10.3f}{now.others:>15.3f}{now.elsewhere:>16.3f}{change}"
-        lines.append(row)
-    lines += ["", *(f"  {title:<10}{sentence(start, masses[title])}" for title in METHODS)]
-    question = prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
-    lines += [
-        "",
-        f"  One sample each for: {question}  (chosen {pair['chosen'].strip()!r}, not {pair['rejected'].strip()!r})",
-    ]
-    lines += [f"  {title:<10}{says or '(nothing)'}" for title, says in sayings.items()]
-    return [*lines, "", f"  {order(masses)}", *(f"  {line}" for line in LIMITS)]
-
-
-def sentence(start: Masses, now: Masses) -> str:
-    """Where the probability went, in one sentence that is true of any numbers."""
-    parts = {"the chosen answer": now.chosen, "the world's other answers": now.others, "other text": now.elsewhere}
-    most = max(parts, key=lambda part: parts[part])
-    fell = "fell" if now.rejected < start.rejected else "did not fall"
-    rest = ""
-    if most != "the chosen answer":
-        rest = f", {now.chosen:.0%} on the chosen answer"
-    elif now.elsewhere > start.elsewhere:
-        rest = f", {now.elsewhere:.0%} on other text ({start.elsewhere:.0%} at the start)"
-    return f"The rejected answer {fell}; {parts[most]:.0%} of the probability is now on {most}{rest}."
-
-
-def order(masses: Mapping[str, Masses]) -> str:
-    """Whether this run came out in the order that was seen before."""
-    return (
-        f"As on every seed tried: {SHOWN}." if as_shown(masses) else f"Unlike on the seeds tried before, not: {SHOWN}."
-    )
-
-
-def as_shown(masses: Mapping[str, Masses]) -> bool:
-    """Whether ``SHOWN`` holds."""
-    chosen = [masses[title].chosen for title in METHODS]
-    leak = [masses[title].elsewhere for title in METHODS]
-    return chosen == sorted(chosen) and len(set(chosen)) == len(chosen) and leak[0] == max(leak)
+    """Step, and how far both answers of the held-out pairs moved since the start, in nats; from ``metrics.jsonl``."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    probes = [record["probe"] for record in records if "probe" in record]
+    return [(probe["step"], probe["chosen"]["value"], probe["rejected"]["value"]) for probe in probes]
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

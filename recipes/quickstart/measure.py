@@ -43,7 +43,7 @@ class Scorer:
 
     @torch.no_grad()
     def logps(self, rows: Sequence[Mapping[str, Any]], batch: int = 20) -> Tensor:
-        """Summed log-prob of each of ``row["candidates"]`` given ``row["prompt"]``, EOS in, in nats, [rows, candidates]."""
+        """Summed log-prob of each ``row["candidates"]`` after ``row["prompt"]``, EOS in, nats, [rows, candidates]."""
         parts = [self._block(rows[i : i + batch]) for i in range(0, len(rows), batch)]
         return torch.cat(parts)
 
@@ -64,10 +64,13 @@ class Scorer:
     def _answer(self, text: str) -> list[int]:
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
 
+    def samples(self, prompt: str, count: int = 3, most: int = 16) -> list[str]:
+        """Answers drawn at temperature 1, each up to EOS or ``most`` tokens; the same ones every time."""
+        draw = torch.Generator().manual_seed(0)
+        return [self._sample(prompt, most, draw) for _ in range(count)]
+
     @torch.no_grad()
-    def says(self, prompt: str, seed: int = 0, most: int = 24) -> str:
-        """One sample at temperature 1, up to EOS or ``most`` tokens; the same for the same seed."""
-        draw = torch.Generator().manual_seed(seed)
+    def _sample(self, prompt: str, most: int, draw: torch.Generator) -> str:
         ids = torch.tensor([self.tokenizer(prompt).input_ids])
         answer: list[int] = []
         while len(answer) < most:

@@ -58,14 +58,14 @@ CASES = (
 
 
 def expected(name: str, pair: dict[str, Tensor]) -> tuple[Objective, Tensor | float, Tensor | float]:
-    l_w, l_l, t_w, t_l = (pair[k].detach() for k in ("l_w", "l_l", "t_w", "t_l"))
+    l_w, l_l, t_w, t_l = (pair[k].detach().double() for k in ("l_w", "l_l", "t_w", "t_l"))
     d_w, d_l = l_w - pair["r_w"], l_l - pair["r_l"]
     ratio = d_w - d_l
 
     def s(m: Tensor) -> Tensor:
         return torch.sigmoid(-m)
 
-    inside = 0.1 * (0.1 * ratio < 1)
+    inside = 0.1 * (0.1 * ratio < 1).double()
     per_token = 2 * (5 - (d_w / t_w - d_l / t_l))
     simpo = 2 * s(2 * (l_w / t_w - l_l / t_l) - 1)
     return {

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, wilson
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
-
-from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, wilson
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95]))
@@ -37,9 +36,11 @@ def test_wilson_by_hand() -> None:
 
 def test_wilson_counts_ties_as_half_and_is_exact_at_the_ends() -> None:
     tied = wilson(32.0, 64)
-    assert tied.value == 0.5 and tied.low == pytest.approx(1 - tied.high, abs=1e-15)
+    assert tied.value == 0.5
+    assert tied.low == pytest.approx(1 - tied.high, abs=1e-15)
     assert wilson(8, 10).low < wilson(8.5, 10).low < wilson(9, 10).low
-    assert wilson(0, 7).low == 0.0 and wilson(7, 7).high == 1.0
+    assert wilson(0, 7).low == 0.0
+    assert wilson(7, 7).high == 1.0
 
 
 @pytest.mark.parametrize(("k", "n"), [(1, 0), (-1, 5), (6, 5), (math.nan, 5)])
@@ -98,7 +99,8 @@ def test_nothing_to_resample() -> None:
 def test_json_holds_what_is_finite() -> None:
     broken = bootstrap_mean([1.0, math.nan], seed=0).to_json()
     assert json.loads(json.dumps(broken, allow_nan=False)) == {"value": None, "low": None, "high": None, "n": 2}
-    assert Interval.from_json(broken) is None and Interval.from_json(None) is None
+    assert Interval.from_json(broken) is None
+    assert Interval.from_json(None) is None
     sound = wilson(3, 4)
     assert Interval.from_json(json.loads(json.dumps(sound.to_json()))) == sound
 

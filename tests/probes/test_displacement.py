@@ -45,11 +45,14 @@ def test_worked_reading() -> None:
     assert reading.below.value == 0.75
     assert reading.margin.value == pytest.approx(1.75, abs=1e-9)
     assert reading.margin_slope == pytest.approx(0.0175)
-    assert reading.accuracy.value == 1.0 and reading.accuracy.low == pytest.approx(0.5101, abs=1e-4)
-    assert reading.drift is not None and reading.drift.value == pytest.approx(0.10, abs=1e-9)
+    assert reading.accuracy.value == 1.0
+    assert reading.accuracy.low == pytest.approx(0.5101, abs=1e-4)
+    assert reading.drift is not None
+    assert reading.drift.value == pytest.approx(0.10, abs=1e-9)
     assert reading.drift.low <= 0.10 <= reading.drift.high
     assert (reading.n, reading.against, reading.chosen_length, reading.rejected_length) == (4, "start", 4.0, 5.0)
-    assert reading.reward_margin is None and reading.beta_ratio is None
+    assert reading.reward_margin is None
+    assert reading.beta_ratio is None
 
 
 def test_at_the_start_nothing_has_moved_and_every_pair_is_a_tie() -> None:
@@ -57,7 +60,8 @@ def test_at_the_start_nothing_has_moved_and_every_pair_is_a_tie() -> None:
     assert (reading.chosen.low, reading.chosen.value, reading.chosen.high) == (0.0, 0.0, 0.0)
     assert reading.accuracy.value == 0.5
     assert reading.below.value == 0.0
-    assert reading.chosen_slope is None and reading.drop_ratio is None
+    assert reading.chosen_slope is None
+    assert reading.drop_ratio is None
 
 
 def test_the_reference_may_be_another_model_than_the_start() -> None:
@@ -128,7 +132,9 @@ def test_readings_are_json_even_where_the_model_has_diverged() -> None:
     broken = scores([math.nan, -21.0, -33.0, -39.0], [-15.0, -27.0, -math.inf, -42.0])
     data = json.loads(json.dumps(probe.read(1, broken).to_json(), allow_nan=False))
     assert data["chosen"] == {"value": None, "low": None, "high": None, "n": 4}
-    assert data["rejected"]["value"] is None and data["accuracy"]["value"] is None and data["drift"] is None
+    assert data["rejected"]["value"] is None
+    assert data["accuracy"]["value"] is None
+    assert data["drift"] is None
     assert data["chosen_length"] == 4.0
 
 
@@ -144,10 +150,13 @@ def test_from_scores_adds_up_tokens_and_cat_joins_micro_batches() -> None:
         other=[torch.tensor([-7.0, -1.0]), torch.tensor([-9.0])],
     )
     one = ProbeScores.from_scores(batch)
-    assert one.chosen.tolist() == [-3.0, -4.0] and one.rejected_tokens.tolist() == [1.0, 3.0]
-    assert one.other is not None and one.other.tolist() == [-8.0, -9.0]
+    assert one.chosen.tolist() == [-3.0, -4.0]
+    assert one.rejected_tokens.tolist() == [1.0, 3.0]
+    assert one.other is not None
+    assert one.other.tolist() == [-8.0, -9.0]
     two = ProbeScores.cat([one, one])
-    assert two.chosen.tolist() == [-3.0, -4.0, -3.0, -4.0] and two.other_tokens.tolist() == [2, 1, 2, 1]
+    assert two.chosen.tolist() == [-3.0, -4.0, -3.0, -4.0]
+    assert two.other_tokens.tolist() == [2, 1, 2, 1]
     assert ProbeScores.cat([one, scores([-1.0], [-2.0])]).other is None
 
 
@@ -199,7 +208,8 @@ def test_beta_ratio_without_conflict_has_no_upper_end() -> None:
 
 def test_rows_are_chosen_by_seed_alone() -> None:
     picked = choose_rows(1000, 64, seed=7)
-    assert picked == choose_rows(1000, 64, seed=7) == sorted(set(picked)) and len(picked) == 64
+    assert picked == choose_rows(1000, 64, seed=7) == sorted(set(picked))
+    assert len(picked) == 64
     assert picked != choose_rows(1000, 64, seed=8)
     assert choose_rows(3, 64) == [0, 1, 2]
 

@@ -66,7 +66,8 @@ def test_long_runs_widen_the_first_column_alone() -> None:
     said: list[str] = []
     progress = Progress(echo=said.append, terminal=False, total_steps=1_000_000)
     progress.log(RECORD | {"step": 1_000_000, "probe": None})
-    assert said[0].startswith("   step     loss") and said[1].startswith("1000000   0.5981")
+    assert said[0].startswith("   step     loss")
+    assert said[1].startswith("1000000   0.5981")
     assert len(said[0]) == len(said[1])
 
 
@@ -88,7 +89,8 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     progress = Progress(echo=said.append, terminal=True)
     progress.log(RECORD)
-    assert len(said) == 3 and not any("\x1b" in text for text in said)
+    assert len(said) == 3
+    assert not any("\x1b" in text for text in said)
 
 
 def test_the_warning_comes_once_and_again_when_the_loss_doubled() -> None:
@@ -98,7 +100,9 @@ def test_the_warning_comes_once_and_again_when_the_loss_doubled() -> None:
     assert said[7] == "chosen answers lost 41 nats since the start (limit 20): align explain suppression"
     assert "limit 2.5" in str(DropWatch(2.5).check(-3.0))
     strict = DropWatch(0.0)
-    assert strict.check(0.0) is None and strict.check(-0.5) is not None and strict.check(-0.6) is None
+    assert strict.check(0.0) is None
+    assert strict.check(-0.5) is not None
+    assert strict.check(-0.6) is None
 
 
 def test_times_and_numbers() -> None:
@@ -119,6 +123,10 @@ def test_times_and_numbers() -> None:
         "123456",
         "1e6",
     ]
+
+
+def test_small_losses_are_zero_without_a_minus() -> None:
+    assert [fit(v, 6, 1) for v in (-0.04, -0.06, 0.0)] == ["0.0", "-0.1", "0.0"]
 
 
 def test_importing_is_cheap(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from align.eval.stats import wilson
+
 from align.explain_terms import TERMS, Explanation
 from align.objectives import DPO, OBJECTIVES
 from align.probes.displacement import Displacement, ProbeScores
@@ -184,7 +184,8 @@ def test_dispersion(drift: Any, chosen: Any, word: str) -> None:
 )
 def test_degradation(below: int, slope: float | None, word: str) -> None:
     found = verdict(records(below=wilson(below, 64).to_json(), chosen_slope=slope))["degradation"]
-    assert found.word == word and f"in {below / 64:.0%} of 64 pairs" in found.text
+    assert found.word == word
+    assert f"in {below / 64:.0%} of 64 pairs" in found.text
 
 
 @pytest.mark.parametrize(("per_token", "word"), [(-0.99, "no"), (-1.0, "yes")])
@@ -230,6 +231,13 @@ def test_growing_answers_get_advice_and_missing_ones_are_not_measured() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(150.0, "25% shorter than"), (200.5, "of one length"), (300.0, "50% longer")]
+)
+def test_lengths_of_the_pairs(tokens: float, text: str) -> None:
+    assert text in verdict(records(chosen_length=tokens))["length"].text
+
+
 @pytest.mark.parametrize("log", [[], [{"step": 1, "loss": 0.7}], [{"step": 0, "probe": START}], [{"probe": None}]])
 def test_nothing_recorded_is_said_so(log: list[dict[str, Any]]) -> None:
     found = verdict(log)
@@ -261,7 +269,9 @@ def test_every_finding_is_explained_and_no_term_hides_an_objective() -> None:
     assert {"suppression", "degradation", "dispersion", "drop", "learned"} <= set(TERMS)
     assert not set(TERMS) & set(OBJECTIVES)
     for explanation in TERMS.values():
-        assert isinstance(explanation, Explanation) and all(explanation) and "\n" not in explanation.summary
+        assert isinstance(explanation, Explanation)
+        assert all(explanation)
+        assert "\n" not in explanation.summary
 
 
 def test_the_page_on_diagnostics_states_every_threshold_and_term() -> None:

@@ -1,0 +1,66 @@
+# make quickstart and make test set everything up by themselves, in .venv; a second call finds it done.
+#   PYTHON=python3.12 make test     another interpreter
+#   TORCH_INDEX=URL make test       where torch comes from; by default PyPI with an NVIDIA driver, else the CPU builds
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n )))
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$(THREADS)
+# CUDA builds are gigabytes, so a machine without a driver gets the CPU build; pip goes on alone where the index is away
+TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; \
+	then echo https://download.pytorch.org/whl/cpu; fi)
+
+.PHONY: help install quickstart test test-all lint format docs clean
+
+help:
+	@echo "make quickstart   learn a small world, align a model three ways, draw the result (CPU, no download)"
+	@echo "make test         the fast tests        make test-all   all of them, recorded in docs/test-all.txt"
+	@echo "make lint         ruff and mypy         make docs       docs/config.md and the table of training names"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.10 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "align needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Set PYTHON=... to another one."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@rm -f $(STAMP)
+	@# torch first and alone: resolved with the rest, pip could choose a CUDA build
+	$(BIN)/python -m pip install -q --retries 1 --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed]'
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m align.recipes.quickstart
+
+test: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" -rs
+
+test-all: $(STAMP)
+	@mkdir -p docs
+	@set -o pipefail; { \
+		echo "# $$(date -u '+%Y-%m-%d %H:%M UTC'), commit $$(git rev-parse --short HEAD 2>/dev/null || echo none)" \
+			"$$(test -z "$$(git status --porcelain 2>/dev/null | grep -v docs/test-all.txt)" || echo '(with changes)')"; \
+		$(BIN)/python -m align doctor | head -20; \
+		$(TEST_ENV) $(BIN)/python -m pytest -rs --durations=10; \
+	} 2>&1 | sed "s#$(CURDIR)#.#g" | tee docs/test-all.txt
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m align.train_keys
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

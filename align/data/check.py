@@ -1,0 +1,350 @@
+"""A doctor for data: what is wrong with the rows, before a model is loaded.
+
+``check_rows`` judges one data set and returns a report; ``run_check`` does so for every source of a recipe. Only the
+tokenizer is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from align.data.encode import SAME_AFTER_CUT, SAME_ANSWERS
+from align.data.findings import CheckReport, Finding, SetReport, first_counted
+from align.data.formats import Format
+from align.data.preparation import Preparation, Tally, plural
+from align.data.preview import preview
+from align.data.sources import from_rows, is_table, load_source, source_name
+from align.data.tokenize import load_tokenizer, prepare_rows, recognise_dataset
+from align.data.truncation import is_length_reason
+from align.data.values import ROLES, BadRow
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+    from align.recipe import Recipe, Source
+
+    Rows = Sequence[Mapping[str, Any]] | Dataset | IterableDataset
+
+STREAM_ROWS = 1000  # of a stream, the first rows are looked at
+_UNITS = {"preference": "pair", "prompt-only": "prompt"}
+
+
+@dataclass
+class Keys:
+    """Digests of prompts and of whole rows, to find what two sets share, each with the rows that have it."""
+
+    prompts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    answers: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    swapped: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+
+def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport:
+    """Check every source of a recipe and say what was found, line by line through ``echo``.
+
+    Raises ``UserError`` where a source or the tokenizer cannot be loaded, or the rows have no known format.
+    """
+    branches = recipe.objective_value().branches
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    with _quiet():
+        loaded = [("train", source, _loaded(recipe, source)) for source in recipe.data.train]
+        loaded += [("held out", source, _loaded(recipe, source)) for source in recipe.data.held_out or []]
+        held_out = Keys()
+        for role, _, rows in loaded:
+            if role == "held out":
+                _collect(rows, recognise_dataset(rows, branches), held_out)
+        reports = []
+        for role, source, rows in loaded:
+            others = held_out if role == "train" and recipe.data.held_out else None
+            report = check_rows(
+                rows,
+                tokenizer,
+                branches,
+                system=source.system,
+                name=source_name(source),
+                role=role,
+                held_out=others,
+                colour=colour,
+                max_length=recipe.data.max_length,
+                truncation=recipe.data.truncation,
+            )
+            reports.append(report)
+            for line in report.lines():
+                echo(line)
+            echo("")
+    result = CheckReport(reports)
+    echo(result.verdict())
+    return result
+
+
+def check_rows(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    max_length: int | None = None,
+    truncation: str = "drop",
+    system: str | None = None,
+    held_out: Rows | Keys | None = None,
+    name: str = "rows",
+    role: str = "train",
+    colour: bool = False,
+) -> SetReport:
+    """Findings on raw rows for an objective that scores ``branches``; ``held_out`` are rows to compare them with.
+
+    Of a stream the first ``STREAM_ROWS`` rows are looked at. Raises ``UserError`` where the rows have no known format.
+    """
+    table = _table(rows)
+    form = recognise_dataset(table, branches)
+    prepared, account = prepare_rows(
+        table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
+    )
+    assert is_table(prepared)  # as `table` is
+    keys = Keys()
+    traits = _collect(table, form, keys)
+    findings = [*_dropped(account), *_tokens(account), *_doubles(keys), *_traits(traits, account)]
+    if held_out is not None:
+        if not isinstance(held_out, Keys):
+            others = _table(held_out)
+            held_out = Keys()
+            _collect(others, recognise_dataset(others, branches), held_out)
+        findings += _overlap(keys, held_out)
+    findings += _lengths(account, prepared)
+    findings += _fine(findings, account, form, held_out is not None)
+    shown = preview(prepared[0], tokenizer, branches, colour=colour) if len(prepared) else []
+    return SetReport(name, f"{role}, {form.name}", _UNITS.get(form.kind, "row"), findings, account, shown)
+
+
+def _loaded(recipe: Recipe, source: Source) -> Dataset:
+    return _table(load_source(source, base=recipe.base))
+
+
+def _table(rows: Rows) -> Dataset:
+    from datasets import IterableDataset
+
+    if isinstance(rows, IterableDataset):
+        return from_rows(list(rows.take(STREAM_ROWS)))
+    return rows if is_table(rows) else from_rows(list(rows))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars between the lines of a report."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+# --- the rows themselves ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Traits:
+    """What was counted while reading the rows; ``seen`` are usable ones."""
+
+    seen: int = 0
+    roles: Tally = field(default_factory=Tally)
+    strange: set[str] = field(default_factory=set)
+    alternation: Tally = field(default_factory=Tally)
+    repeats: Tally = field(default_factory=Tally)
+    touching: Tally = field(default_factory=Tally)
+
+
+def _collect(rows: Dataset, form: Format, keys: Keys) -> _Traits:
+    """Read all rows once: fill ``keys``, count traits. Rows that cannot be used are left to preparation."""
+    traits = _Traits()
+    for index, raw in enumerate(rows):
+        number = raw.get("row", index)
+        try:
+            row = form.canonical(raw)
+        except BadRow:
+            continue
+        traits.seen += 1
+        suffix = "_ids" if form.tokenised else ""
+        prompt = _digest(row[f"prompt{suffix}"])
+        answers = [_digest(row[f"{name}{suffix}"]) for name in form.branches]
+        keys.prompts[prompt].append(number)
+        if answers:
+            keys.rows[prompt + b"".join(answers)].append(number)
+            if form.kind == "preference" and answers[0] != answers[1]:
+                keys.answers[b"".join(answers)].append(number)
+                keys.swapped[prompt + b"".join(reversed(answers))].append(number)
+        if form.conversational:
+            _look_at_turns(row, form, number, traits)
+        elif not form.tokenised:
+            _look_at_text(row, form, number, traits)
+    return traits
+
+
+def _digest(value: Any) -> bytes:
+    """A digest in which spaces around a text and the order of keys do not matter."""
+    if isinstance(value, str):
+        value = value.strip()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+
+
+def _look_at_turns(row: Mapping[str, Any], form: Format, number: int, traits: _Traits) -> None:
+    talks = [row["prompt"] + row[name] for name in form.branches] or [row["prompt"]]
+    strange = {message["role"] for talk in talks for message in talk} - set(ROLES)
+    if strange:
+        traits.roles.add(number)
+        traits.strange |= strange
+    if any(_out_of_turn(talk) for talk in talks):
+        traits.alternation.add(number)
+
+
+def _out_of_turn(talk: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation does not start with the user, or the same side speaks twice in a row."""
+    roles = [message["role"] for message in talk]
+    first = next((index for index, role in enumerate(roles) if role not in ("system", "developer")), len(roles))
+    spoken = [role for role in roles[first:] if role in ("user", "assistant", "system", "developer")]
+    if not spoken or spoken[0] != "user":
+        return True
+    if "system" in spoken or "developer" in spoken:
+        return True
+    # A tool's turn stands between two of the assistant's.
+    pairs = zip(roles[first:], roles[first + 1 :], strict=False)
+    return any(left == right != "tool" for left, right in pairs)
+
+
+def _look_at_text(row: Mapping[str, Any], form: Format, number: int, traits: _Traits) -> None:
+    prompt = row["prompt"]
+    answers = [row[name] for name in form.branches]
+    if prompt.strip() and answers and all(text.startswith(prompt) for text in answers):
+        traits.repeats.add(number)
+    if prompt and answers and not prompt[-1].isspace() and any(not text[0].isspace() for text in answers):
+        traits.touching.add(number)
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
+
+
+def _dropped(account: Preparation) -> Iterator[Finding]:
+    """Rows that preparation left out. Length is the recipe's choice, everything else a fault of the row."""
+    for reason, tally in account.dropped.items():
+        if reason == SAME_AFTER_CUT:
+            yield Finding.of("warning", "equal_after_cut", reason, tally, "left out")
+        elif is_length_reason(reason):
+            share = f"{tally.count / account.rows_in:.1%} left out (truncation: {account.truncation})"
+            yield Finding.of("warning", "too_long", reason, tally, share)
+        elif reason == SAME_ANSWERS:
+            yield Finding.of("error", "equal_branches", reason, tally, "left out")
+        elif reason.endswith("is empty"):
+            yield Finding.of("error", "empty", reason, tally, "left out")
+        else:
+            yield Finding.of("error", "malformed", reason, tally, "left out")
+    if account.rows_kept == 0:
+        yield Finding("error", "nothing_left", "no row can be used")
+
+
+def _tokens(account: Preparation) -> Iterator[Finding]:
+    if account.truncated.count:
+        text = f"longer than {account.max_length:,} tokens"
+        note = f"{account.truncated_share:.1%} cut (truncation: {account.truncation})"
+        yield Finding.of("warning", "truncated", text, account.truncated, note)
+    if account.double_bos.count:
+        note = "take BOS out of the text or of the chat template"
+        yield Finding.of("error", "double_bos", "starts with two BOS tokens", account.double_bos, note)
+    if account.double_eos.count:
+        note = "take EOS out of the text"
+        yield Finding.of("warning", "double_eos", "ends with two EOS tokens", account.double_eos, note)
+    if account.boundary.count:
+        note = "the answer starts where the two part, as in TRL; end prompts on a token boundary"
+        text = "prompt is no prefix of prompt + answer"
+        yield Finding.of("warning", "boundary", text, account.boundary, note)
+
+
+def _doubles(keys: Keys) -> Iterator[Finding]:
+    whole = _repeated(keys.rows)
+    if whole.count:
+        yield Finding.of("warning", "duplicate", "the same row again", whole)
+    seen = {row for rows in keys.rows.values() for row in rows[1:]}
+    elsewhere = first_counted(sorted(r for rows in keys.answers.values() for r in rows[1:] if r not in seen))
+    if elsewhere.count:
+        yield Finding.of("warning", "duplicate_answers", "the same answers under another prompt", elsewhere)
+    against = first_counted(sorted(r for key in keys.swapped.keys() & keys.rows.keys() for r in keys.swapped[key]))
+    if against.count:
+        note = "the same pair is also there the other way round"
+        yield Finding.of("warning", "contradiction", "chosen and rejected contradict another row", against, note)
+
+
+def _repeated(groups: Mapping[bytes, list[int]]) -> Tally:
+    return first_counted(sorted(row for rows in groups.values() for row in rows[1:]))
+
+
+def _overlap(keys: Keys, held_out: Keys) -> Iterator[Finding]:
+    rows = {row for key in keys.rows.keys() & held_out.rows.keys() for row in keys.rows[key]}
+    if rows:
+        note = "held-out figures would measure memory"
+        yield Finding.of("error", "overlap_rows", "the same row in held-out", first_counted(sorted(rows)), note)
+    prompts = {row for key in keys.prompts.keys() & held_out.prompts.keys() for row in keys.prompts[key]} - rows
+    if prompts:
+        tally = first_counted(sorted(prompts))
+        yield Finding.of("warning", "overlap_prompts", "the same prompt in held-out", tally)
+
+
+def _traits(traits: _Traits, account: Preparation) -> Iterator[Finding]:
+    if traits.roles.count:
+        text = f"unusual roles: {', '.join(sorted(traits.strange))}"
+        yield Finding.of("warning", "roles", text, traits.roles, f"usual are {', '.join(ROLES)}")
+    if traits.alternation.count:
+        yield Finding.of("warning", "alternation", "user and assistant do not alternate", traits.alternation)
+    if traits.repeats.count:
+        note = "the model would be shown the prompt twice; take it out of the answers"
+        yield Finding.of("warning", "repeated_prompt", "the answers repeat the prompt", traits.repeats, note)
+    if traits.touching.count > traits.seen / 2:
+        note = "texts are joined as they are; put a space or line break between them"
+        yield Finding.of("warning", "touching", "no space between prompt and answer", traits.touching, note)
+
+
+def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
+    """Whether chosen answers tend to be longer: what preference training then learns first is length."""
+    if not {"chosen", "rejected"} <= set(account.branches) or not account.rows_kept:
+        return
+    import pyarrow.compute as pc
+
+    table = prepared.with_format("arrow")
+    chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in ("chosen", "rejected"))
+    share = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / account.rows_kept
+    shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True)) / account.rows_kept
+    mean = (sum(chosen) - sum(rejected)) / account.rows_kept
+    biased = account.rows_kept >= 30 and max(share, shorter) >= 0.6
+    text = "chosen longer than rejected" if share >= shorter else "chosen shorter than rejected"
+    note = f"mean {mean:+,.0f} tokens" + (f": expect {'longer' if mean > 0 else 'shorter'} outputs" if biased else "")
+    yield Finding("warning" if biased else "ok", "length_bias", text, amount=f"{max(share, shorter):.0%}", note=note)
+
+
+def _fine(found: Sequence[Finding], account: Preparation, form: Format, compared: bool) -> Iterator[Finding]:
+    """What was looked for and not found."""
+    codes = {finding.code for finding in found}
+    rows = plural(account.rows_in, "row")
+    if not account.rows_kept:
+        return
+    if not codes & {"double_bos", "boundary"} and account.branches and not form.tokenised:
+        yield Finding("ok", "tokens", f"one BOS at most, prompt is a prefix of prompt + answer in all of {rows}")
+    if not codes & {"malformed", "empty", "equal_branches", "nothing_left"}:
+        turns = ", roles alternate" if form.conversational and not codes & {"roles", "alternation"} else ""
+        yield Finding("ok", "rows", f"nothing missing, empty or of a wrong type{turns}")
+    if not codes & {"duplicate", "duplicate_answers", "contradiction"}:
+        yield Finding("ok", "duplicates", "no row twice")
+    if compared and not codes & {"overlap_rows", "overlap_prompts"}:
+        yield Finding("ok", "overlap", "no prompt in common with the held-out rows")
+    if not codes & {"too_long", "truncated"} and account.max_length is not None:
+        yield Finding("ok", "length", f"every row fits into {account.max_length:,} tokens")

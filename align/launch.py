@@ -1,0 +1,106 @@
+"""Is this run distributed in the way its command asked for?
+
+accelerate starts without a word where it cannot do what it was asked: processes that know nothing of each other, plain
+DDP in place of FSDP, one process in place of many. Every rank is therefore asked twice: ``check_launch`` compares the
+environment that the launcher left with what accelerate made of it, before anything is loaded; ``check_wrapped`` looks
+at the model as it is wrapped, at the first training step. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from align.errors import UserError
+
+_WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_DDP_CPU = (
+    "On a CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m align.train FILE, or accelerate launch with "
+    "recipes/accelerate/ddp_cpu.yaml and the same variable."
+)
+_ZERO_CPU = (
+    "For DeepSpeed on a CPU unset ACCELERATE_USE_CPU and set train.ddp_backend=gloo (recipes/accelerate/zero3_cpu.yaml)."
+)
+_FSDP_CPU = "FSDP needs GPUs, and accelerate sees none here. " + _DDP_CPU + " To shard on a CPU use ZeRO-3."
+_WRAPPERS = {"FSDP": "FSDPModule", "DEEPSPEED": "DeepSpeedEngine"}
+
+
+def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
+    """Refuse a start that silently runs something other than what was asked for.
+
+    Args:
+        made: ``TrainingArguments`` (as soon as they exist) or an ``Accelerator`` (which knows more).
+        env: the environment that the launcher left; this process's unless given.
+
+    Raises:
+        UserError: with the cure.
+    """
+    env = os.environ if env is None else env
+    state = getattr(made, "distributed_state", None) or getattr(made, "state", made)
+    kind, processes = _kind(state), int(state.num_processes)
+    found = f"accelerate made {processes} process{'es' * (processes != 1)} of type {kind}, backend {state.backend}"
+    world = _world(env)
+    fsdp, deepspeed = _flag(env, "ACCELERATE_USE_FSDP"), _flag(env, "ACCELERATE_USE_DEEPSPEED")
+    cure = _ZERO_CPU if deepspeed else _FSDP_CPU if fsdp else _DDP_CPU
+    if world is None and processes == 1 and "MASTER_ADDR" in env and "ACCELERATE_DYNAMO_BACKEND" in env:
+        # of all launchers only accelerate's simple one leaves an address without a world, and only for more than one
+        raise UserError(
+            "accelerate launch was asked for several processes and started one: it starts CPU processes only through "
+            f"mpirun. {_DDP_CPU} If one process is meant, use --num_processes 1 and unset MASTER_ADDR."
+        )
+    if (world or 1) != processes:
+        raise UserError(
+            f"{world} processes were started, but {found}: each would be a run of its own, all writing into one "
+            f"directory. {cure}"
+        )
+    if processes > 1 and kind == "NO":
+        raise UserError(
+            f"{processes} processes were started, but {found}: data would be divided between them and gradients never "
+            f"shared. {cure}"
+        )
+    if fsdp and kind != "FSDP" and (kind in ("NO", "MULTI_CPU") or hasattr(state, "fsdp_plugin")):
+        raise UserError(f"FSDP was asked for, but {found}, which shards nothing. {_FSDP_CPU}")
+    if deepspeed and kind != "DEEPSPEED":
+        raise UserError(f"DeepSpeed was asked for, but {found}. {_ZERO_CPU}")
+    if kind == "FSDP" and getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
+        raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml).")
+    if kind == "NO" and getattr(made, "n_gpu", 1) > 1:
+        raise UserError(
+            f"One process sees {made.n_gpu} GPUs, which transformers would use through torch's DataParallel; packed "
+            "rows cannot be cut up that way. Use accelerate launch with recipes/accelerate/ddp.yaml, or choose one "
+            "GPU: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def check_wrapped(model: Any, accelerator: Any) -> None:
+    """Refuse to train a model that is not wrapped as the distributed type promises.
+
+    Args:
+        model: the model that the training step calls.
+
+    Raises:
+        UserError: naming what the model is and what it should be.
+    """
+    kind = _kind(accelerator)
+    wanted = _WRAPPERS.get(kind, "DistributedDataParallel" if accelerator.num_processes > 1 else None)
+    names = [c.__name__ for c in type(model).__mro__]
+    if wanted is not None and wanted not in names:
+        raise UserError(
+            f"{accelerator.num_processes} processes of type {kind} must train a {wanted}, but the model is a "
+            f"{names[0]}: its gradients would not be shared. {_DDP_CPU}"
+        )
+
+
+def _world(env: Mapping[str, str]) -> int | None:
+    """Number of processes that the launcher says it started, or None where it says nothing."""
+    return next((int(env[name]) for name in _WORLD if env.get(name, "").isdigit()), None)
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def _kind(state: Any) -> str:
+    """accelerate's distributed type by name, for instance MULTI_GPU."""
+    return str(getattr(state.distributed_type, "value", state.distributed_type)).removeprefix("DistributedType.")

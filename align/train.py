@@ -1,0 +1,257 @@
+"""Run one recipe. ``align train FILE`` and ``accelerate launch ... -m align.train FILE`` are this module."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import Stopped, UserError
+from align.recipe import Recipe, load_recipe
+from align.report.verdict import Verdict, verdict
+from align.run import LOCK, METRICS, RunDirectory
+
+MODEL = "model"
+VERDICT = "verdict.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left behind.
+
+    ``reference_rows`` were computed in this run, ``stored_rows`` came from the store. ``evaluation`` is the last one.
+    """
+
+    directory: str
+    steps: int
+    seconds: float
+    evaluation: dict[str, float]
+    verdict: dict[str, Any]
+    reference_rows: int
+    stored_rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return asdict(self)
+
+
+def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = print) -> RunResult:
+    """Train as a recipe says and return what came of it. Every rank calls it; only the main process prints and writes.
+
+    Raises:
+        UserError: for everything the caller can mend, before anything is lost.
+        Stopped: where a guard ended the run; the last complete checkpoint is kept.
+    """
+    from align.data.load import held_out_rows, load_data
+    from align.data.tokenize import load_tokenizer
+    from align.launch import check_launch
+    from align.models import load_model, lora_config
+    from align.trainers.base import AlignTrainer
+
+    began = time.monotonic()
+    objective = recipe.objective_value()
+    args = recipe.training_arguments(disable_tqdm=True)
+    check_launch(args)
+    main = args.process_index == 0
+    _quieten(main)
+    say = echo if main else _silent
+    directory = RunDirectory(recipe.output_dir, writer=main)
+    checkpoint = directory.begin(recipe.dump(), resume=resume)
+    _barrier(args)
+
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    data = load_data(recipe, tokenizer, objective.branches, say)
+    if resume and directory.lock["data"] != data.digest:
+        raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
+    lora = lora_config(recipe.model.lora)
+    trainer = AlignTrainer(
+        load_model(recipe.model),
+        objective,
+        args,
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        processing_class=tokenizer,
+        peft_config=lora,
+        reference=recipe.reference.strategy,
+        store_dir=_store_dir(recipe),
+        order=data.order,
+        max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
+    )
+    trainer.echo = say
+    if objective.coupled:
+        say(f"note: {objective.coupled}")
+    if not resume:
+        directory.write_lock(_lock(recipe, trainer, data.digest))
+    watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
+    trainer.add_callback(watch)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint.name}")
+    elif resume:
+        say("the run had no complete checkpoint yet: it starts from the beginning")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _finish(recipe, trainer, directory, watch, time.monotonic() - began, say)
+
+
+def _finish(
+    recipe: Recipe, trainer: Any, directory: RunDirectory, watch: Any, seconds: float, say: Callable[[str], Any]
+) -> RunResult:
+    """Check, save and judge."""
+    from align.data.sources import source_name
+
+    trainer.check_finite(weights=True)
+    evaluation: dict[str, float] = {}
+    if trainer.eval_dataset is not None:
+        evaluation = trainer.evaluate()
+    trainer.save_model(str(directory.path / MODEL))
+    store = trainer.reference.store if trainer.reference else None
+    if store is not None:
+        store.flush()
+    held_out = None
+    if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
+        held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
+    judged: Verdict = verdict(
+        directory.metrics() if directory.writer else [],
+        run=str(directory.path),
+        seconds=seconds,
+        objective=recipe.objective[0].name,
+        pairs="held-out" if trainer.eval_dataset is not None else "training",
+        held_out=held_out,
+        chosen_drop_nats=recipe.watch.chosen_drop_nats,
+        paths={"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)},
+    )
+    data = [Path(source_name(source)).name if source.path else source_name(source) for source in recipe.data.train]
+    trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.lines()[1:-3])
+    if directory.writer:
+        shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
+    for line in ["", *judged.lines()]:
+        say(line)
+    directory.write_json(VERDICT, judged.to_json())
+    return RunResult(
+        str(directory.path),
+        trainer.state.global_step,
+        seconds,
+        evaluation,
+        judged.to_json(),
+        trainer.reference.rows_computed if trainer.reference else 0,
+        store.rows_read if store else 0,
+    )
+
+
+def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dict], say: Callable[[str], Any]) -> Any:
+    from transformers import PrinterCallback, ProgressCallback
+
+    from align.trainers.watch import Watch
+
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    settings = recipe.watch
+    prompts = [_prompt_ids(trainer.processing_class, text) for text in settings.prompts]
+    return Watch(
+        trainer,
+        directory,
+        rows[: settings.probe_pairs],
+        every=settings.every,
+        chosen_drop_nats=settings.chosen_drop_nats,
+        stop_on_drop=settings.stop_on_drop,
+        prompts=prompts,
+        generate_every=settings.generate_every,
+        echo=say,
+    )
+
+
+def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """A prompt of the recipe as ids: one user message where the tokenizer has a chat template, else plain text."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text).input_ids
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def _lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, Any]:
+    import torch
+
+    from align.versions import TESTED, installed
+
+    device = trainer.args.device
+    return {
+        "recipe": recipe.dump(),
+        "data": data_digest,
+        "reference": trainer.digest,
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": trainer.accelerator.num_processes,
+        "distributed": str(trainer.accelerator.distributed_type.value),
+    }
+
+
+def _store_dir(recipe: Recipe) -> Path | None:
+    if not recipe.reference.store:
+        return None
+    if recipe.reference.store_dir is not None:
+        return Path(recipe.reference.store_dir).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "align" / "reference"
+
+
+def _quieten(main: bool) -> None:
+    """Keep to our own lines: no bars, and from other ranks nothing but errors."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error() if not main else transformers.utils.logging.set_verbosity_warning()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+def _barrier(args: Any) -> None:
+    """No rank may write the lock before all have looked for it."""
+    if args.world_size > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of ``accelerate launch ... -m align.train FILE [key=value ...] [--resume]``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    resume = "--resume" in words
+    words = [w for w in words if w != "--resume"]
+    rank = int(os.environ.get("RANK", "0"))
+    if not words or words[0] in ("-h", "--help"):
+        if rank == 0:
+            print("usage: accelerate launch [...] -m align.train FILE [key=value ...] [--resume]")
+        return 0 if words else 2
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        result = run(load_recipe(words[0], words[1:]), resume=resume)
+    except (UserError, Stopped) as error:
+        if rank == 0:
+            print(error, file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    finally:
+        _leave()
+    return 0 if result else 1
+
+
+def _leave() -> None:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""One process of a distributed test: trains tiny models and leaves what happened in a folder.
+
+    python tests/distributed/worker.py FOLDER CASE...
+
+FOLDER holds ``model/`` (a saved model). Process 0 writes ``<LABEL>.json`` for each case, LABEL being the environment's
+ALIGN_TEST_LABEL, and saved models beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsdp_on_cpu import allow
+
+allow()
+
+from datasets import Dataset  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from tiny import rows, tokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
+
+from align.compat import training_config  # noqa: E402
+from align.objectives import DPO, KL, WeightedSum  # noqa: E402
+from align.trainers.preference import PreferenceTrainer  # noqa: E402
+
+GLOBAL_BATCH = 8
+ROWS = 33  # the fifth step of eight has one row, so most of its micro-batches are dummies
+MIXED = WeightedSum(((DPO(), 1.0), (KL(branch="chosen"), 0.1)))
+
+
+class Watched(PreferenceTrainer):
+    """Notes, per micro-batch, whether this rank must compute reference rows."""
+
+    flags: list[bool]
+
+    def _plan_window(self, batches: list, device: Any) -> Any:
+        if self.reference is not None:
+            self.flags += [self.reference.missing(b) for b in batches]
+        return super()._plan_window(batches, device)
+
+
+def build(folder: Path, label: str, case: str) -> Watched:
+    """The trainer of a case, by the words in its name."""
+    words = case.split("-")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulate = 1 if world == 1 else 2
+    args = training_config(
+        output_dir=str(folder / f"{label}-{case}"),
+        per_device_train_batch_size=GLOBAL_BATCH // world // accumulate,
+        per_device_eval_batch_size=GLOBAL_BATCH,
+        gradient_accumulation_steps=accumulate,
+        max_steps=1 if "seed" in words else 5,
+        learning_rate=1e-2,
+        weight_decay=0.01,
+        # Adam divides by the size of a gradient: where that is next to nothing, its rounding would become a whole step
+        adam_epsilon=1e-6,
+        lr_scheduler_type="linear",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=7,
+        bf16="bf16" in words,
+        gradient_checkpointing="checkpointing" in words,
+        dataloader_pin_memory=False,
+        **({"ddp_backend": "gloo"} if _deepspeed() else {"use_cpu": True}),
+    )
+    data = Dataset.from_list(rows(ROWS))
+    model: Any = str(folder / ("tied" if "tied" in words else "model"))
+    if "adapter" in words:  # one that has learned something, so that the reference is base and adapter
+        learned = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(model), learned)
+    return Watched(
+        model,
+        MIXED if "kl" in words else DPO(),
+        args,
+        train_dataset=data.select(range(GLOBAL_BATCH)) if "seed" in words else data,
+        eval_dataset=data.select(range(11)),
+        processing_class=tokenizer(),
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear") if "lora" in words else None,
+        store_dir=folder / f"store-{label}" if "store" in words else None,
+    )
+
+
+def run(folder: Path, label: str, case: str) -> None:
+    trainer = build(folder, label, case)
+    trainer.flags = []
+    trainer.train()
+    history = trainer.state.log_history
+    evaluated = trainer.evaluate()
+    trainer.save_model(str(folder / f"{label}-{case}"))
+    store = trainer.reference.store
+    mine = {"flags": trainer.flags, "computed": trainer.reference.rows_computed}
+    if store is not None:
+        mine["in store"] = len(store)
+        store.flush()
+    ranks: list[Any] = [mine]
+    if trainer.accelerator.num_processes > 1:
+        ranks = [None] * trainer.accelerator.num_processes
+        torch.distributed.all_gather_object(ranks, mine)
+    if not trainer.accelerator.is_main_process:
+        return
+    steps = [entry for entry in history if "loss" in entry]
+    out = {
+        "loss": [s["loss"] for s in steps],
+        "grad_norm": [s["grad_norm"] for s in steps],
+        "margins": [s["rewards/margins"] for s in steps],
+        "eval_loss": evaluated["eval_loss"],
+        "start_gap": trainer.start_gap,
+        "mode": trainer.engine.mode,
+        "strategy": trainer.reference.strategy,
+        "held": trainer.reference.model is not None,
+        "wrapper": [c.__name__ for c in type(trainer.model_wrapped).__mro__],
+        "type": str(trainer.accelerator.distributed_type.value),
+        "ranks": ranks,
+    }
+    (folder / f"{label}-{case}.json").write_text(json.dumps(out))
+
+
+def _deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+def main() -> None:
+    folder, label = Path(sys.argv[1]), os.environ["ALIGN_TEST_LABEL"]
+    for case in sys.argv[2:]:
+        set_seed(0)
+        run(folder, label, case)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The project as a whole: what is installed, what is pinned, and that the commands of the README exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from align.versions import TESTED
+
+ROOT = Path(__file__).parent.parent
+tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def folders_with_code() -> set[str]:
+    places = {"align": "align", "eval": "align.eval", "recipes": "align.recipes"}
+    found = set()
+    for top, package in places.items():
+        for file in (ROOT / top).rglob("*.py"):
+            below = file.parent.relative_to(ROOT / top).parts
+            found.add(".".join((package, *below)))
+    return found
+
+
+def test_every_package_is_installed() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders_with_code()
+    for package in folders_with_code():
+        top, _, below = package.partition(".")
+        path = (
+            ROOT / below.replace(".", "/")
+            if below.split(".")[0] in ("eval", "recipes")
+            else ROOT / top / below.replace(".", "/")
+        )
+        assert (path / "__init__.py").is_file(), f"{package} has no __init__.py"
+
+
+def pins() -> dict[str, str]:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.M))
+
+
+def test_tested_versions_are_the_pinned_ones() -> None:
+    assert {name: pins().get(name) for name in TESTED} == dict(TESTED)
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    stated = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    names = {re.match(r"[\w-]+", text).group() for text in stated}  # type: ignore[union-attr]
+    assert names <= set(pins())
+    assert {re.match(r"[\w-]+", text).group() for text in PROJECT["project"]["dependencies"]} == set(TESTED)  # type: ignore[union-attr]
+
+
+def test_the_readme_names_what_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"^make ([\w-]+)", text, re.M)) <= targets
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), f"the README links to {link}"
+    from align.recipe import packaged_recipes
+
+    for name in re.findall(r"^align (?:train|check) (\S+)", text, re.M):
+        assert name in packaged_recipes() or name == "my.yaml"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_recipes_and_suites(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a build writes into its source
+    for name in ("align", "eval", "recipes"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    options = ["-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Cannot import 'setuptools" in done.stderr or "No module named 'setuptools'" in done.stderr:
+        pytest.skip("setuptools is not installed beside the tests")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        "align/cli.py",
+        "align/train_keys.json",
+        "align/eval/__init__.py",
+        "align/recipes/__init__.py",
+        "align/recipes/quickstart/__main__.py",
+        "align/recipes/quickstart/dpo.yaml",
+        "align/recipes/preference/dpo-zephyr-7b.yaml",
+        "align/recipes/accelerate/zero3.yaml",
+        "align/recipes/accelerate/zero3_cpu.json",
+    }
+    assert expected <= names
+    assert not [name for name in names if name.startswith(("eval/", "recipes/", "tests/"))]
+
+
+def test_the_ci_script_reports_the_first_failure(tmp_path: Path) -> None:
+    """With a stand-in for make that fails where it is told to; both parts run either way."""
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\necho "$1"\n[ "$1" = "$FAILS" ] && exit 3\nexit 0\n')
+    make.chmod(0o755)
+    for fails, code in (("lint", 3), ("test", 3), ("nothing", 0)):
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "FAILS": fails}
+        done = subprocess.run([ROOT / ".ci" / "run"], capture_output=True, text=True, check=False, env=environment)
+        assert (done.returncode, done.stdout) == (code, "lint\ntest\n")

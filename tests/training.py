@@ -1,0 +1,91 @@
+"""Short training runs of tiny models for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+from zoo import VOCABULARY, tiny_model, token_ids
+
+from align.compat import training_config
+from align.trainers.preference import PreferenceTrainer
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one word for each id; prepared rows never need it."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", bos_token="w2")
+
+
+def pairs(count: int, seed: int = 0) -> Dataset:
+    """Prepared pairs of very different lengths."""
+    ids = token_ids(seed)
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": ids(1 + 5 * i % 9),
+                "chosen_ids": ids(1 + 7 * i % 12),
+                "rejected_ids": ids(1 + 3 * i % 10),
+                "row": i,
+            }
+            for i in range(count)
+        ]
+    )
+
+
+def arguments(folder: Path, **changes: Any) -> Any:
+    """Plain SGD in float32 on the CPU, every step logged, unless said otherwise."""
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 0,
+        **changes,
+    }
+    return training_config(**values)
+
+
+def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model: Any = None, **options: Any) -> Any:
+    """A trainer of a tiny Llama; options that ``PreferenceTrainer`` does not take go into its arguments."""
+    own = ("eval_dataset", "peft_config", "callbacks", "reference", "store_dir", "order", "max_tokens_per_microbatch")
+    mine = {k: options.pop(k) for k in own if k in options}
+    return PreferenceTrainer(
+        tiny_model() if model is None else model,
+        objective,
+        arguments(folder, **options),
+        train_dataset=pairs(20) if rows is None else rows,
+        processing_class=word_tokenizer(),
+        **mine,
+    )
+
+
+def history(trainer: Any, *keys: str) -> list[list[float]]:
+    """Logged values by step."""
+    return [[entry[key] for key in keys] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer: Any) -> Tensor:
+    """All trained parameters in one vector."""
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def same_order(rows: Sequence[Any]) -> Any:
+    """Rows as they come, in every epoch."""
+    return lambda epoch: list(range(len(rows)))
