@@ -20,7 +20,8 @@ _DDP_CPU = (
     "recipes/accelerate/ddp_cpu.yaml and the same variable."
 )
 _ZERO_CPU = (
-    "For DeepSpeed on a CPU unset ACCELERATE_USE_CPU and set train.ddp_backend=gloo (recipes/accelerate/zero3_cpu.yaml)."
+    "For DeepSpeed on a CPU unset ACCELERATE_USE_CPU and set train.ddp_backend=gloo: "
+    "see recipes/accelerate/zero3_cpu.yaml."
 )
 _FSDP_CPU = "FSDP needs GPUs, and accelerate sees none here. " + _DDP_CPU + " To shard on a CPU use ZeRO-3."
 _WRAPPERS = {"FSDP": "FSDPModule", "DEEPSPEED": "DeepSpeedEngine"}

@@ -9,41 +9,44 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from align.errors import UserError
+from align.recipe_sections import located
 
 if TYPE_CHECKING:
     from align.recipe_sections import Lora, Model
 
 
-def load_model(section: Model, *, trainable: bool = True) -> PreTrainedModel:
+def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
     """Load the policy. With ``lora.adapter`` the adapter is loaded on top, and trainable.
 
+    Full fine-tuning keeps its weights in float32 unless the recipe names a type; under an adapter they stay in the
+    checkpoint's own.
+
     Args:
-        trainable: full fine-tuning computes its updates in float32 weights unless the recipe names a type; an adapter
-            leaves the weights in the checkpoint's own.
+        base: where relative folders start; they are looked up there first, then in the working directory.
 
     Raises:
         UserError: where the model, its revision or its type cannot be had.
     """
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": False, "dtype": section.dtype}
-    if section.dtype == "auto" and section.lora is None and trainable:
+    if section.dtype == "auto" and section.lora is None:
         options["dtype"] = "float32"
     if section.attention is not None:
         options["attn_implementation"] = section.attention
     if section.load_in is not None:
         options["quantization_config"] = _quantization(section)
     try:
-        model = AutoModelForCausalLM.from_pretrained(section.id, **options)
+        model = AutoModelForCausalLM.from_pretrained(located(section.id, base), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(
-            f"model.id: {section.id!r} cannot be loaded: {first} It must be a Hub id that can be reached (HF_HUB_OFFLINE "
-            "is honoured) or a folder with config.json and safetensors."
+            f"model.id: {section.id!r} cannot be loaded ({first}). It must be a folder with config.json and "
+            "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
         ) from error
     if section.lora is not None and section.lora.adapter is not None:
         from peft import PeftModel
 
         try:
-            return PeftModel.from_pretrained(model, section.lora.adapter, is_trainable=True)
+            return PeftModel.from_pretrained(model, located(section.lora.adapter, base), is_trainable=True)
         except (OSError, ValueError) as error:
             raise UserError(f"model.lora.adapter: {section.lora.adapter!r} cannot be loaded: {error}") from error
     return model
@@ -63,17 +66,6 @@ def lora_config(lora: Lora | None) -> Any:
         modules_to_save=list(lora.modules_to_save) or None,
         task_type="CAUSAL_LM",
     )
-
-
-def read_chat_template(section: Model, base: Path) -> str | None:
-    """The text of ``model.chat_template``, a file beside the recipe."""
-    if section.chat_template is None:
-        return None
-    file = base / section.chat_template
-    try:
-        return file.read_text()
-    except OSError as error:
-        raise UserError(f"model.chat_template: {file} cannot be read: {error.strerror}.") from error
 
 
 def _quantization(section: Model) -> BitsAndBytesConfig:

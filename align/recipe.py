@@ -32,7 +32,7 @@ from align.recipe_messages import Problem, did_you_mean, dotted, sentence
 from align.recipe_objective import Part, combined, parse_objective
 from align.recipe_sections import SECTIONS, Data, Lora, Model, Reference, Section, Source, Watch, _or_empty
 from align.recipe_yaml import Document, override, parse, refusal
-from align.train_keys import OURS, check_train
+from align.train_keys import OURS, check_train, spelled
 
 if TYPE_CHECKING:
     from align.compat import SFTConfig
@@ -139,6 +139,8 @@ class Recipe(Section):
         lora = dumped["model"]["lora"]
         if lora and lora["adapter"] is not None:  # the adapter brings the rest
             dumped["model"]["lora"] = {"adapter": lora["adapter"]}
+        if dumped["reference"]["sync_every"] is None:  # what does not move has no mix
+            del dumped["reference"]["sync_mix"]
         return dumped
 
     def training_arguments(self, output_dir: str | Path | None = None, **extra: Any) -> SFTConfig:
@@ -188,6 +190,8 @@ def _validated(document: Document) -> Recipe:
     if raw is None or not isinstance(raw, dict):
         what = "is empty" if raw is None else "is not a mapping of keys"
         raise UserError(f"{document.name}  the recipe {what}. Try: align list recipes.\n1 error, nothing was run.")
+    if isinstance(raw.get("train"), Mapping):
+        raw = raw | {"train": spelled(raw["train"])}
     problems = list(document.problems)
     if ("model", "lora") in document.bare:
         problems.append(Problem(("model", "lora"), "empty; write lora: {} for the defaults, or lora: null for none."))

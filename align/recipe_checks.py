@@ -120,6 +120,12 @@ def _reference(raw: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem(("reference", "strategy"), "quantised weights are not copied; use adapter_off or reload.")
         )
+    if reference.get("sync_every") is not None and model.get("lora") is not None:
+        problems.append(
+            Problem(("reference", "sync_every"), "the reference of an adapter cannot move; remove model.lora or this.")
+        )
+    if reference.get("sync_mix") is not None and reference.get("sync_every") is None:
+        problems.append(Problem(("reference", "sync_mix"), "the reference does not move; set reference.sync_every."))
     if reference.get("store") is False and reference.get("store_dir") is not None:
         problems.append(Problem(("reference", "store_dir"), "the store is switched off; remove store: false or this."))
     return problems

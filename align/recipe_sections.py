@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from align.recipe_messages import expected
+
+
+def located(name: str, base: Path | None) -> str:
+    """A model's name as it is loaded: a folder beside the recipe where there is one, else the name as it stands."""
+    return str(base / name) if base is not None and (base / name).is_dir() else name
+
 
 Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left"]
 
@@ -116,6 +123,12 @@ class Reference(Section):
         True, description="keep reference log-probs on disk, so that the next run need not compute them"
     )
     store_dir: str | None = Field(None, description="folder of that store; by default in the user's cache")
+    sync_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between moves of the reference to the policy (TR-DPO); null keeps it at the start",
+    )
+    sync_mix: float = Field(0.6, gt=0, le=1, description="how far it moves: 1 makes it the policy")
 
 
 class Watch(Section):

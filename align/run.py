@@ -73,8 +73,8 @@ class RunDirectory:
         if not resume:
             if lock:
                 raise UserError(
-                    f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or output=, "
-                    "or remove the directory."
+                    f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or "
+                    "output=, or remove the directory."
                 )
             return None
         if not lock:

@@ -17,7 +17,7 @@ from typing import Any
 from align.errors import Stopped, UserError
 from align.recipe import Recipe, load_recipe
 from align.report.verdict import Verdict, verdict
-from align.run import LOCK, METRICS, RunDirectory
+from align.run import METRICS, RunDirectory
 
 MODEL = "model"
 VERDICT = "verdict.json"
@@ -73,7 +73,7 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
     lora = lora_config(recipe.model.lora)
     trainer = AlignTrainer(
-        load_model(recipe.model),
+        load_model(recipe.model, base=recipe.base),
         objective,
         args,
         train_dataset=data.train,
@@ -81,6 +81,7 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
         processing_class=tokenizer,
         peft_config=lora,
         reference=recipe.reference.strategy,
+        reference_sync=_sync(recipe),
         store_dir=_store_dir(recipe),
         order=data.order,
         max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
@@ -112,8 +113,6 @@ def _finish(
         evaluation = trainer.evaluate()
     trainer.save_model(str(directory.path / MODEL))
     store = trainer.reference.store if trainer.reference else None
-    if store is not None:
-        store.flush()
     held_out = None
     if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
         held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
@@ -190,6 +189,11 @@ def _lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, An
         "processes": trainer.accelerator.num_processes,
         "distributed": str(trainer.accelerator.distributed_type.value),
     }
+
+
+def _sync(recipe: Recipe) -> tuple[int, float] | None:
+    every, mix = recipe.reference.sync_every, recipe.reference.sync_mix
+    return None if every is None else (every, mix)
 
 
 def _store_dir(recipe: Recipe) -> Path | None:

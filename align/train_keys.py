@@ -24,8 +24,8 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "max_tokens_per_microbatch": {
         "type": "int | None",
         "default": None,
-        "help": "Pack micro-batches up to this many tokens; the number of accumulation steps follows from it, while the "
-        "pairs of an optimizer step stay what the batch size says.",
+        "help": "Pack micro-batches up to this many tokens; the number of accumulation steps follows from it, and "
+        "the pairs of an optimizer step stay what the batch size says.",
     },
 }
 
@@ -54,6 +54,15 @@ _LEAST: Mapping[str, tuple[float, bool]] = {
 def train_keys() -> dict[str, dict[str, Any]]:
     """Name to ``{type, default, help}`` and, where the values are named ones, ``choices``."""
     return {**json.loads(TABLE.read_text(encoding="utf-8"))["keys"], **OURS}
+
+
+def spelled(train: Mapping[str, Any]) -> dict[str, Any]:
+    """``train`` with YAML's false turned back into the word ``no`` where that is one of a key's choices."""
+    keys = train_keys()
+    return {
+        name: "no" if value is False and "no" in keys.get(name, {}).get("choices", ()) else value
+        for name, value in train.items()
+    }
 
 
 def check_train(train: Any) -> list[Problem]:

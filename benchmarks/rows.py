@@ -28,7 +28,7 @@ def hh_file() -> Path:
 
 
 def hh_rows(count: int, seed: int) -> list[Row]:
-    """``count`` random HH rows of at most ``MAX_LENGTH`` tokens, under a byte-level BPE of 8k trained on all of them."""
+    """``count`` random HH rows of at most ``MAX_LENGTH`` tokens, in a byte-level BPE of 8k trained on all of them."""
     from tokenizers import ByteLevelBPETokenizer
 
     with gzip.open(hh_file(), "rt", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 import trl.trainer.utils
 from datasets import Dataset
+from rows import Row
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
@@ -20,7 +21,6 @@ from align.compat import training_config
 from align.objectives import DPO
 from align.reference.store import LogProbStore
 from align.trainers.preference import PreferenceTrainer
-from rows import Row
 
 _ROW = {"prompt_ids": [2, 3], "chosen_ids": [4, 1], "rejected_ids": [5, 1]}
 
@@ -112,9 +112,7 @@ class Trl(Way):
         raw = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
         config = DPOConfig(max_length=None, **_common(folder))
         super().__init__(
-            DPOTrainer(
-                model=policy, ref_model=reference, args=config, train_dataset=raw, processing_class=_tokenizer()
-            )
+            DPOTrainer(model=policy, ref_model=reference, args=config, train_dataset=raw, processing_class=_tokenizer())
         )
 
     def mode(self, mode: str) -> contextlib.AbstractContextManager:

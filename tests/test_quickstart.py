@@ -11,12 +11,21 @@ import torch
 
 from align.data import world
 from align.recipe import load_recipe
-from align.recipes.quickstart.demo import METHODS, RECIPES, demonstrate, trajectory
+from align.recipes.quickstart.demo import METHODS, RECIPES, accuracy, demonstrate, trajectory
 from align.recipes.quickstart.measure import Masses, Scorer
 from align.recipes.quickstart.small_model import save_new
-from align.recipes.quickstart.summary import SHOWN, as_shown, order, sentence
+from align.recipes.quickstart.summary import SHOWN, as_shown, order, sentence, unseen
 
 SMALL = world.Size(people=12, forgotten=4, background=6, strangers=2, base_epochs=12, tune_epochs=10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from a second thread, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,17 @@ def test_pairs_are_the_extremes_of_the_reference(finished):
         assert row["candidates"].index(pair["rejected"]) == logps.argmax()
 
 
+def test_held_out_accuracy_is_that_of_the_saved_models(finished):
+    """Equal betas and RPO's DPO part prefer by d_w - d_l; Flex-DPO weighs the two sides by its own betas."""
+    out, _, _ = finished
+    pairs = [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+    rows = [{"prompt": pair["prompt"], "candidates": [pair["chosen"], pair["rejected"]]} for pair in pairs]
+    for name, minus in (("dpo", 0.1), ("flex_dpo", 0.05), ("rpo", 0.1)):
+        run = out / name.replace("_", "-")
+        moved = Scorer(run / "model").logps(rows) - Scorer(out / "model").logps(rows)
+        assert accuracy(run) == pytest.approx((0.1 * moved[:, 0] > minus * moved[:, 1]).float().mean().item())
+
+
 def test_what_it_leaves_behind(finished):
     out, masses, lines = finished
     png = (out / "quickstart.png").read_bytes()
@@ -160,6 +180,10 @@ ON_OTHER_ANSWERS = "did not fall; 50% of the probability is now on the world's o
         (masses(0.6, 0.001, 0.1), ON_CHOSEN),
         (masses(0.9, 0.001, 0.05), "The rejected answer fell; 90% of the probability is now on the chosen answer."),
         (masses(0.1, 0.3, 0.5), ON_OTHER_ANSWERS),
+        (
+            masses(0.001, 0.001, 0.001),
+            "over 99% of the probability is now on other text, under 1% on the chosen answer.",
+        ),
     ],
 )
 def test_sentences_follow_the_numbers(now, said):
@@ -173,6 +197,11 @@ def test_another_order_is_admitted():
     swapped = {**usual, "DPO": usual["RPO"]}
     assert not as_shown(swapped)
     assert order(swapped).startswith("This run differs")
+
+
+def test_accuracy_is_called_blind_only_where_it_is():
+    assert unseen({"DPO": 1.0, "RPO": 0.99}).endswith("DPO 1.00, RPO 0.99; it sees none of this.")
+    assert unseen({"DPO": 1.0, "RPO": 0.8}).endswith("DPO 1.00, RPO 0.80.")
 
 
 def test_the_recipes_differ_in_the_objective_alone():

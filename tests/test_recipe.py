@@ -466,6 +466,14 @@ BAD = {
         GOOD + "reference: {strategy: adapter_off}\n",
         "r.yaml:8  reference.strategy: there is no adapter to switch off; add model.lora, or use copy.",
     ),
+    "mix without moves": (
+        GOOD + "reference: {sync_mix: 0.5}\n",
+        "r.yaml:8  reference.sync_mix: the reference does not move; set reference.sync_every.",
+    ),
+    "adapter with a moving reference": (
+        GOOD.replace(MODEL, "{id: m, lora: {}}") + "reference: {sync_every: 10}\n",
+        "r.yaml:8  reference.sync_every: the reference of an adapter cannot move; remove model.lora or this.",
+    ),
     "two precisions": (
         GOOD + "  bf16: true\n  fp16: true\n",
         "r.yaml:9  train.fp16: bf16 is on too; keep one of them, bf16 where the device has it.",

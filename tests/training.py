@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -15,6 +17,11 @@ from zoo import VOCABULARY, tiny_model, token_ids
 
 from align.compat import training_config
 from align.trainers.preference import PreferenceTrainer
+
+# The Trainer collects garbage at the end of every run; what is imported by now need not be looked through each time.
+assert peft.PeftModel
+gc.collect()
+gc.freeze()
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

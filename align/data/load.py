@@ -50,12 +50,15 @@ def load_data(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Call
 
 def held_out_rows(data: Data, recipe: Recipe) -> list[dict]:
     """Rows of the probe set: of the held-out pairs, or of the training pairs where there are none."""
+    from datasets import Dataset
+
     source = data.held_out if data.held_out is not None else data.train
-    if not hasattr(source, "__len__") or not recipe.watch.probe_pairs:
+    if not isinstance(source, Dataset) or not recipe.watch.probe_pairs:
         return []
     if not {"chosen_ids", "rejected_ids"} <= set(source.column_names):
         return []
-    return with_other([source[i] for i in choose_rows(len(source), recipe.watch.probe_pairs, recipe.seed)])
+    rows: list[dict] = [source[i] for i in choose_rows(len(source), recipe.watch.probe_pairs, recipe.seed)]
+    return with_other(rows)
 
 
 def digest(dataset: Dataset) -> str:

@@ -113,7 +113,7 @@ class PackSampler(Sampler[list[int]]):
 def packs_for_budget(
     lengths: Sequence[int], step_examples: int, order: Order, epochs: int, budget: int, world: int
 ) -> int:
-    """Fewest packs per optimizer step, a multiple of ``world``, that keep every micro-batch within ``budget`` tokens."""
+    """Fewest packs per optimizer step, a multiple of ``world``, with no micro-batch above ``budget`` tokens."""
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] > budget:
         raise UserError(

@@ -21,6 +21,7 @@ from align.data.preparation import Preparation
 from align.data.sources import column_names, is_table
 from align.data.truncation import check_policy
 from align.errors import UserError
+from align.recipe_sections import located
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -41,10 +42,8 @@ def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedToken
     """
     from transformers import AutoTokenizer
 
-    name = model.tokenizer or model.id
+    name = located(model.tokenizer or model.id, base)
     revision = model.revision if model.tokenizer is None else None
-    if base is not None and (base / name).is_dir():
-        name = str(base / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -96,21 +96,28 @@ def tree_attention(
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
         return _varlen(query, key, value, layout, scaling, sliding_window), None
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    # the CPU kernel shares key heads by itself; other devices' float32 kernels would hold the scores for it
+    if groups > 1 and (query.device.type != "cpu" or softcap is not None):
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # one split, not a slice per segment: the gradient of a slice is a whole row of zeros, that of a split is one cat
+    sizes = [s.q1 - s.q0 for s in layout.segments]
+    queries, keys, values = query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2)
+    number = {(s.q0, s.q1): i for i, s in enumerate(layout.segments)}
     outputs = []
-    for s in layout.segments:
-        q, k, v = query[:, :, s.q0 : s.q1], key[:, :, s.q0 : s.q1], value[:, :, s.q0 : s.q1]
+    for s, q, k, v in zip(layout.segments, queries, keys, values, strict=True):
         if s.p1 > s.p0:
-            k = torch.cat((key[:, :, s.p0 : s.p1], k), 2)
-            v = torch.cat((value[:, :, s.p0 : s.p1], v), 2)
+            i = number.get((s.p0, s.p1))
+            prompt_k, prompt_v = (x[:, :, s.p0 : s.p1] for x in (key, value)) if i is None else (keys[i], values[i])
+            k, v = torch.cat((prompt_k, k), 2), torch.cat((prompt_v, v), 2)
         mask = layout.mask(s, sliding_window, query.device)
         if softcap is None:
-            outputs.append(
-                scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+            shared = k.shape[1] != q.shape[1]
+            out = scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
             )
         else:
-            outputs.append(_softcapped(q, k, v, mask, scaling, softcap))
+            out = _softcapped(q, k, v, mask, scaling, softcap)
+        outputs.append(out)
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 

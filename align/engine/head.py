@@ -18,7 +18,7 @@ from align.engine.reads import LogProb, Read, evaluate
 Finish = Callable[[Tensor], Tensor]
 
 # Logits held at once, in bytes of float32. On a CPU small tiles stay near the cache; a GPU wants large matrix products.
-_TILE_BYTES = {"cpu": 2**26}
+_TILE_BYTES = {"cpu": 2**25}
 _TILE_BYTES_ACCELERATOR = 2**29
 
 
@@ -36,17 +36,26 @@ class ReferenceHead:
         return _project(self.hidden[rows], self.weight, self.bias, self.finish, dtype)
 
 
-@dataclass
 class HeadJob:
-    """What the head is asked for in one call; ``kept`` is filled in when ``keep`` is set."""
+    """What the head is asked for in one call; ``kept`` is filled in when ``keep`` is set.
 
-    targets: Tensor
-    reads: tuple[Read, ...]
-    finish: Finish | None
-    reference: ReferenceHead | None = None
-    keep: bool = False
-    copy_weight: bool = False  # a sharded weight is released after the call, so what is kept must be a copy
-    kept: ReferenceHead | None = None
+    A sharded weight is released after the call, so what is kept must be a copy: ``copy_weight``. No dataclass, for the
+    reason given at ``Layout``.
+    """
+
+    def __init__(
+        self,
+        targets: Tensor,
+        reads: tuple[Read, ...],
+        finish: Finish | None,
+        reference: ReferenceHead | None = None,
+        *,
+        keep: bool = False,
+        copy_weight: bool = False,
+    ) -> None:
+        self.targets, self.reads, self.finish, self.reference = targets, reads, finish, reference
+        self.keep, self.copy_weight = keep, copy_weight
+        self.kept: ReferenceHead | None = None
 
 
 def finish_of(config: Any) -> Finish | None:
@@ -97,7 +106,6 @@ class _ChunkedReads(torch.autograd.Function):
         job: HeadJob,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(hidden)
         ctx.head, ctx.job, ctx.dtype = head, job, dtype
         out = hidden.new_empty(
             len(job.reads), hidden.shape[0], dtype=torch.float64 if dtype == torch.float64 else torch.float32
@@ -108,11 +116,12 @@ class _ChunkedReads(torch.autograd.Function):
                 logits = _project(hidden[rows], cast, bias, job.finish, dtype)
                 reference = job.reference.logits(rows, dtype) if job.reference is not None else None
                 out[:, rows] = evaluate(job.reads, logits, job.targets[rows], reference)
+        ctx.save_for_backward(hidden, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (hidden,) = ctx.saved_tensors
+        hidden, out = ctx.saved_tensors
         # the parameter is looked up again: a sharded one is gathered around this backward, in a place of its own
         weight, bias, job = ctx.head.weight, ctx.head.bias, ctx.job
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -123,7 +132,7 @@ class _ChunkedReads(torch.autograd.Function):
         with _no_autocast(hidden):
             cast = weight.detach().to(ctx.dtype)
             for rows in _tiles(hidden, weight.shape[0]):
-                grad_logits = _grad_logits(hidden[rows], cast, bias, job, rows, grad[:, rows], ctx.dtype)
+                grad_logits = _grad_logits(hidden[rows], cast, bias, job, rows, out[:, rows], grad[:, rows], ctx.dtype)
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
                 narrow = grad_logits.to(ctx.dtype)
@@ -151,16 +160,18 @@ def _grad_logits(
     bias: Tensor | None,
     job: HeadJob,
     rows: slice,
+    out: Tensor,
     grad: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient [n, V] with respect to the head's raw output, for upstream gradients ``grad`` [R, n]."""
+    """Gradient [n, V] with respect to the head's raw output, for the reads' values and upstream gradients [R, n]."""
     targets = job.targets[rows]
     raw = _project(hidden, weight, bias, None, dtype)
     if job.finish is None and job.reads == (LogProb(),):
         # the common case in closed form, in place: d log p(y) / d logits = onehot(y) - softmax
         upstream = grad[0].to(raw.dtype)[:, None]
-        raw.sub_(raw.logsumexp(-1, keepdim=True)).exp_().mul_(-upstream)
+        normaliser = raw.gather(1, targets[:, None]) - out[0][:, None]
+        raw.sub_(normaliser).exp_().mul_(-upstream)
         return raw.scatter_add_(1, targets[:, None], upstream)
     which = [i for i, read in enumerate(job.reads) if read.differentiable]
     reads = tuple(job.reads[i] for i in which)
@@ -171,9 +182,7 @@ def _grad_logits(
         return torch.autograd.grad(values, raw, grad[which].to(values.dtype))[0]
 
 
-def _project(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, finish: Finish | None, dtype: torch.dtype
-) -> Tensor:
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, finish: Finish | None, dtype: torch.dtype) -> Tensor:
     logits = hidden.to(dtype) @ weight.to(dtype).t()
     logits = logits if dtype == torch.float64 else logits.float()
     if bias is not None:

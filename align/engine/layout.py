@@ -9,7 +9,7 @@ and no padding is computed at all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,12 +59,16 @@ class Segment:
     p1: int = 0
 
 
-@dataclass
 class Layout:
-    """The segments of a packed row, in order and without gaps; tensors for a device are made once and shared by layers."""
+    """The segments of a packed row, in order and without gaps; tensors for a device are made once, for all layers.
 
-    segments: list[Segment]
-    _cache: dict = field(default_factory=dict, repr=False)
+    No dataclass: FSDP's mixed precision takes every dataclass apart that it finds among a module's inputs, and puts a
+    copy together again.
+    """
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self.segments = segments
+        self._cache: dict = {}
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """Boolean mask [q, p + q], bottom-right causal, or None where plain causal attention says the same."""

@@ -33,7 +33,9 @@ class ProbeResult:
 
     def sentence(self) -> str:
         if self.mode == "tree":
-            return f"scoring: prompts shared and packed (largest gap to the model's own logits {self.difference:.1e} nats)"
+            return (
+                f"scoring: prompts shared and packed (largest gap to the model's own logits {self.difference:.1e} nats)"
+            )
         return f"scoring: FALLING BACK to padded rows, because {self.reason}. Exact, but slower."
 
 
@@ -83,9 +85,7 @@ def _examples(vocabulary: int, seed: int) -> list[Example]:
     def ids(n: int) -> list[int]:
         return torch.randint(vocabulary, (n,), generator=generator).tolist()
 
-    return [
-        Example((Tree(ids(p), (Branch("chosen", ids(c)), Branch("rejected", ids(r)))),)) for p, c, r in _SHAPES
-    ]
+    return [Example((Tree(ids(p), (Branch("chosen", ids(c)), Branch("rejected", ids(r)))),)) for p, c, r in _SHAPES]
 
 
 def _swap_contents(example: Example, other: Example, names: tuple[str, ...]) -> Example:
@@ -125,7 +125,9 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
         return "the model's log-probs on random tokens are not finite when prompts are shared"
     for name, changed in siblings.items():
         if any(not torch.equal(changed[i, name], base[i, name]) for i in range(len(mine))):
-            return "answers to the same prompt see each other in this architecture (as in recurrent or linear attention)"
+            return (
+                "answers to the same prompt see each other in this architecture (as in recurrent or linear attention)"
+            )
     for name in ("chosen", "rejected"):
         if not torch.equal(neighbours[0, name], base[0, name]):
             return "rows packed beside each other see each other in this architecture"

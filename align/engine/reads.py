@@ -112,8 +112,6 @@ class Score:
     name: ClassVar[str] = "score"
 
 
-def evaluate(
-    reads: tuple[Read, ...], logits: Tensor, target: Tensor, reference_logits: Tensor | None
-) -> Tensor:
+def evaluate(reads: tuple[Read, ...], logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:
     """All reads at once, [R, n]."""
     return torch.stack([read.chunk(logits, target, reference_logits) for read in reads])

@@ -54,7 +54,7 @@ class Scores:
 
     @classmethod
     def from_rows(cls, **branches: list[Tensor]) -> Scores:
-        """Scores from lists of per-token log-probs, one tensor [T_i] per example and branch; for tests and notebooks."""
+        """Scores from lists of per-token log-probs, a tensor [T_i] per example and branch; for tests and notebooks."""
         names = list(branches)
         rows = [row for name in names for row in branches[name]]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)

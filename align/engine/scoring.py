@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,18 +26,28 @@ AnyRead = Read | Hidden | Score
 Mode = Literal["tree", "padded"]
 
 
-@dataclass
 class ScoringJob:
-    """One request to a model, and what it leaves beside its output."""
+    """One request to a model, and what it leaves beside its output. No dataclass, for the reason given at ``Layout``.
 
-    batch: TreeBatch
-    reads: tuple[AnyRead, ...]
-    mode: Mode = "tree"
-    rows_per_chunk: int | None = None  # padded mode: sequences per forward of the backbone, None for all at once
-    reference: ReferenceHead | None = None
-    keep: bool = False
-    copy_weight: bool = False
-    kept: ReferenceHead | None = field(default=None, repr=False)
+    Args:
+        rows_per_chunk: in padded mode, sequences per forward of the backbone; None for all at once.
+        keep: leave hidden states and head in ``kept``, the weight as a copy with ``copy_weight``.
+    """
+
+    def __init__(
+        self,
+        batch: TreeBatch,
+        reads: tuple[AnyRead, ...],
+        mode: Mode = "tree",
+        rows_per_chunk: int | None = None,
+        reference: ReferenceHead | None = None,
+        *,
+        keep: bool = False,
+        copy_weight: bool = False,
+    ) -> None:
+        self.batch, self.reads, self.mode, self.rows_per_chunk = batch, reads, mode, rows_per_chunk
+        self.reference, self.keep, self.copy_weight = reference, keep, copy_weight
+        self.kept: ReferenceHead | None = None
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -107,8 +116,8 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
             vocabulary,
             finish_of(model.config.get_text_config()),
             job.reference,
-            job.keep,
-            job.copy_weight,
+            keep=job.keep,
+            copy_weight=job.copy_weight,
         )
         values = head(hidden[job.batch.positions], job=head_job)
         job.kept = head_job.kept
@@ -158,12 +167,9 @@ def _padded(
     for start in range(0, len(order), step):
         chosen = order[start : start + step]
         width = len(rows[chosen[0]])
-        ids = torch.zeros(len(chosen), width, dtype=torch.long, device=device)
-        mask = torch.zeros_like(ids)
-        for k, i in enumerate(chosen):
-            ids[k, : len(rows[i])] = torch.tensor(rows[i], device=device)
-            mask[k, : len(rows[i])] = 1
-        output = model.base_model(input_ids=ids, attention_mask=mask, **options)
+        ids = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in chosen], device=device)
+        # no mask: padding stands to the right, where causal models never look, and plain causal kernels are faster
+        output = model.base_model(input_ids=ids, **options)
         layers = [output.last_hidden_state, *(output.hidden_states if wants_layers else ())]
         place, source = _places(pairs, rows, chosen, ends, width, device)
         if not total:
@@ -174,7 +180,8 @@ def _padded(
             total[n] = base.index_copy(0, place, picked)
         if output.get("router_logits") is not None:
             # all chunks together and no padding, so that their number and widths change nothing
-            real = mask.flatten().bool()
+            sizes = torch.tensor([len(rows[i]) for i in chosen], device=device)
+            real = (torch.arange(width, device=device) < sizes[:, None]).flatten()
             router.append([logits.reshape(-1, logits.shape[-1])[real] for logits in output.router_logits])
     routed = tuple(torch.cat(parts) for parts in zip(*router, strict=True)) if router else None
     return total[0], list(total[1:]), routed  # type: ignore[return-value]
@@ -238,7 +245,7 @@ class ScoringEngine:
             self.mode,
             None if self.sharded else self.rows_per_chunk,
             reference,
-            keep,
+            keep=keep,
             copy_weight=self.sharded,
         )
         out = model(input_ids=batch.input_ids, position_ids=batch.position_ids, scoring=job)

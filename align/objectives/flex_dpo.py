@@ -22,7 +22,9 @@ class FlexDPO(Objective):
     """
 
     title: ClassVar = "Flex-DPO (3D-properties)"
-    paper: ClassVar = "arXiv 2406.07327; the paper does not print the loss, this is the natural reading of its two betas"
+    paper: ClassVar = (
+        "arXiv 2406.07327; the paper does not print the loss, this is the natural reading of its two betas"
+    )
     equation: ClassVar = (
         "m = beta_plus d_w - beta_minus d_l with d = log pi(y|x) - log pi_ref(y|x);  loss = -log sigmoid(m)"
     )

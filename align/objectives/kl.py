@@ -29,7 +29,9 @@ class KL(Objective):
         "forward: sum_v p_ref(v) log(p_ref(v) / p(v));  reverse: sum_v p(v) log(p(v) / p_ref(v));  "
         "at each target position of the branch, then token_mean, seq_mean or sum"
     )
-    when: ClassVar = "Beside a forget or preference loss, to hold behaviour on retained text without a preferred answer."
+    when: ClassVar = (
+        "Beside a forget or preference loss, to hold behaviour on retained text without a preferred answer."
+    )
 
     branch: Annotated[str, Field(pattern="^[a-z_]+$", description="the branch whose positions count")] = "chosen"
     direction: Annotated[Literal["forward", "reverse"], Field(description="KL(ref||policy) or KL(policy||ref)")] = (

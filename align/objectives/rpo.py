@@ -49,7 +49,7 @@ class RPO(Objective):
         eta = released_eta if self.eta is None else self.eta
         preference = DPO(beta=beta)(policy, reference)
         # handbook scales a token sum with beta, openrlhf a per-sequence mean without it: they agree at one length only
-        norm, weight = ("sum", eta * beta) if self.preset == "handbook" else ("seq_mean", eta)
-        imitation = NLL(branch="chosen", norm=norm)(policy, reference)
-        sft = Term(imitation.losses[0].losses, imitation.losses[0].unit, weight)
+        handbook = self.preset == "handbook"
+        imitation = NLL(branch="chosen", norm="sum" if handbook else "seq_mean")(policy, reference)
+        sft = Term(imitation.losses[0].losses, imitation.losses[0].unit, eta * beta if handbook else eta)
         return Terms((*preference.losses, sft), {**preference.metrics, **imitation.metrics})

@@ -19,9 +19,7 @@ class SimPO(Objective):
 
     title: ClassVar = "Simple Preference Optimization"
     paper: ClassVar = "arXiv 2405.14734, eq. 6"
-    equation: ClassVar = (
-        "m = beta (log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|) - gamma;  loss = -log sigmoid(m)"
-    )
+    equation: ClassVar = "m = beta (log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|) - gamma;  loss = -log sigmoid(m)"
     when: ClassVar = (
         "When no reference is wanted and answers differ much in length. Nothing keeps it near the start, so it needs "
         "small learning rates (authors: 3e-7 to 1e-6) and tuned beta and gamma."

@@ -44,20 +44,26 @@ def model_digest(model: nn.Module, *, adapters: bool, compute_dtype: str) -> str
     """
     hasher = hashlib.sha256()
     inner = causal_model(model)
-    config = {k: v for k, v in inner.config.to_dict().items() if k not in _INERT}
-    hasher.update(json.dumps(config, sort_keys=True, default=str).encode())
+    config = {k: v for k, v in dict(inner.config.to_dict()).items() if k not in _INERT}
+    hasher.update(json.dumps(config, sort_keys=True, default=_plain).encode())
     hasher.update(compute_dtype.encode())
     if adapters and hasattr(model, "peft_config"):
-        settings = {name: c.to_dict() for name, c in model.peft_config.items()}
-        hasher.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        adapters_of: Any = model
+        settings = {name: c.to_dict() for name, c in adapters_of.peft_config.items()}
+        hasher.update(json.dumps(settings, sort_keys=True, default=_plain).encode())
     tensors = {name: t for name, t in _named_tensors(inner) if adapters or not _of_adapter(name)}
     for name in sorted(tensors):
         hasher.update(name.replace(".base_layer", "").replace(".original_module", "").encode())
         with _whole(tensors[name]) as whole:
             value = whole.detach().cpu().contiguous()
             hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            hasher.update(value.view(-1).view(torch.uint8).numpy())
+            hasher.update(value.view(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know; sets sorted, since their order differs from one process to the next."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

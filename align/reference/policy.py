@@ -101,7 +101,7 @@ class ReferencePolicy:
         return scores
 
     @contextlib.contextmanager
-    def _adapter_off(self, policy: nn.Module) -> Any:
+    def _adapter_off(self, policy: Any) -> Any:
         if self.strategy != "adapter_off":
             if self.model is None:
                 raise UserError(

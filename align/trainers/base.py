@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,8 +34,10 @@ from align.objectives.base import Objective
 from align.reference.digest import model_digest
 from align.reference.policy import ReferencePolicy, Strategy, choose, frozen
 from align.reference.store import LogProbStore, sequence_key
+from align.reference.sync import SyncReference
 from align.report.card import CardFacts, model_card
 from align.run import write_atomically
+from align.trainers.guard import Guard
 from align.trainers.mixin import AlignMixin
 from align.versions import installed
 
@@ -51,6 +55,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         objective: what to minimise.
         reference: how the reference policy is kept (``auto``, ``adapter_off``, ``copy``, ``reload``); unused where the
             objective needs none.
+        reference_sync: (every, mix): each ``every`` steps the reference moves to ``mix`` * policy + (1 - ``mix``) *
+            reference (TR-DPO, arXiv 2404.09656); None keeps it where it was at the start.
         store_dir: folder of the reference log-prob store; None for no store.
         max_length: most tokens of prompt and answer together, None for no limit.
         truncation: what happens to longer rows: ``drop``, ``keep_start``, ``keep_end`` or ``prompt_left``.
@@ -77,6 +83,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         reference: Strategy = "auto",
+        reference_sync: tuple[int, float] | None = None,
         store_dir: str | Path | None = None,
         max_length: int | None = 1024,
         truncation: str = "drop",
@@ -94,8 +101,10 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self.objective, self.order = objective, order
         collator = TreeCollator(objective.branches)
 
+        say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
+
         def ready(data: Any) -> Any:
-            return _prepared(data, processing_class, objective, max_length, truncation)
+            return _prepared(data, processing_class, objective, max_length, truncation, say)
 
         train_dataset = ready(train_dataset)
         if isinstance(eval_dataset, dict):
@@ -106,7 +115,11 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         self.digest: str | None = None
-        kept = self._keep_reference(model, args, reference, store_dir, peft_config, collator, train_dataset, eval_dataset)
+        if reference_sync is not None:
+            store_dir = None  # what moves is not worth keeping
+        kept = self._keep_reference(
+            model, args, reference, store_dir, peft_config, collator, train_dataset, eval_dataset
+        )
 
         super().__init__(
             model=model,
@@ -120,6 +133,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             peft_config=peft_config,
         )
         check_launch(self.accelerator)
+        _leave_outputs_wide(self.accelerator)
         attach(self.model)
         self.engine = ScoringEngine(sharded=self._sharded())
         self.reference = None
@@ -127,6 +141,9 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             strategy, frozen_model, store = kept
             self.reference = ReferencePolicy(self.engine, strategy, frozen_model, store)
         self._start()
+        self.add_callback(Guard(self))
+        if reference_sync is not None:
+            self.add_callback(SyncReference(self, *reference_sync))
 
     def _keep_reference(
         self,
@@ -169,8 +186,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             raise UserError("train.max_tokens_per_microbatch needs data of known size; with streaming, leave it out.")
         lengths = row_lengths(train_dataset, collator)
         self.order = self.order or shuffled(len(lengths), args.data_seed or args.seed)
-        # with max_steps the number of epochs is not known yet; epochs repeat lengths, so a few say enough
-        epochs = max(1, int(args.num_train_epochs)) if args.max_steps < 0 else 3
+        steps_per_epoch = max(1, len(self.order(0)) // self.step_examples)
+        epochs = math.ceil(args.num_train_epochs if args.max_steps < 0 else args.max_steps / steps_per_epoch)
         packs = packs_for_budget(lengths, self.step_examples, self.order, epochs, self.token_budget, world)
         args.gradient_accumulation_steps = packs // world
 
@@ -239,7 +256,9 @@ def _refuse(args: SFTConfig, peft_config: Any) -> None:
     if args.torch_compile:
         raise UserError("torch_compile is not supported: shapes of packed rows change with every batch. Leave it off.")
     if args.packing or args.padding_free:
-        raise UserError("packing and padding_free are TRL's; rows are always packed here, without padding. Leave them out.")
+        raise UserError(
+            "packing and padding_free are TRL's; rows are always packed here, without padding. Leave them out."
+        )
     parallel = getattr(args, "parallelism_config", None)
     if parallel is not None and (parallel.cp_size > 1 or parallel.sp_size > 1 or parallel.tp_size > 1):
         raise UserError("sequence, context and tensor parallelism are not supported; use FSDP2 or ZeRO.")
@@ -258,6 +277,14 @@ def _load(model: Any, args: SFTConfig) -> Any:
     return AutoModelForCausalLM.from_pretrained(model, **options)
 
 
+def _leave_outputs_wide(accelerator: Any) -> None:
+    """Keep FSDP2's mixed precision from rounding log-probs to bfloat16 on their way out of the model."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if plugin is not None and policy is not None and policy.output_dtype is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
+
+
 def _load_again(model: PreTrainedModel) -> nn.Module:
     """The model that ``model`` was loaded from, frozen; under ZeRO-3 cut up as it is loaded."""
     source = model.config._name_or_path
@@ -273,26 +300,34 @@ def _load_again(model: PreTrainedModel) -> nn.Module:
     if not gather_object([mine == theirs])[0]:
         raise UserError(
             f"The policy is not what {source} holds, so the reference cannot be loaded from there: save the policy to "
-            "a folder first and start from that folder. With an adapter on top, merge it first, or set "
-            "zero3_init_flag: false, or use FSDP2."
+            "a folder first and start from that folder. With an adapter on top, merge it first, or use FSDP2 or ZeRO-2."
         )
     return again.eval().requires_grad_(False)
 
 
-def _prepared(data: Any, tokenizer: Any, objective: Objective, max_length: int | None, truncation: str) -> Any:
+def _prepared(
+    data: Any,
+    tokenizer: Any,
+    objective: Objective,
+    max_length: int | None,
+    truncation: str,
+    say: Callable[[str], Any],
+) -> Any:
     """Prepared rows as they are, raw ones tokenised with a word on what became of them."""
     columns = data.column_names or list(next(iter(data)))
     if all(f"{name}_ids" in columns for name in objective.branches):
         return data
     prepared, preparation = prepare(data, tokenizer, objective.branches, max_length=max_length, truncation=truncation)
     for sentence in preparation.summary():
-        print(sentence, flush=True)
+        say(sentence)
     return prepared
 
 
 def _complete(store: LogProbStore, collator: TreeCollator, datasets: tuple) -> bool:
     """Whether the store holds every sequence of every data set, so that no reference need be kept in memory."""
-    flat = [d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))]
+    flat = [
+        d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))
+    ]
     if not len(store) or any(not hasattr(d, "__len__") for d in flat):
         return False
     return all(

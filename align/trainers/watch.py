@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +117,6 @@ class Watch(TrainerCallback):
             if logs and "train_runtime" not in logs:
                 self.run.append_metrics({"step": state.global_step, **logs})
             return
-        self._require_finite(logs)
         record: dict[str, Any] = {"step": state.global_step, **logs, **self._speed(state)}
         reading = None
         due = self.every is None or state.global_step % self.every == 0 or state.global_step >= state.max_steps
@@ -135,32 +133,9 @@ class Watch(TrainerCallback):
                 "suppression."
             )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if control.should_save:
-            self._before_save()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.generate_every and state.global_step % self.generate_every == 0:
             self._generate(state)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if control.should_save:
-            self._before_save()
-
-    def _before_save(self) -> None:
-        """A checkpoint with a broken loss or broken weights must not take the place of a good one."""
-        self.trainer.check_finite(weights=True)
-        if self.trainer.reference is not None and self.trainer.reference.store is not None:
-            self.trainer.reference.store.flush()
-
-    def _require_finite(self, logs: Mapping[str, float]) -> None:
-        self.trainer.check_finite()
-        # a loss scaler (float16) meets infinite gradients by design and skips those steps
-        norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(float(norm)) and self.trainer.accelerator.scaler is None:
-            self.trainer.stop_not_finite("gradient norm")
 
     def _read(self, step: int) -> ProbeReading:
         reading = self.displacement.read(step, score_probe(self.trainer, self.trainer.model_wrapped, self.rows))

@@ -1,4 +1,4 @@
-"""`python -m align.recipes.quickstart [--seed N] [--out FOLDER]`."""
+"""`python -m align.recipes.quickstart [--seed N] [--out FOLDER]`: what `make quickstart` runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from align.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demonstration; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m align.recipes.quickstart", description=__doc__)
+    about = "Learn a small world, align a model three ways, draw what became of it."
+    parser = argparse.ArgumentParser(prog="python -m align.recipes.quickstart", description=about)
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything it writes")
     given = parser.parse_args(argv)

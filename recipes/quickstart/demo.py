@@ -23,6 +23,7 @@ from align.recipes.quickstart.measure import Masses, Scorer
 from align.recipes.quickstart.picture import draw
 from align.recipes.quickstart.small_model import save_new
 from align.recipes.quickstart.summary import summary
+from align.run import LOCK, RunDirectory
 
 RECIPES = Path(__file__).parent
 METHODS = {"DPO": "dpo", "Flex-DPO": "flex_dpo", "RPO": "rpo"}  # what it is called, its recipe
@@ -63,7 +64,7 @@ def _demonstrate(out: Path, seed: int, size: world.Size | None, echo: Echo) -> d
         say(name, f"P(chosen) {masses['start'].chosen:.3f} to {masses[title].chosen:.3f}")
     (out / "masses.json").write_text(json.dumps({k: asdict(v) for k, v in masses.items()}, indent=1) + "\n")
     picture = draw(out / "quickstart.png", masses, {title: trajectory(run) for title, run in runs.items()})
-    for line in summary(masses, said, pairs[0]):
+    for line in summary(masses, said, pairs[0], {title: accuracy(run) for title, run in runs.items()}):
         echo(line)
     echo(f"\n  picture  {_short(picture)}\n  done in  {time.perf_counter() - began:.0f} s")
     return masses
@@ -114,7 +115,7 @@ def _train(
     if held_out is not None:
         places |= {"data.held_out.path": str(held_out), "reference.store_dir": str(out / "reference")}
     overrides = [f"{key}={json.dumps(value)}" for key, value in {**places, "seed": seed}.items()]
-    if (out / run).exists():
+    if (out / run / LOCK).exists():  # of an earlier quickstart
         shutil.rmtree(out / run)
     train.run(load_recipe(RECIPES / f"{recipe}.yaml", overrides), echo=lambda *_: None)
     return out / run
@@ -122,7 +123,7 @@ def _train(
 
 def trained_model(run: Path) -> Path:
     """The folder in which a finished run keeps its model."""
-    return run / "model"
+    return run / train.MODEL
 
 
 @contextmanager
@@ -143,9 +144,14 @@ def _calm() -> Iterator[None]:
 
 def trajectory(run: Path) -> list[tuple[float, float, float]]:
     """Step, and how far both answers of the held-out pairs moved since the start, in nats; from ``metrics.jsonl``."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    probes = [record["probe"] for record in records if "probe" in record]
+    probes = [record["probe"] for record in RunDirectory(run).metrics() if "probe" in record]
     return [(probe["step"], probe["chosen"]["value"], probe["rejected"]["value"]) for probe in probes]
+
+
+def accuracy(run: Path) -> float:
+    """Share of held-out pairs whose implicit reward prefers the chosen answer at the end, in [0, 1]."""
+    key = "eval_rewards/accuracies"
+    return [record[key] for record in RunDirectory(run).metrics() if key in record][-1]
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

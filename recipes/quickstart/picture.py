@@ -19,6 +19,7 @@ _PARTS = {
     "elsewhere": ("any other text", "#4D4D4D"),
 }
 _LINES = {"DPO": "#0072B2", "Flex-DPO": "#E69F00", "RPO": "#CC79A7"}
+_DASHED = (0, (4, 2))
 
 
 def draw(path: Path, masses: Mapping[str, Masses], changes: Mapping[str, Sequence[tuple[float, float, float]]]) -> Path:
@@ -77,10 +78,12 @@ def _curves(axes: Axes, changes: Mapping[str, Sequence[tuple[float, float, float
     for title, points in changes.items():
         steps, chosen, rejected = zip(*points, strict=True)
         axes.plot(steps, chosen, color=_LINES[title], label=title, lw=1.8)
-        axes.plot(steps, rejected, color=_LINES[title], lw=1.8, ls=(0, (4, 2)))
+        axes.plot(steps, rejected, color=_LINES[title], lw=1.8, ls=_DASHED)
+    axes.plot([], [], color="black", lw=1.4, label="chosen answer")
+    axes.plot([], [], color="black", lw=1.4, ls=_DASHED, label="rejected answer")
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("change of log-prob since the start, nats")
-    axes.set_title("Held-out pairs: chosen (solid) and rejected (dashed)", loc="left", fontsize=11, fontweight="bold")
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.set_ylabel("change of log-prob, nats")
+    axes.set_title("How held-out pairs moved", loc="left", fontsize=11, fontweight="bold")
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)

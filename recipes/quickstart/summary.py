@@ -16,8 +16,13 @@ LIMITS = (
 )
 
 
-def summary(masses: Mapping[str, Masses], said: Mapping[str, Sequence[str]], pair: Row) -> list[str]:
-    """Lines for the terminal. ``masses`` begin with ``start``; ``said`` are samples for the prompt of ``pair``."""
+def summary(
+    masses: Mapping[str, Masses], said: Mapping[str, Sequence[str]], pair: Row, accuracies: Mapping[str, float]
+) -> list[str]:
+    """Lines for the terminal. ``masses`` begin with ``start``; ``said`` are samples for the prompt of ``pair``.
+
+    ``accuracies`` are preference accuracies on held-out pairs by method.
+    """
     start, methods = masses["start"], [title for title in masses if title != "start"]
     question = pair["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
     return [
@@ -27,6 +32,7 @@ def summary(masses: Mapping[str, Masses], said: Mapping[str, Sequence[str]], pai
         *(_row(title, start, now) for title, now in masses.items()),
         "",
         *(f"  {title:<10}{sentence(start, masses[title])}" for title in methods),
+        f"  {unseen(accuracies)}",
         "",
         f"  Three samples each: {question}  (chosen {pair['chosen'].strip()!r}, rejected {pair['rejected'].strip()!r})",
         *(f"  {title:<10}{'  |  '.join(text or '(nothing)' for text in texts)}" for title, texts in said.items()),
@@ -51,10 +57,22 @@ def sentence(start: Masses, now: Masses) -> str:
     fell = "fell" if now.rejected < start.rejected else "did not fall"
     rest = ""
     if most != "the chosen answer":
-        rest = f", {now.chosen:.0%} on the chosen answer"
+        rest = f", {_share(now.chosen)} on the chosen answer"
     elif now.elsewhere > start.elsewhere:
-        rest = f", {now.elsewhere:.0%} on other text ({start.elsewhere:.0%} at the start)"
-    return f"The rejected answer {fell}; {parts[most]:.0%} of the probability is now on {most}{rest}."
+        rest = f", {_share(now.elsewhere)} on other text ({_share(start.elsewhere)} at the start)"
+    return f"The rejected answer {fell}; {_share(parts[most])} of the probability is now on {most}{rest}."
+
+
+def unseen(accuracies: Mapping[str, float]) -> str:
+    """The usual number, and whether it tells these methods apart."""
+    listed = ", ".join(f"{title} {value:.2f}" for title, value in accuracies.items())
+    alike = max(accuracies.values()) - min(accuracies.values()) < 0.02
+    return f"Preference accuracy on held-out pairs: {listed}{'; it sees none of this' if alike else ''}."
+
+
+def _share(part: float) -> str:
+    """A probability in whole per cent that never rounds to none or all."""
+    return "under 1%" if part < 0.005 else "over 99%" if part > 0.995 else f"{part:.0%}"
 
 
 def order(masses: Mapping[str, Masses]) -> str:

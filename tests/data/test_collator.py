@@ -101,7 +101,9 @@ def random_rows() -> list[dict]:
 
 
 @pytest.mark.parametrize("feed_last", [False, True])
-@pytest.mark.parametrize("branches", [("chosen",), ("chosen", "rejected"), ("retain",), ("chosen", "rejected", "retain")])
+@pytest.mark.parametrize(
+    "branches", [("chosen",), ("chosen", "rejected"), ("retain",), ("chosen", "rejected", "retain")]
+)
 def test_lengths_are_the_places_that_rows_take(branches: tuple[str, ...], feed_last: bool) -> None:
     collator = TreeCollator(branches, feed_last=feed_last)
     rows = random_rows()

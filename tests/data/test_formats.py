@@ -143,6 +143,11 @@ class TestCanonical:
         assert out["chat_template_kwargs"] == {"x": 1}
         assert "tools" not in canonical(row | {"tools": []})
 
+    def test_keys_that_arrow_filled_in(self):
+        filled = {"tool_calls": None, "name": None}
+        row = {"prompt": [ASK | filled], "chosen": [YES | filled], "rejected": [NO | filled], "label": None}
+        assert canonical(row) == {"prompt": [ASK], "chosen": [YES], "rejected": [NO]}
+
     def test_text_in_parts(self):
         parts = [{"type": "text", "text": "Is "}, {"type": "text", "text": "it?", "image": None}]
         assert canonical({"prompt": [{"role": "user", "content": parts}], "completion": [YES]})["prompt"] == [ASK]

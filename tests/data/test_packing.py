@@ -32,7 +32,9 @@ def in_order(count: int, reverse: bool = False) -> object:
     return lambda epoch: list(range(count))[:: -1 if reverse else 1]
 
 
-def per_rank(lengths: Sequence[int], world: int, packs: int, epoch: int = 0, **options: object) -> list[list[list[int]]]:
+def per_rank(
+    lengths: Sequence[int], world: int, packs: int, epoch: int = 0, **options: object
+) -> list[list[list[int]]]:
     """Packs of every rank, in order of use."""
     out = []
     for rank in range(world):

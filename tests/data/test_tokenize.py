@@ -218,6 +218,18 @@ class TestFirstToken:
         assert ours[0]["prompt_ids"] == whole[:1]
         assert ours[0]["completion_ids"] == whole[1:]
 
+    def test_an_empty_prompt_that_trl_prepared(self):
+        row = {"prompt_ids": [], "chosen_ids": [7, 8, 9], "rejected_ids": [7, 6], "chosen_mask": [0, 1, 0]}
+        ours, _ = prepare(Dataset.from_list([row]), tiny_tokenizer(), PAIR)
+        assert ours[0] == {
+            "prompt_ids": [7],
+            "chosen_ids": [8, 9],
+            "chosen_mask": [1, 0],
+            "rejected_ids": [6],
+            "rejected_mask": [1],
+            "row": 0,
+        }
+
     def test_an_empty_prompt_with_bos(self):
         tokenizer = tiny_tokenizer(chat=False, bos=True)
         ours, account = prepare(Dataset.from_list([pair("", "Paris", "Lyon")]), tokenizer, PAIR)

@@ -21,7 +21,7 @@ allow()
 
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from tiny import rows, tokenizer  # noqa: E402
+from saved_model import rows, tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
 
 from align.compat import training_config  # noqa: E402

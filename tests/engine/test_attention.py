@@ -46,7 +46,9 @@ def test_equals_dense_attention_under_the_layouts_mask(window: int | None, softc
     options = {} if softcap is None else {"softcap": softcap}
     # twice, since masks are kept: a second layer, or one with another window, must not be given the wrong one
     for width in (window, None, window, 4):
-        ours, weights = tree_attention(nn.Identity(), q, k, v, layout=LAYOUT, scaling=0.3, sliding_window=width, **options)
+        ours, weights = tree_attention(
+            nn.Identity(), q, k, v, layout=LAYOUT, scaling=0.3, sliding_window=width, **options
+        )
         assert weights is None
         assert ours.shape == (1, LENGTH, 4, 8)
         assert ours.is_contiguous()

@@ -83,7 +83,8 @@ def with_segments(batch: TreeBatch, change: Callable[[Segment], Segment]) -> Tre
 
 
 @BOTH
-def test_catches_one_sibling_token(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spread", [0.2, 0.04])
+def test_catches_one_sibling_token(spread: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     def leak(batch: TreeBatch) -> TreeBatch:
         # the rejected answer of the first prompt (9 tokens, so 8 before its branches) also sees the head of the chosen
         # branch, which is its own prompt token, and then ONE token of the chosen answer
@@ -92,7 +93,7 @@ def test_catches_one_sibling_token(dtype: torch.dtype, monkeypatch: pytest.Monke
         return replace(batch, layout=Layout([first, second, replace(third, p1=10), *rest]))
 
     planted(monkeypatch, leak)
-    result, engine = probed(tiny_model(dtype=dtype))
+    result, engine = probed(tiny_model(dtype=dtype, initializer_range=spread))
     assert engine.mode == "padded"
     assert "answers to the same prompt see each other" in result.sentence()
 

@@ -13,8 +13,6 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 from zoo import (
     ARCHITECTURES,
-    VOCABULARY,
-    coefficients,
     distance,
     gradients,
     kept,
@@ -51,7 +49,9 @@ def assert_same_sums(values: Tensor, rows: list[Tensor], tolerance: float = SUM_
         assert gap <= tolerance * own.double().sum().abs().item()
 
 
-def assert_same_gradients(ours: dict[str, Tensor], own: dict[str, Tensor], tolerance: float = GRADIENT_TOLERANCE) -> None:
+def assert_same_gradients(
+    ours: dict[str, Tensor], own: dict[str, Tensor], tolerance: float = GRADIENT_TOLERANCE
+) -> None:
     """All gradients together to ``tolerance``, and each by itself.
 
     A single parameter gets ten times more, plus rounding of the whole for those whose true gradient is zero, as for
@@ -83,7 +83,9 @@ def test_masked_tokens_are_fed_but_not_scored() -> None:
     model, ids = tiny_model(), token_ids(4)
     answer = ids(6)
     whole = pack([Example((Tree(ids(5), (Branch("chosen", answer),)),))])
-    masked = pack([Example((Tree(whole.examples[0].trees[0].prompt, (Branch("chosen", answer, [0, 1, 1, 0, 0, 1]),)),))])
+    masked = pack(
+        [Example((Tree(whole.examples[0].trees[0].prompt, (Branch("chosen", answer, [0, 1, 1, 0, 0, 1]),)),))]
+    )
     attach(model)
     scores = engine()(model, masked)
     assert torch.allclose(scores.tokens["logp"], engine()(model, whole).tokens["logp"][[1, 2, 5]], rtol=1e-6)
@@ -109,7 +111,8 @@ def test_a_dummy_batch_is_an_exact_zero_with_zero_gradients(name: str, mode: Mod
     loss.backward()
     assert loss.item() == 0.0
     for parameter in model.parameters():  # present, or data-parallel ranks would wait for each other
-        assert parameter.grad is not None and not parameter.grad.any()
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
     assert all(count.item() == 0 for _, count in terms.metrics.values())
 
 
@@ -311,4 +314,3 @@ def test_reads_of_one_sequence() -> None:
         expected = logp.gather(1, torch.tensor(branch.ids)[:, None])[:, 0][kept(branch)]
         assert torch.allclose(scores.of_sequence(i), expected, atol=1e-5)
     assert len(scores.of("chosen")) + len(scores.of("rejected")) == len(scores.tokens["logp"])
-    assert batch.targets.max() < VOCABULARY and len(coefficients(3)) == 3

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, wilson
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
+
+from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, wilson
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95]))

@@ -2,8 +2,8 @@
 
 Sums: chosen -1.75 and -2 (reference -2.5 and -1.5), rejected -2 and -2.5 (reference -1.5 and -2.5), so the log-ratios
 are d_w = (0.75, -0.5), d_l = (-0.5, 0) and d_w - d_l = (1.25, -0.5); lengths are (3, 1) and (2, 4). ``loss`` is what an
-optimizer step over just these pairs has: each term divided by its own unit. ``d_w`` and ``d_l`` are the pulls: minus the
-gradient by the chosen sum, and the gradient by the rejected sum, of the sum over pairs.
+optimizer step over just these pairs has: each term divided by its own unit. ``d_w`` and ``d_l`` are the pulls: minus
+the gradient by the chosen sum, and the gradient by the rejected sum, of the sum over pairs.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from align.eval.stats import wilson
 
+from align.eval.stats import wilson
 from align.explain_terms import TERMS, Explanation
 from align.objectives import DPO, OBJECTIVES
 from align.probes.displacement import Displacement, ProbeScores

@@ -1,0 +1,265 @@
+"""Two processes train as one does: DDP, FSDP2 and ZeRO on CPU, against the single process, step by step.
+
+Thirty-three rows at eight a step: the fifth step has one row, so that most of its micro-batches are dummies, on one
+rank all of them. Two processes accumulate over two micro-batches, the single process over none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from saved_model import save_model
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+CONFIGS = {
+    "ddp": ROOT / "recipes/accelerate/ddp_cpu.yaml",
+    "fsdp2": HERE / "fsdp2_cpu.yaml",
+    "zero2": ROOT / "recipes/accelerate/zero2_cpu.yaml",
+    "zero3": ROOT / "recipes/accelerate/zero3_cpu.yaml",
+}
+CASES = ("full", "lora", "kl-full")
+MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter")
+STORE = ("full-store-seed", "full-store", "full-store-again")
+
+Launch = Callable[..., Path]
+
+
+def _environment(label: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_")) and k != "WORLD_SIZE"}
+    env = kept | {
+        "ALIGN_TEST_LABEL": label,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return env | ({"DS_ACCELERATOR": "cpu"} if label.startswith("zero") else {"ACCELERATE_USE_CPU": "true"})
+
+
+def _need(label: str) -> None:
+    if not label.startswith("zero"):
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed: pip install 'align-llm[deepspeed]'")
+    compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++", "clang++") if shutil.which(c)), "")
+    if not shutil.which(compiler):
+        pytest.skip("DeepSpeed on a CPU compiles its communication at the start and there is no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("distributed")
+    save_model(made / "model")
+    save_model(made / "tied", tie_word_embeddings=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def launch(folder: Path) -> Launch:
+    """Runs cases of the worker under a backend, all in one launch, and returns the folder of results."""
+
+    def run(label: str, cases: tuple[str, ...], *options: str) -> Path:
+        _need(label)
+        if all((folder / f"{label}-{case}.json").exists() for case in cases):
+            return folder
+        command = [sys.executable]
+        if label != "single":
+            command += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS[label]), *options]
+        command += [str(HERE / "worker.py"), str(folder), *cases]
+        done = subprocess.run(
+            command, env=_environment(label), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        )
+        # results, not the exit code: ranks are known to abort at interpreter exit after all work was done
+        missing = [case for case in cases if not (folder / f"{label}-{case}.json").exists()]
+        assert not missing, f"{label}: no result for {missing}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return folder
+
+    return run
+
+
+def _result(folder: Path, label: str, case: str) -> dict[str, Any]:
+    return json.loads((folder / f"{label}-{case}.json").read_text())
+
+
+def _weights(folder: Path, label: str, case: str) -> dict[str, torch.Tensor]:
+    (file,) = (folder / f"{label}-{case}").glob("*.safetensors")
+    return load_file(file)
+
+
+def _compare(folder: Path, label: str, case: str, loss: float = 1e-6, weight: float = 1e-5) -> dict[str, Any]:
+    """Losses to 1e-6; gradient norms, and metrics through their margins, to 1e-5; saved weights to 1e-5."""
+    one, two = _result(folder, "single", case), _result(folder, label, case)
+    torch.testing.assert_close(two["loss"], one["loss"], rtol=0, atol=loss)
+    torch.testing.assert_close(two["eval_loss"], one["eval_loss"], rtol=0, atol=loss)
+    torch.testing.assert_close(two["grad_norm"], one["grad_norm"], rtol=10 * loss, atol=10 * loss)
+    torch.testing.assert_close(two["margins"], one["margins"], rtol=0, atol=10 * loss)
+    assert len(set(one["loss"])) == len(one["loss"])
+    assert two["mode"] == one["mode"] == "tree"
+    assert two["start_gap"] <= 1e-5
+    mine, theirs = _weights(folder, label, case), _weights(folder, "single", case)
+    # a sharded model saves a tied head beside the embedding
+    assert set(theirs) <= set(mine) <= {*theirs, "lm_head.weight"}
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=0, atol=weight, msg=lambda m, n=name: f"{n}: {m}")
+    return two
+
+
+WRAPPERS = {
+    "ddp": "DistributedDataParallel",
+    "fsdp2": "FSDPModule",
+    "zero2": "DeepSpeedEngine",
+    "zero3": "DeepSpeedEngine",
+}
+
+
+@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero3"])
+def test_two_processes_have_the_losses_of_one(launch: Launch, label: str) -> None:
+    launch("single", CASES)
+    folder = launch(label, CASES)
+    for case in CASES:
+        result = _compare(folder, label, case)
+        assert WRAPPERS[label] in result["wrapper"]
+        assert len(result["loss"]) == 5
+        assert [len(rank["flags"]) for rank in result["ranks"]] == [10, 10]
+    assert _result(folder, label, "lora")["strategy"] == "adapter_off"
+    assert _result(folder, label, "full")["strategy"] == ("reload" if label == "zero3" else "copy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_tied_heads_checkpointing_and_trained_adapters(launch: Launch, label: str) -> None:
+    cases = tuple(case for case in MORE if (label, case) != ("zero3", "adapter"))
+    launch("single", MORE)
+    folder = launch(label, cases)
+    for case in cases:
+        _compare(folder, label, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero3"])
+def test_ranks_that_miss_different_rows_of_the_store_stay_in_step(launch: Launch, label: str) -> None:
+    launch("single", ("full", *STORE))
+    folder = launch(label, STORE)
+    plain = _result(folder, "single", "full")
+    for case in ("full-store", "full-store-again"):
+        result = _compare(folder, label, case)
+        torch.testing.assert_close(result["loss"], plain["loss"], rtol=0, atol=1e-6)
+    partly, again = (_result(folder, label, case) for case in ("full-store", "full-store-again"))
+    first, second = (rank["flags"] for rank in partly["ranks"])
+    assert any(a != b for a, b in zip(first, second, strict=True))
+    assert partly["held"]
+    assert not again["held"]
+    assert sum(rank["computed"] for rank in again["ranks"]) == 0
+
+
+@pytest.mark.slow
+def test_weights_that_only_rank_0_loaded_reach_the_reference(launch: Launch, folder: Path) -> None:
+    launch("single", ("kl-full",))
+    for result in folder.glob("fsdp2-kl-full*"):
+        shutil.rmtree(result) if result.is_dir() else result.unlink()
+    launch("fsdp2", ("kl-full",), "--fsdp_cpu_ram_efficient_loading", "true")
+    _compare(folder, "fsdp2", "kl-full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("label", "tolerance"), [("ddp", 2e-3), ("fsdp2", 5e-3)])
+def test_bfloat16_is_near_and_keeps_the_reference_of_a_kl_term(launch: Launch, label: str, tolerance: float) -> None:
+    # FSDP computes with bfloat16 weights and reduces bfloat16 gradients, DDP does neither
+    cases = ("bf16-full", "bf16-kl-full")
+    launch("single", cases)
+    folder = launch(label, cases)
+    for case in cases:
+        one, two = _result(folder, "single", case), _result(folder, label, case)
+        torch.testing.assert_close(two["loss"], one["loss"], rtol=0, atol=tolerance)
+
+
+RECIPE = """
+name: {name}
+seed: 3
+model: {{id: {folder}/model, dtype: float32}}
+data: {{train: {{path: {folder}/pairs.jsonl}}, max_length: 128}}
+objective: {{name: dpo}}
+reference: {{store_dir: {folder}/reference-{name}}}
+watch: {{probe_pairs: 3}}
+train: {{max_steps: 8, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 5e-3,
+         logging_steps: 1, save_steps: 3, use_cpu: true, activation_checkpointing: false}}
+output: {folder}/runs/{name}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_after_one_was_killed(folder: Path) -> None:
+    words = random.Random(1)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(f"w{words.randrange(3, 97)}" for _ in range(words.randint(low, high)))
+
+    pairs = [{"prompt": text(3, 9), "chosen": text(1, 8), "rejected": text(1, 8)} for _ in range(37)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def train(name: str, entry: list[str], *more: str, **env: str) -> int:
+        recipe = folder / f"{name}.yaml"
+        recipe.write_text(RECIPE.format(name=name, folder=folder))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS["ddp"])]
+        done = subprocess.run(
+            [*command, *entry, str(recipe), *more], env=_environment("ddp") | env, cwd=ROOT, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        print(done.stdout[-3000:], done.stderr[-3000:])
+        return done.returncode
+
+    def losses(name: str) -> dict[int, float]:
+        lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        return {r["step"]: r["loss"] for r in map(json.loads, lines) if "loss" in r}
+
+    assert train("whole", ["-m", "align.train"]) == 0
+    assert train("cut", [str(HERE / "dies.py")], ALIGN_TEST_DIE_AT="5") != 0
+    assert max(losses("cut")) < 8
+    assert train("cut", ["-m", "align.train"], "--resume") == 0
+    assert losses("cut") == losses("whole")
+    whole, cut = (load_file(folder / "runs" / name / "model/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "variable", "said"),
+    [
+        (["--cpu", "--num_processes", "2"], False, "started one"),
+        (["--config_file", str(CONFIGS["ddp"])], False, "each would be a run of its own"),
+        (["--config_file", str(CONFIGS["fsdp2"])], True, "which shards nothing"),
+        (["--config_file", str(CONFIGS["zero3"])], True, "DeepSpeed was asked for"),
+    ],
+    ids=["one process", "two runs", "FSDP as DDP", "DeepSpeed as DDP"],
+)
+def test_a_command_that_would_run_something_else_stops_with_its_cure(
+    folder: Path, options: list[str], variable: bool, said: str
+) -> None:
+    if str(CONFIGS["zero3"]) in options:
+        _need("zero3")
+    recipe = folder / "refused.yaml"
+    recipe.write_text(RECIPE.format(name="refused", folder=folder))
+    env = _environment("ddp")
+    if not variable:
+        del env["ACCELERATE_USE_CPU"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "align.train", str(recipe)]
+    done = subprocess.run(
+        [*command, "train.use_cpu=false"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (folder / "runs/refused").exists()
