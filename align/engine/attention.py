@@ -155,4 +155,4 @@ def _varlen(
         enable_gqa=query.shape[1] != key.shape[1],
         num_splits=1,  # a sequence must not see its neighbours through the order of a reduction
     )
-    return out[None]
+    return out.unsqueeze(0)  # type: ignore[union-attr]  # a tuple only with return_aux

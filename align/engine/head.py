@@ -97,7 +97,7 @@ class _ChunkedReads(torch.autograd.Function):
     """Tiles of tokens: forward keeps only the hidden states; backward makes each tile's logits again."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -120,7 +120,7 @@ class _ChunkedReads(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, out = ctx.saved_tensors
         # the parameter is looked up again: a sharded one is gathered around this backward, in a place of its own
         weight, bias, job = ctx.head.weight, ctx.head.bias, ctx.job

@@ -74,14 +74,15 @@ class Layout:
         """Boolean mask [q, p + q], bottom-right causal, or None where plain causal attention says the same."""
         queries, prefix = segment.q1 - segment.q0, segment.p1 - segment.p0
         keys = prefix + queries
-        narrow = window is not None and window < keys
-        if prefix == 0 and not narrow:
+        if window is not None and window >= keys:
+            window = None
+        if prefix == 0 and window is None:
             return None
-        key = (queries, prefix, window if narrow else None, device)
+        key = (queries, prefix, window, device)
         if key not in self._cache:
             i = torch.arange(queries, device=device)[:, None] + prefix
             j = torch.arange(keys, device=device)[None]
-            self._cache[key] = (j <= i) & (j > i - window) if narrow else j <= i
+            self._cache[key] = j <= i if window is None else (j <= i) & (j > i - window)
         return self._cache[key]
 
     def varlen(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:

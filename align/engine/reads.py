@@ -34,7 +34,7 @@ class Read:
 class LogProb(Read):
     """log p(target), in nats."""
 
-    name: ClassVar[str] = "logp"  # type: ignore[misc]
+    name: ClassVar[str] = "logp"
 
     def chunk(self, logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:
         return logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
@@ -44,7 +44,7 @@ class LogProb(Read):
 class Entropy(Read):
     """Entropy of the next-token distribution, in nats."""
 
-    name: ClassVar[str] = "entropy"  # type: ignore[misc]
+    name: ClassVar[str] = "entropy"
 
     def chunk(self, logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:
         logp = logits.log_softmax(-1)
@@ -55,7 +55,7 @@ class Entropy(Read):
 class CollisionProbability(Read):
     """sum_v p(v)^2: the chance that two draws agree."""
 
-    name: ClassVar[str] = "collision"  # type: ignore[misc]
+    name: ClassVar[str] = "collision"
 
     def chunk(self, logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:
         return logits.softmax(-1).square().sum(-1)
@@ -65,7 +65,7 @@ class CollisionProbability(Read):
 class ArgmaxHit(Read):
     """1 where the target is the most likely token, else 0; carries no gradient."""
 
-    name: ClassVar[str] = "argmax_hit"  # type: ignore[misc]
+    name: ClassVar[str] = "argmax_hit"
     differentiable: ClassVar[bool] = False
 
     def chunk(self, logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:

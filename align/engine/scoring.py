@@ -52,13 +52,14 @@ class ScoringJob:
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside any stack of wrappers (data parallel, DeepSpeed, PEFT)."""
-    while hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(f"align scores transformers models; {type(model).__name__} is none.")
-    return model
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel):
+        raise UserError(f"align scores transformers models; {type(inner).__name__} is none.")
+    return inner
 
 
 def attach(model: nn.Module) -> PreTrainedModel:
@@ -67,20 +68,20 @@ def attach(model: nn.Module) -> PreTrainedModel:
     if "_align_forward" in inner.__dict__:
         return inner
     head = _head_of(inner)
-    if type(inner).forward is not None and not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear):
         raise UserError(
             f"The output head is a {type(head).__name__}, but scoring needs a plain linear layer: remove it from the "
             "adapter's target modules (lora.targets) and do not quantise it."
         )
     if inner._can_set_attn_implementation():
         use_tree_attention(inner)
-    inner._align_forward = inner.forward  # type: ignore[assignment]
-    inner.forward = types.MethodType(_with_scoring(type(inner)), inner)  # type: ignore[method-assign]
+    inner._align_forward = inner.forward
+    inner.forward = types.MethodType(_with_scoring(type(inner)), inner)
     head.forward = types.MethodType(_head_forward, head)  # type: ignore[method-assign]
     return inner
 
 
-def _with_scoring(kind: type) -> Any:
+def _with_scoring(kind: Any) -> Any:
     # the signature stays the model's own: `generate` checks its arguments against it
     @functools.wraps(kind.forward)
     def forward(self: PreTrainedModel, *args: Any, scoring: ScoringJob | None = None, **kwargs: Any) -> Any:
@@ -162,7 +163,7 @@ def _padded(
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     step = job.rows_per_chunk or len(rows)
     ends = job.batch.ends.tolist()
-    total: list[Tensor | None] = []
+    total: list[Tensor] = []
     router: list = []
     for start in range(0, len(order), step):
         chosen = order[start : start + step]
@@ -172,19 +173,17 @@ def _padded(
         output = model.base_model(input_ids=ids, **options)
         layers = [output.last_hidden_state, *(output.hidden_states if wants_layers else ())]
         place, source = _places(pairs, rows, chosen, ends, width, device)
+        picked = [layer.flatten(0, 1)[source] for layer in layers]
         if not total:
-            total = [None] * len(layers)
-        for n, layer in enumerate(layers):
-            picked = layer.flatten(0, 1)[source]
-            base = picked.new_zeros(job.batch.input_ids.shape[1], picked.shape[1]) if total[n] is None else total[n]
-            total[n] = base.index_copy(0, place, picked)
+            total = [part.new_zeros(job.batch.input_ids.shape[1], part.shape[1]) for part in picked]
+        total = [whole.index_copy(0, place, part) for whole, part in zip(total, picked, strict=True)]
         if output.get("router_logits") is not None:
             # all chunks together and no padding, so that their number and widths change nothing
             sizes = torch.tensor([len(rows[i]) for i in chosen], device=device)
             real = (torch.arange(width, device=device) < sizes[:, None]).flatten()
             router.append([logits.reshape(-1, logits.shape[-1])[real] for logits in output.router_logits])
     routed = tuple(torch.cat(parts) for parts in zip(*router, strict=True)) if router else None
-    return total[0], list(total[1:]), routed  # type: ignore[return-value]
+    return total[0], total[1:], routed
 
 
 def _places(

@@ -112,7 +112,7 @@ class ReferencePolicy:
             return
         while hasattr(policy, "module"):
             policy = policy.module
-        with policy.disable_adapter():  # type: ignore[operator]
+        with policy.disable_adapter():
             yield
 
     def _remember(self, batch: TreeBatch, scores: Scores) -> None:
