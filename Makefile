@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n )))
-TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$(THREADS)
+# as many workers as cores, one thread each: threads of several processes on the same cores wait for each other
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 # CUDA builds are gigabytes, so a machine without a driver gets the CPU build; pip goes on alone where the index is away
 TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; \
 	then echo https://download.pytorch.org/whl/cpu; fi)
@@ -39,7 +40,7 @@ quickstart: $(STAMP)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m align.recipes.quickstart
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" -rs
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) -m "not slow" -q -rs
 
 test-all: $(STAMP)
 	@mkdir -p docs
@@ -47,7 +48,7 @@ test-all: $(STAMP)
 		echo "# $$(date -u '+%Y-%m-%d %H:%M UTC'), commit $$(git rev-parse --short HEAD 2>/dev/null || echo none)" \
 			"$$(test -z "$$(git status --porcelain 2>/dev/null | grep -v docs/test-all.txt)" || echo '(with changes)')"; \
 		$(BIN)/python -m align doctor | head -20; \
-		$(TEST_ENV) $(BIN)/python -m pytest -rs --durations=10; \
+		$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) -q -rs --durations=10; \
 	} 2>&1 | sed "s#$(CURDIR)#.#g" | tee docs/test-all.txt
 
 lint: $(STAMP)

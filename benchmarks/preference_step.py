@@ -30,6 +30,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from rows import SHAPES, Row, batches, hh_file, trie_nodes
 
+Steps = dict[str, list[Any]]  # by way, one ``ways.Step`` per round
+
 VOCABULARY, MEMORY_VOCABULARY = 32_768, 131_072
 NAMES = ("hh", *SHAPES)
 PADDED_CHUNKS = (2, 4, 8)  # sequences per padded micro-chunk; the fastest is compared with
@@ -40,9 +42,11 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def ratio(times: dict[str, list[float]], other: str, mine: str = "ours") -> dict[str, float]:
-    """How many times as long ``other`` takes as ``mine``, round by round."""
-    return spread([theirs / ours for theirs, ours in zip(times[other], times[mine], strict=True)])
+def ratio(steps: Steps, other: str, mine: str = "ours", *, cpu: bool = False) -> dict[str, float]:
+    """How many times as long ``other`` takes as ``mine``, round by round; by the clock or in processor time."""
+    field = "cpu_seconds" if cpu else "seconds"
+    pairs = zip(steps[other], steps[mine], strict=True)
+    return spread([getattr(theirs, field) / getattr(ours, field) for theirs, ours in pairs])
 
 
 def measure_shape(shape: str, rounds: int, models: tuple[Any, Any]) -> dict[str, Any]:
@@ -52,55 +56,59 @@ def measure_shape(shape: str, rounds: int, models: tuple[Any, Any]) -> dict[str,
         return {"skipped": plan}
     ours, trls = models
     chunk = fastest_chunk(ours, plan[0])
-    ways = {"ours": ours, "trl": trls, f"padded:{chunk}": ours, "ours_warm": ours, "trl_compact": trls}
-    times: dict[str, list[float]] = {mode.split(":")[0]: [] for mode in ways}
-    positions = dict.fromkeys(times, 0)
-    nodes, gap = 0, 0.0
+    padded = f"padded:{chunk}"
+    ways = {"ours": ours, "trl": trls, padded: ours, "ours_warm": ours, "trl_compact": trls}
+    steps: Steps = {name(mode): [] for mode in ways}
+    gap = 0.0
     for number, rows in enumerate(plan):
-        nodes += trie_nodes(rows)
         ours.warm(rows)
-        losses = []
         order = list(ways)
         # nobody is always first
         for mode in order[number % len(order) :] + order[: number % len(order)]:
-            seconds, loss, computed = ways[mode].step(rows, mode)
-            name = mode.split(":")[0]
-            times[name].append(seconds)
-            positions[name] += computed
-            losses.append(loss)
-            print(f"  {shape} {number + 1}/{rounds} {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
+            step = ways[mode].step(rows, mode)
+            steps[name(mode)].append(step)
+            print(f"  {shape} {number + 1}/{rounds} {mode}: {step.seconds:.2f} s", file=sys.stderr, flush=True)
+        losses = [values[-1].loss for values in steps.values()]
         gap = max(gap, max(losses) - min(losses))
-    return shape_report(times, positions, nodes, gap, plan) | {"padded_rows_per_chunk": chunk}
+    return shape_report(steps, plan) | {"loss_gap": gap, "padded_rows_per_chunk": chunk}
+
+
+def name(mode: str) -> str:
+    return mode.split(":")[0]
 
 
 def fastest_chunk(ours: Any, rows: list[Row]) -> int:
     """The chunk size that makes padded rows fastest on this machine; also warms everything up."""
     ours.step(rows, "ours")
-    times = {n: min(ours.step(rows, f"padded:{n}")[0] for _ in range(2)) for n in PADDED_CHUNKS}
+    times = {n: min(ours.step(rows, f"padded:{n}").seconds for _ in range(2)) for n in PADDED_CHUNKS}
     return min(times, key=times.__getitem__)
 
 
-def shape_report(
-    times: dict[str, list[float]], positions: dict[str, int], nodes: int, gap: float, plan: list[list[Row]]
-) -> dict[str, Any]:
-    """What the JSON says about a shape. ``gap`` is the largest difference of the ways' losses."""
-    total = {name: sum(values) for name, values in times.items()}
+def shape_report(steps: Steps, plan: list[list[Row]]) -> dict[str, Any]:
+    """What the JSON says about a shape."""
+    total = {way: sum(s.seconds for s in values) for way, values in steps.items()}
+    nodes = sum(map(trie_nodes, plan))
+    per_node = {way: sum(s.positions for s in values) / nodes for way, values in steps.items()}
     head = (total["trl"] - total["trl_compact"]) / (total["trl"] - total["ours"])
     return {
         "batch": len(plan[0]),
         "rounds": len(plan),
-        "vs_trl": ratio(times, "trl"),
-        "vs_trl_compact_head": ratio(times, "trl_compact"),
-        "trl_cpu_head_share": head if not torch.cuda.is_available() else 0.0,
-        "vs_padded": ratio(times, "padded"),
-        "warm_vs_trl": ratio(times, "trl", "ours_warm"),
-        "warm_vs_ours": ratio(times, "ours", "ours_warm"),
-        "tokens_per_unique": positions["ours"] / nodes,
-        "trl_tokens_per_unique": positions["trl"] / nodes,
-        "padded_tokens_per_unique": positions["padded"] / nodes,
-        "seconds": {name: spread(values) for name, values in times.items()},
-        "pairs_per_second": {name: sum(map(len, plan)) / seconds for name, seconds in total.items()},
-        "loss_gap": gap,
+        "vs_trl": ratio(steps, "trl"),
+        "vs_trl_compact_head": ratio(steps, "trl_compact"),
+        "trl_cpu_head_share": 0.0 if torch.cuda.is_available() else head,
+        "vs_padded": ratio(steps, "padded"),
+        "warm_vs_trl": ratio(steps, "trl", "ours_warm"),
+        "warm_vs_ours": ratio(steps, "ours", "ours_warm"),
+        "cpu_time": {
+            "vs_trl": ratio(steps, "trl", cpu=True),
+            "vs_trl_compact_head": ratio(steps, "trl_compact", cpu=True),
+            "vs_padded": ratio(steps, "padded", cpu=True),
+        },
+        "tokens_per_unique": per_node["ours"],
+        "trl_tokens_per_unique": per_node["trl"],
+        "padded_tokens_per_unique": per_node["padded"],
+        "seconds": {way: spread([s.seconds for s in values]) for way, values in steps.items()},
+        "pairs_per_second": {way: sum(map(len, plan)) / seconds for way, seconds in total.items()},
     }
 
 
@@ -197,15 +205,17 @@ def table(report: dict[str, Any]) -> str:
         return f"{x['median']:.2f} ({x['min']:.2f} to {x['max']:.2f})"
 
     lines = [f"{report['about']['device']}, {report['about']['dtype']}; median (min to max) over rounds"]
-    for name, shape in report["shapes"].items():
+    for title, shape in report["shapes"].items():
         if "skipped" in shape:
-            lines.append(f"{name}: skipped, {shape['skipped']}")
+            lines.append(f"{title}: skipped, {shape['skipped']}")
             continue
         lines += [
-            f"{name}: {shape['pairs_per_second']['ours']:.2f} pairs/s, TRL {shape['pairs_per_second']['trl']:.2f}",
+            f"{title}: {shape['pairs_per_second']['ours']:.2f} pairs/s, TRL {shape['pairs_per_second']['trl']:.2f}",
             f"  times as fast as TRL                      {show(shape['vs_trl'])}",
             f"  ... as TRL with its head on answers only  {show(shape['vs_trl_compact_head'])}",
             f"  ... as padded rows with our head          {show(shape['vs_padded'])}",
+            f"  as TRL, as padded rows, in processor time {show(shape['cpu_time']['vs_trl'])},"
+            f" {show(shape['cpu_time']['vs_padded'])}",
             f"  with the store warm, as TRL               {show(shape['warm_vs_trl'])}",
             f"  tokens computed per node of the trie      {shape['tokens_per_unique']:.3f}"
             f" (padded {shape['padded_tokens_per_unique']:.2f}, TRL {shape['trl_tokens_per_unique']:.2f})",
@@ -231,8 +241,8 @@ def measure(shapes: list[str], rounds: int, *, memory: bool) -> dict[str, Any]:
         report["memory"] = measure_memory("hh" if "hh" in shapes and hh_file().exists() else "chat")
     with tempfile.TemporaryDirectory() as folder:
         models = both_models(folder)
-        for name in shapes:
-            report["shapes"][name] = measure_shape(name, rounds, models)
+        for shape in shapes:
+            report["shapes"][shape] = measure_shape(shape, rounds, models)
     return report
 
 
@@ -246,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peak-of", choices=("ours", "trl"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     shapes = args.shapes.split(",")
-    if unknown := [name for name in shapes if name not in NAMES]:
+    if unknown := [shape for shape in shapes if shape not in NAMES]:
         parser.error(f"no shape is called {unknown[0]}; there are {', '.join(NAMES)}")
     if args.threads:
         torch.set_num_threads(args.threads)

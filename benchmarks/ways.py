@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -70,6 +70,18 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary), pad_token="<pad>", eos_token="</s>")
 
 
+class Step(NamedTuple):
+    """What a step took. ``cpu_seconds`` adds up the threads of this process; it says more where others share the cores.
+
+    ``positions`` are those that the policy's forward computed.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    loss: float
+    positions: int
+
+
 class Way:
     """One trainer and its optimizer; ``step`` is forward, reference, backward, optimizer."""
 
@@ -88,18 +100,18 @@ class Way:
     def collate(self, rows: list[Row]) -> dict:
         return self.trainer.data_collator([dict(row) for row in rows])
 
-    def step(self, rows: list[Row], mode: str) -> tuple[float, float, int]:
-        """Seconds, loss and positions that the policy's forward computed."""
+    def step(self, rows: list[Row], mode: str) -> Step:
+        """One whole step on a batch."""
         with self.mode(mode):
             inputs = self.collate(rows)
             self.positions = 0
-            start = _now()
+            cpu, start = time.process_time(), _now()
             samples, count = self.trainer.get_batch_samples(iter([inputs]), 1, self.device)
             loss = self.trainer.training_step(self.trainer.model, samples[0], count)
             self.trainer.optimizer.step()
             self.trainer.optimizer.zero_grad(set_to_none=True)
-            seconds = _now() - start
-        return seconds, loss.item(), self.positions
+            seconds, cpu = _now() - start, time.process_time() - cpu
+        return Step(seconds, cpu, loss.item(), self.positions)
 
     def mode(self, mode: str) -> contextlib.AbstractContextManager:
         raise NotImplementedError
