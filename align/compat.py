@@ -12,12 +12,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import huggingface_hub.constants as _hub
-import torch
 
 _hub.HF_HUB_DISABLE_TELEMETRY = True  # read at import by the hub library, which may have come first
-
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, if installed, would warn of what it does anyway
 
 import trl
 from accelerate.utils import fsdp2_prepare_model

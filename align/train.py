@@ -50,6 +50,8 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
         UserError: for everything the caller can mend, before anything is lost.
         Stopped: where a guard ended the run; the last complete checkpoint is kept.
     """
+    # DeepSpeed, where installed, announces at import that there is no GPU
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     from align.data.load import held_out_rows, load_data
     from align.data.tokenize import load_tokenizer
     from align.launch import check_launch
@@ -214,6 +216,9 @@ def _quieten(main: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error() if not main else transformers.utils.logging.set_verbosity_warning()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # of no use to anyone who watches a run: token ids aligned, file times unreliable, adapter defaults
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="peft")
 
 
 def _silent(*_: Any) -> None:

@@ -87,7 +87,8 @@ def _with_scoring(kind: Any) -> Any:
     def forward(self: PreTrainedModel, *args: Any, scoring: ScoringJob | None = None, **kwargs: Any) -> Any:
         if scoring is None:
             return self.__dict__["_align_forward"](*args, **kwargs)
-        return _score(self, scoring, *args, **kwargs)
+        # adapters pass every argument of a causal model on, most of them None
+        return _score(self, scoring, input_ids=kwargs["input_ids"], position_ids=kwargs["position_ids"])
 
     return forward
 

@@ -209,10 +209,11 @@ class Displacement:
         if not np.isfinite(point).all():
             return  # a slope through it would say nothing for the next readings
         kept = [earlier for earlier in self._history if earlier[0] < point[0]]  # a step read again replaces itself
-        self._history = [*kept, point][-SLOPE_WINDOW:]
+        # all of them, since a resumed run goes back by more than the window
+        self._history = [*kept, point]
 
     def _slope(self, column: int) -> float | None:
-        return slope([(point[0], point[column]) for point in self._history])
+        return slope([(point[0], point[column]) for point in self._history[-SLOPE_WINDOW:]])
 
     def _mean(self, values: Tensor) -> Interval:
         return bootstrap_mean(values.numpy(), self.seed, resamples=RESAMPLES)

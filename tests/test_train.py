@@ -1,0 +1,348 @@
+"""Whole runs of recipes: what they leave behind, how they stop, and that they go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import tiny_tokenizer
+from zoo import tiny_model
+
+from align.errors import Exit, Stopped, UserError
+from align.recipe import Recipe
+from align.run import RunDirectory, differences
+from align.train import RunResult, main, run
+
+HERE = Path(__file__).parent
+WORDS = ["blue", "green", "red", "grey", "the sea", "a stone", "nothing", "every day", "at night", "in the north"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its tokenizer, and 40 training and 12 held-out pairs."""
+    folder = tmp_path_factory.mktemp("world")
+    rows = [
+        {
+            "prompt": f"Question {i}: what is {WORDS[i % 7]}?",
+            "chosen": f" It is {WORDS[(i + 1) % 10]}" + " and more" * (i % 4),
+            "rejected": f" It was {WORDS[(3 * i + 2) % 10]}" + " or less" * (i % 3),
+        }
+        for i in range(52)
+    ]
+    for name, part in (("train", rows[:40]), ("held_out", rows[40:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    tokenizer = tiny_tokenizer([" ".join(row.values()) for row in rows], chat=False)
+    tokenizer.save_pretrained(folder / "model")
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+    return folder
+
+
+def recipe(world: Path, out: Path, **changes: Any) -> Recipe:
+    """Ten steps of DPO in float32; ``train`` keys are merged, other sections replaced."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"id": str(world / "model"), "dtype": "float32"},
+        "data": {"train": {"path": str(world / "train.jsonl")}, "held_out": {"path": str(world / "held_out.jsonl")}},
+        "objective": {"name": "dpo"},
+        "reference": {"store_dir": str(out / "store")},
+        "output": str(out / "{name}"),
+    }
+    train = {
+        "max_steps": 10,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+    } | changes.pop("train", {})
+    return Recipe.from_dict({**values, **changes, "train": train})
+
+
+def quietly(made: Recipe, **options: Any) -> tuple[RunResult, list[str]]:
+    lines: list[str] = []
+    return run(made, echo=lines.append, **options), lines
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def losses(directory: Path) -> list[tuple[int, float, float]]:
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in RunDirectory(directory).metrics() if "loss" in r]
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, list[str], Path]:
+    """One uninterrupted run."""
+    out = tmp_path_factory.mktemp("finished")
+    result, lines = quietly(recipe(world, out))
+    return result, lines, out / "tiny"
+
+
+def test_a_run_leaves_a_lock_metrics_checkpoints_a_model_and_a_verdict(finished: Any) -> None:
+    result, lines, directory = finished
+    lock = yaml.safe_load((directory / "recipe.lock.yaml").read_text())
+    assert lock["recipe"]["objective"]["name"] == "dpo"
+    assert len(lock["data"]) == len(lock["reference"]) == 64
+    assert torch.__version__.startswith(lock["versions"]["torch"])
+    assert [p.name for p in RunDirectory(directory).checkpoints()] == ["checkpoint-8", "checkpoint-10"]
+    records = RunDirectory(directory).metrics()
+    assert records[0]["step"] == 0
+    assert records[0]["probe"]["chosen"]["value"] == 0.0
+    assert [r["step"] for r in records if "eval_loss" in r] == [5, 10, 10]
+    assert json.loads((directory / "verdict.json").read_text())["findings"] == result.verdict["findings"]
+    assert result.steps == 10
+    assert any(line.split()[:2] == ["step", "loss"] for line in lines)
+    assert any(line.strip().startswith("learned") for line in lines)
+
+
+def test_the_card_states_objective_result_and_limits(finished: Any) -> None:
+    card = (finished[2] / "model" / "README.md").read_text()
+    for part in ("Direct Preference Optimization", "beta = 0.1", "learned", "## Limits", "train.jsonl", "2305.18290"):
+        assert part in card
+    assert "/" + "tmp" not in card  # folders of this machine are nobody's business
+
+
+def test_probe_readings_are_the_held_out_log_probs_of_the_saved_model(world: Path, finished: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [json.loads(line) for line in (world / "held_out.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+
+    def chosen(folder: Path) -> float:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        total = 0.0
+        for row in rows:
+            prompt = len(tokenizer(row["prompt"]).input_ids)
+            ids = torch.tensor([tokenizer(row["prompt"] + row["chosen"] + tokenizer.eos_token).input_ids])
+            logp = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            total += logp[prompt - 1 :].sum().item()
+        return total / len(rows)
+
+    last = [r for r in RunDirectory(finished[2]).metrics() if "probe" in r][-1]["probe"]
+    assert last["n"] == len(rows)
+    change = chosen(finished[2] / "model") - chosen(world / "model")
+    assert last["chosen"]["value"] == pytest.approx(change, abs=1e-3)
+
+
+def test_a_second_run_in_the_same_place_is_refused(world: Path, finished: Any) -> None:
+    with pytest.raises(UserError, match="already holds a run"):
+        quietly(recipe(world, finished[2].parent))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": {"learning_rate": 1e-3}}, "train.learning_rate: was 0.003, is 0.001"),
+        ({"objective": {"name": "dpo", "beta": 0.2}}, "objective.beta: was 0.1, is 0.2"),
+    ],
+)
+def test_resuming_with_another_recipe_says_what_differs(
+    world: Path, finished: Any, changes: dict, sentence: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        quietly(recipe(world, finished[2].parent, **changes), resume=True)
+    assert sentence in str(caught.value)
+
+
+def test_resuming_without_a_run_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run to resume"):
+        quietly(recipe(world, tmp_path), resume=True)
+
+
+def test_resuming_after_the_data_changed_is_refused(world: Path, tmp_path: Path) -> None:
+    rows = (world / "train.jsonl").read_text()
+    moved = tmp_path / "train.jsonl"
+    moved.write_text(rows)
+    made = recipe(
+        world,
+        tmp_path,
+        data={"train": {"path": str(moved)}},
+        train={"eval_strategy": "no", "eval_steps": None, "max_steps": 4},
+    )
+    quietly(made)
+    moved.write_text(rows.replace("blue", "pink"))
+    with pytest.raises(UserError, match="the data changed since this run was started"):
+        quietly(made, resume=True)
+
+
+def test_killed_in_the_middle_and_resumed_is_bitwise_the_uninterrupted_run(
+    world: Path, finished: Any, tmp_path: Path
+) -> None:
+    made = recipe(world, tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(made.dump()))
+    env = {**os.environ, "ALIGN_TEST_DIE_AT": "6"}
+    killed = subprocess.run([sys.executable, str(HERE / "killed.py"), str(file)], env=env, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    # a checkpoint that was being written when the power went does not count
+    half = tmp_path / "tiny" / "checkpoint-6"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert [p.name for p in RunDirectory(tmp_path / "tiny").checkpoints()] == ["checkpoint-4"]
+    _, lines = quietly(made, resume=True)
+    assert "resuming from checkpoint-4" in lines
+    assert losses(tmp_path / "tiny") == losses(finished[2])
+    whole, resumed = weights(finished[2]), weights(tmp_path / "tiny")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    def probes(directory: Path) -> list:
+        return [(r["step"], r["probe"]) for r in RunDirectory(directory).metrics() if "probe" in r]
+
+    assert probes(tmp_path / "tiny") == probes(finished[2])
+
+
+def test_a_sweep_pays_for_the_reference_once(world: Path, finished: Any, tmp_path: Path) -> None:
+    first = finished[0]
+    assert first.reference_rows >= 2 * 52  # training and held-out answers
+    second, _ = quietly(
+        recipe(
+            world,
+            tmp_path,
+            objective={"name": "flex_dpo"},
+            reference={"store_dir": str(finished[2].parent / "store")},
+            seed=5,
+            train={"learning_rate": 1e-4, "per_device_train_batch_size": 4},
+        )
+    )
+    assert second.reference_rows == 0
+    assert second.stored_rows > 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -> None:
+    made = recipe(world, tmp_path, train={"learning_rate": 1e30, "max_grad_norm": 0.0, "save_steps": 1, "optim": "sgd"})
+    with pytest.raises(Stopped, match="was not finite at or before step"):
+        quietly(made)
+    for checkpoint in RunDirectory(tmp_path / "tiny").checkpoints():
+        saved = load_file(checkpoint / "model.safetensors")
+        assert all(t.isfinite().all() for t in saved.values())
+    assert not (tmp_path / "tiny" / "model").exists()
+
+
+def test_the_guard_on_chosen_answers_stops_with_its_own_exit_code(world: Path, tmp_path: Path, capsys: Any) -> None:
+    made = recipe(
+        world,
+        tmp_path,
+        watch={"chosen_drop_nats": 0.01, "stop_on_drop": True},
+        objective=[{"name": "nll", "weight": 0.001}, {"name": "dpo", "beta": 0.1}],
+        train={"learning_rate": 0.05, "optim": "sgd", "max_steps": 30},
+    )
+    file = tmp_path / "falls.yaml"
+    # a negative likelihood weight is not allowed, so pairs are swapped: training lowers what the probe calls chosen
+    values = made.dump()
+    values["data"]["train"][0]["columns"] = {"chosen": "rejected", "rejected": "chosen"}
+    file.write_text(yaml.safe_dump(values))
+    assert main([str(file)]) == Exit.GUARD
+    assert "chosen answers lost" in capsys.readouterr().err
+
+
+def test_samples_of_fixed_prompts_are_written_at_the_start_and_every_n_steps(world: Path, tmp_path: Path) -> None:
+    made = recipe(
+        world,
+        tmp_path,
+        watch={"generate_every": 2, "prompts": ["Question 1: what is green?"]},
+        train={"max_steps": 4, "save_strategy": "no"},
+    )
+    quietly(made)
+    lines = [json.loads(x) for x in (tmp_path / "tiny" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert all(line["prompt"].endswith("what is green?") for line in lines)
+
+
+def test_a_stream_gives_the_losses_of_the_same_rows_in_order(world: Path, tmp_path: Path) -> None:
+    streamed = {"train": {"path": str(world / "train.jsonl"), "streaming": True}}
+    made = recipe(world, tmp_path, data=streamed, train={"max_steps": 4, "eval_strategy": "no", "eval_steps": None})
+    result, _ = quietly(made)
+    assert result.steps == 4
+    first = losses(tmp_path / "tiny")[0]
+    assert first[1] == pytest.approx(0.6931472, abs=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_is_trained_and_saved_as_one(world: Path, tmp_path: Path, checkpointing: bool) -> None:
+    made = recipe(
+        world,
+        tmp_path,
+        model={"id": str(world / "model"), "dtype": "float32", "lora": {"rank": 4, "alpha": 8}},
+        train={"max_steps": 3, "save_strategy": "no", "gradient_checkpointing": checkpointing},
+    )
+    result, _ = quietly(made)
+    assert result.steps == 3
+    saved = tmp_path / "tiny" / "model"
+    assert (saved / "adapter_model.safetensors").is_file()
+    assert not (saved / "model.safetensors").exists()
+    assert "library_name: peft" in (saved / "README.md").read_text()
+
+
+def test_a_token_budget_gives_the_same_losses(world: Path, finished: Any, tmp_path: Path) -> None:
+    data = recipe(world, tmp_path).dump()["data"] | {"max_length": 48}
+    quietly(recipe(world, tmp_path, data=data, train={"max_tokens_per_microbatch": 96}))
+    for (_, a, _), (_, b, _) in zip(losses(tmp_path / "tiny"), losses(finished[2]), strict=True):
+        assert a == pytest.approx(b, rel=2e-5)
+
+
+def test_a_reference_that_follows_the_policy_starts_every_step_at_log_two(world: Path, tmp_path: Path) -> None:
+    made = recipe(
+        world,
+        tmp_path,
+        reference={"sync_every": 1, "sync_mix": 1.0},
+        train={"max_steps": 3, "save_strategy": "no", "eval_strategy": "no"},
+    )
+    quietly(made)
+    for _, loss, _ in losses(tmp_path / "tiny"):
+        assert loss == pytest.approx(0.6931472, abs=1e-6)
+
+
+def test_following_by_a_share_lies_between(world: Path, finished: Any, tmp_path: Path) -> None:
+    quietly(recipe(world, tmp_path, reference={"sync_every": 1, "sync_mix": 0.5}))
+    followed, fixed = losses(tmp_path / "tiny")[4][1], losses(finished[2])[4][1]
+    assert abs(followed - 0.6931472) < abs(fixed - 0.6931472)
+    assert followed != pytest.approx(0.6931472, abs=1e-5)
+
+
+def test_a_run_whose_reference_moved_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
+    made = recipe(world, tmp_path, reference={"sync_every": 2}, train={"max_steps": 4})
+    quietly(made)
+    with pytest.raises(UserError, match="checkpoints do not hold the reference"):
+        quietly(made, resume=True)
+
+
+def test_following_a_fresh_adapter_is_refused(world: Path, tmp_path: Path) -> None:
+    lora = {"id": str(world / "model"), "lora": {}}
+    with pytest.raises(UserError, match=r"reference\.sync_every"):
+        quietly(recipe(world, tmp_path, model=lora, reference={"sync_every": 2}))
+
+
+def test_the_module_entry_prints_one_sentence_for_a_mistake(tmp_path: Path, capsys: Any) -> None:
+    assert main([str(tmp_path / "absent.yaml")]) == Exit.USAGE
+    assert "no such file or packaged recipe" in capsys.readouterr().err
+
+
+def test_differences_name_leaves() -> None:
+    before = {"a": 1, "b": [1, {"c": 2}], "d": None}
+    after = {"a": 1, "b": [1, {"c": 3}], "e": "x"}
+    assert list(differences(before, after)) == ["b.1.c: was 2, is 3", "e: was None, is 'x'"]
+
+
+def test_a_metrics_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.append_metrics({"step": 1})
+    directory.append_metrics({"step": 2})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert directory.metrics() == [{"step": 1}, {"step": 2}]
+    directory.rewind_metrics(1)
+    assert directory.metrics() == [{"step": 1}]
