@@ -18,6 +18,10 @@ _OBJECTIVES = ("DPO", "FlexDPO", "Hinge", "IPO", "KL", "NLL", "RPO", "SimPO")
 __all__ = ["DPO", "IPO", "KL", "NLL", "RPO", "FlexDPO", "Hinge", "PreferenceTrainer", "SimPO", "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name == "PreferenceTrainer":
         from align.trainers.preference import PreferenceTrainer

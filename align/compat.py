@@ -47,6 +47,12 @@ def training_config(**kwargs: Any) -> SFTConfig:
     Raises:
         UserError: where transformers refuses a value.
     """
+    # newer ones call checkpointing by another name, and warn of the old one even as TRL's own default
+    for suffix in ("", "_kwargs"):
+        old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
+        if new in SFTConfig.__dataclass_fields__:
+            given = kwargs.pop(old, SFTConfig.__dataclass_fields__[old].default)
+            kwargs.setdefault(new, given)
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, "max_length": None}
     try:
         return SFTConfig(**{**kwargs, **fixed})

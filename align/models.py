@@ -68,11 +68,25 @@ def lora_config(lora: Lora | None) -> Any:
     )
 
 
+def check_targets(model: PreTrainedModel, config: Any) -> None:
+    """Refuse an adapter none of whose targets exists. Raises UserError with the names that do."""
+    if config is None or not isinstance(config.target_modules, set | list):
+        return
+    linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+    ends = {n for n, _ in model.named_modules()} | {n.rsplit(".", 1)[-1] for n, _ in model.named_modules()}
+    absent = sorted(t for t in config.target_modules if not any(e == t or e.endswith(f".{t}") for e in ends))
+    if absent:
+        raise UserError(
+            f"model.lora.targets: {type(model).__name__} has no module {', '.join(map(repr, absent))}. "
+            f"Its linear layers: {', '.join(linear)}; or all-linear."
+        )
+
+
 def _quantization(section: Model) -> BitsAndBytesConfig:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise UserError("model.load_in needs bitsandbytes: pip install 'align-llm[qlora]'.") from error
+        raise UserError("model.load_in needs bitsandbytes: pip install bitsandbytes.") from error
     if section.load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -90,7 +90,9 @@ class Source(Section):
     revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
     columns: dict[str, str] = Field({}, description="our column names to theirs, such as {chosen: answer_a}")
     system: str | None = Field(None, description="a system message put before every conversation")
-    weight: float = Field(1.0, gt=0, description="share in a mixture, relative to the other sources")
+    weight: float = Field(
+        1.0, gt=0, description="times each row comes per epoch (0.5: a half of them); streamed: share of the rows drawn"
+    )
     rows: int | None = Field(None, ge=1, description="only the first so many rows")
     streaming: bool = Field(False, description="read while training instead of first; needs train.max_steps")
 

@@ -16,6 +16,7 @@ from align.errors import UserError
 
 LOCK = "recipe.lock.yaml"
 METRICS = "metrics.jsonl"
+VERDICT = "verdict.json"  # written last: a run that has one is finished
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -76,6 +77,11 @@ class RunDirectory:
                     f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or "
                     "output=, or remove the directory."
                 )
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.path).close()
+            except OSError as error:
+                raise UserError(f"output: {self.path} cannot be written to ({error.strerror}).") from error
             return None
         if not lock:
             raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
@@ -86,6 +92,8 @@ class RunDirectory:
                 + "\n".join(f"  {line}" for line in changed)
                 + "\nPut these back, or start a new run under another name."
             )
+        if (self.path / VERDICT).exists():
+            raise UserError(f"{self.path} holds a finished run: there is nothing to resume.")
         found = self.checkpoints()
         return found[-1] if found else None
 

@@ -17,10 +17,9 @@ from typing import Any
 from align.errors import Stopped, UserError
 from align.recipe import Recipe, load_recipe
 from align.report.verdict import Verdict, verdict
-from align.run import METRICS, RunDirectory
+from align.run import METRICS, VERDICT, RunDirectory
 
 MODEL = "model"
-VERDICT = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,29 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     from align.data.load import held_out_rows, load_data
     from align.data.tokenize import load_tokenizer
     from align.launch import check_launch
-    from align.models import load_model, lora_config
+    from align.models import check_targets, load_model, lora_config
     from align.trainers.base import AlignTrainer
 
     began = time.monotonic()
     objective = recipe.objective_value()
+    main = int(os.environ.get("RANK", "0")) == 0
+    directory = RunDirectory(recipe.output_dir, writer=main)
+    # all ranks look before any can write: what follows brings them together
+    checkpoint = directory.begin(recipe.dump(), resume=resume)
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
-    main = args.process_index == 0
     _quieten(main)
     say = echo if main else _silent
-    directory = RunDirectory(recipe.output_dir, writer=main)
-    checkpoint = directory.begin(recipe.dump(), resume=resume)
-    _barrier(args)
 
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
     data = load_data(recipe, tokenizer, objective.branches, say)
     if resume and directory.lock["data"] != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
     lora = lora_config(recipe.model.lora)
+    model = load_model(recipe.model, base=recipe.base)
+    check_targets(model, lora)
     trainer = AlignTrainer(
-        load_model(recipe.model, base=recipe.base),
+        model,
         objective,
         args,
         train_dataset=data.train,
@@ -88,6 +89,11 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
         order=data.order,
         max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
     )
+    if resume and directory.lock["reference"] != trainer.digest:
+        raise UserError(
+            f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
+            "it back (pin model.revision for one on the Hub), or start anew."
+        )
     trainer.echo = say
     if objective.coupled:
         say(f"note: {objective.coupled}")
@@ -118,6 +124,8 @@ def _finish(
     held_out = None
     if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
         held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
+        start = [r for r in directory.metrics() if r.get("step") == 0 and "eval_rewards/accuracies" in r]
+        held_out["start"] = start[0]["eval_rewards/accuracies"] if start else 0.5
     judged: Verdict = verdict(
         directory.metrics() if directory.writer else [],
         run=str(directory.path),
@@ -216,21 +224,14 @@ def _quieten(main: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error() if not main else transformers.utils.logging.set_verbosity_warning()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # of no use to anyone who watches a run: token ids aligned, file times unreliable, adapter defaults
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    # of no use to anyone who watches a run: token ids aligned, file times unreliable, tied weights "missing" on resume
+    for name in ("trainer", "trainer_utils"):
+        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="peft")
 
 
 def _silent(*_: Any) -> None:
     pass
-
-
-def _barrier(args: Any) -> None:
-    """No rank may write the lock before all have looked for it."""
-    if args.world_size > 1:
-        import torch
-
-        torch.distributed.barrier()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from zoo import tiny_model
 
@@ -174,6 +174,7 @@ def test_resuming_after_the_data_changed_is_refused(world: Path, tmp_path: Path)
         train={"eval_strategy": "no", "eval_steps": None, "max_steps": 4},
     )
     quietly(made)
+    (tmp_path / "tiny" / "verdict.json").unlink()
     moved.write_text(rows.replace("blue", "pink"))
     with pytest.raises(UserError, match="the data changed since this run was started"):
         quietly(made, resume=True)
@@ -230,6 +231,71 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         saved = load_file(checkpoint / "model.safetensors")
         assert all(t.isfinite().all() for t in saved.values())
     assert not (tmp_path / "tiny" / "model").exists()
+
+
+def test_nothing_broken_is_saved_between_log_steps_or_at_the_end(world: Path, tmp_path: Path) -> None:
+    broken = {"learning_rate": 1e30, "max_grad_norm": 0.0, "optim": "sgd", "logging_steps": 100}
+    made = recipe(world, tmp_path / "a", train={**broken, "save_steps": 1})
+    with pytest.raises(Stopped, match="was not finite"):
+        quietly(made)
+    for checkpoint in RunDirectory(tmp_path / "a" / "tiny").checkpoints():
+        assert all(t.isfinite().all() for t in load_file(checkpoint / "model.safetensors").values())
+    made = recipe(world, tmp_path / "b", train={**broken, "save_strategy": "no"})
+    with pytest.raises(Stopped, match="was not finite"):
+        quietly(made)
+    assert not (tmp_path / "b" / "tiny" / "model").exists()
+
+
+def test_a_run_shorter_than_a_log_step_is_judged_all_the_same(world: Path, tmp_path: Path) -> None:
+    short = {"max_steps": 3, "logging_steps": 10, "save_strategy": "no"}
+    result, _ = quietly(recipe(world, tmp_path, train=short))
+    assert result.verdict["findings"]["learned"]["word"] in ("yes", "not shown", "worse")
+    assert result.verdict["findings"]["suppression"]["word"] != "not measured"
+
+
+def test_without_a_reference_the_start_is_measured_on_the_same_pairs(world: Path, tmp_path: Path) -> None:
+    made = recipe(world, tmp_path, objective={"name": "simpo"}, train={"learning_rate": 1e-30, "max_steps": 2})
+    result, _ = quietly(made)
+    learned = result.verdict["findings"]["learned"]
+    assert learned["start"] == learned["accuracy"]["value"] == result.evaluation["eval_rewards/accuracies"]
+    assert learned["word"] == "not shown"
+
+
+def test_a_finished_run_has_nothing_to_resume(world: Path, finished: Any) -> None:
+    with pytest.raises(UserError, match="holds a finished run: there is nothing to resume"):
+        quietly(recipe(world, finished[2].parent), resume=True)
+
+
+def test_resuming_with_another_starting_model_is_refused(world: Path, tmp_path: Path) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(world / "model", model)
+    made = recipe(world, tmp_path, model={"id": str(model), "dtype": "float32"}, reference={"store": False})
+    quietly(made)
+    (tmp_path / "tiny" / "verdict.json").unlink()
+    saved = load_file(model / "model.safetensors")
+    saved["model.norm.weight"] = saved["model.norm.weight"] + 0.1
+    save_file(saved, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="the model that this run was started from has changed"):
+        quietly(made, resume=True)
+
+
+def test_an_output_that_cannot_be_written_to_is_said_before_anything_is_loaded(world: Path) -> None:
+    with pytest.raises(UserError, match=r"output: .* cannot be written to"):
+        quietly(recipe(world, Path("/proc/none")))
+
+
+def test_targets_that_do_not_exist_are_named_with_those_that_do(world: Path, tmp_path: Path) -> None:
+    lora = {"id": str(world / "model"), "dtype": "float32", "lora": {"targets": ["nosuch", "q_proj"]}}
+    with pytest.raises(UserError, match=r"has no module 'nosuch'\. Its linear layers: .*q_proj"):
+        quietly(recipe(world, tmp_path, model=lora))
+
+
+def test_rows_that_are_held_out_as_well_are_counted(world: Path, tmp_path: Path) -> None:
+    both = {"train": {"path": str(world / "held_out.jsonl")}, "held_out": {"path": str(world / "held_out.jsonl")}}
+    _, lines = quietly(recipe(world, tmp_path, data=both, train={"max_steps": 1, "save_strategy": "no"}))
+    assert "warning: 12 of the training rows are held out as well: align check lists them" in lines
 
 
 def test_the_guard_on_chosen_answers_stops_with_its_own_exit_code(world: Path, tmp_path: Path, capsys: Any) -> None:
@@ -316,6 +382,7 @@ def test_following_by_a_share_lies_between(world: Path, finished: Any, tmp_path:
 def test_a_run_whose_reference_moved_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
     made = recipe(world, tmp_path, reference={"sync_every": 2}, train={"max_steps": 4})
     quietly(made)
+    (tmp_path / "tiny" / "verdict.json").unlink()
     with pytest.raises(UserError, match="checkpoints do not hold the reference"):
         quietly(made, resume=True)
 

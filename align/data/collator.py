@@ -39,7 +39,13 @@ class TreeCollator:
                 raise UserError(
                     f"A row has no column '{name}_ids', which the objective needs; it has: {', '.join(sorted(row))}."
                 )
-            branch = Branch(name, ids, row.get(f"{name}_mask"))
+            mask = row.get(f"{name}_mask")
+            if mask is not None and (len(mask) != len(ids) or not any(mask)):
+                raise UserError(
+                    f"Row {row.get('row', '?')}: {name}_mask has {len(mask)} entries, {sum(map(bool, mask))} of them "
+                    f"targets, for {len(ids)} tokens; it must have one entry for each token and at least one target."
+                )
+            branch = Branch(name, ids, mask)
             own = row.get(f"{name}_prompt_ids")
             if own is None:
                 shared.append(branch)

@@ -9,6 +9,22 @@ from datasets import Dataset
 from align.data.collator import TreeCollator
 
 
+def longest_sequence(dataset: Dataset, collator: TreeCollator) -> int:
+    """Most tokens of a prompt and one of its branches together."""
+    longest = 0
+    for name in collator.branches:
+        if f"{name}_ids" in dataset.column_names:
+            prompts = f"{name}_prompt_ids" if f"{name}_prompt_ids" in dataset.column_names else "prompt_ids"
+            total = _lengths(dataset, f"{name}_ids") + _lengths(dataset, prompts)
+            longest = max(longest, int(total.max(initial=0)))
+    return longest
+
+
+def _lengths(dataset: Dataset, column: str) -> np.ndarray:
+    values = dataset.with_format("arrow")[column]
+    return np.asarray(pc.fill_null(pc.list_value_length(values), 0))
+
+
 def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
     """Positions that every row takes in a pack, the shared prompt counted once."""
 

@@ -41,6 +41,8 @@ def load_data(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Call
         if not all(hasattr(part, "__len__") for part in kept):
             raise UserError("data.held_out cannot be streamed: it is read many times. Give it `rows:` instead.")
         held_out = mix(kept, [1.0] * len(kept), seed=recipe.seed).dataset
+        if shared := _shared([part for part in parts if hasattr(part, "__len__")], held_out):
+            say(f"warning: {shared:,} of the training rows are held out as well: align check lists them")
     weights = [s.weight for s in recipe.data.train]
     if not all(hasattr(part, "__len__") for part in parts):
         return Data(interleave(parts, weights, seed=recipe.seed), held_out, None, None)
@@ -73,6 +75,18 @@ def digest(dataset: Dataset) -> str:
             hasher.update(lengths.tobytes())
             hasher.update(np.asarray(pa.compute.list_flatten(flat), dtype=np.int64).tobytes())
     return hasher.hexdigest()
+
+
+def _shared(parts: Sequence[Any], held_out: Dataset) -> int:
+    """Training rows whose tokens, prompt and branches, are those of a held-out row."""
+    columns = sorted(name for name in held_out.column_names if name.endswith("_ids"))
+
+    def keys(dataset: Dataset) -> list[int]:
+        rows = dataset.select_columns(columns)
+        return [hash(tuple(tuple(row[name] or ()) for name in columns)) for row in rows]
+
+    known = set(keys(held_out))
+    return sum(key in known for part in parts for key in keys(part))
 
 
 def _prepared(

@@ -7,6 +7,7 @@ packs for every step; a pack without examples is a dummy that weighs nothing.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -139,14 +140,15 @@ class PackLoader(DataLoader):
     """A data loader over planned packs that passes the epoch on to its sampler."""
 
     def set_epoch(self, epoch: int) -> None:
-        target = self.batch_sampler if self.batch_sampler is not None else self.dataset
-        target.set_epoch(epoch)  # type: ignore[union-attr]
+        if self.batch_sampler is not None:
+            self.batch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
 
 
 class PackStream(IterableDataset):
     """Micro-batches of one rank from a stream of prepared rows.
 
     Every rank reads the whole stream and keeps its share, so that the packs are those of a run on any number of ranks.
+    An ``endless`` one begins anew where the rows end.
     """
 
     def __init__(
@@ -159,23 +161,24 @@ class PackStream(IterableDataset):
         *,
         rank: int = 0,
         world: int = 1,
+        endless: bool = False,
     ) -> None:
-        self.rows, self.collate, self.length = rows, collate, length
+        self.rows, self.collate, self.length, self.endless = rows, collate, length, endless
         self.step_examples, self.step_packs, self.rank, self.world = step_examples, step_packs, rank, world
 
-    def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.rows, "set_epoch"):
-            self.rows.set_epoch(epoch)
-
     def __iter__(self) -> Iterator[dict]:
-        window: list[dict] = []
-        for row in self.rows:
-            window.append(row)
-            if len(window) == self.step_examples:
+        for number in itertools.count() if self.endless else (0,):
+            # counted here and not by the Trainer, which takes all passes for one epoch and skips across their ends
+            if hasattr(self.rows, "set_epoch"):
+                self.rows.set_epoch(number)
+            window: list[dict] = []
+            for row in self.rows:
+                window.append(row)
+                if len(window) == self.step_examples:
+                    yield from self._deal(window)
+                    window = []
+            if window:
                 yield from self._deal(window)
-                window = []
-        if window:
-            yield from self._deal(window)
 
     def _deal(self, window: list[dict]) -> Iterator[dict]:
         for pack in balanced([self.length(r) for r in window], self.step_packs)[self.rank :: self.world]:

@@ -56,13 +56,15 @@ def use_tree_attention(model: PreTrainedModel) -> None:
 
 
 def _dispatcher(own: str) -> Callable:
-    def attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    def attention(
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> Any:
         layout = kwargs.pop("layout", None)
         if layout is not None:
             return tree_attention(module, query, key, value, layout=layout, **kwargs)
         # eager attention is no registry entry: every modeling file has its own
         default = sys.modules[type(module).__module__].__dict__.get("eager_attention_forward")
-        return ALL_ATTENTION_FUNCTIONS.get_interface(own, default)(module, query, key, value, mask, **kwargs)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(own, default)(module, query, key, value, attention_mask, **kwargs)
 
     return attention
 

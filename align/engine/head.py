@@ -174,6 +174,8 @@ def _grad_logits(
         raw.sub_(normaliser).exp_().mul_(-upstream)
         return raw.scatter_add_(1, targets[:, None], upstream)
     which = [i for i, read in enumerate(job.reads) if read.differentiable]
+    if not which:
+        return torch.zeros_like(raw)
     reads = tuple(job.reads[i] for i in which)
     reference = job.reference.logits(rows, dtype) if job.reference is not None else None
     with torch.enable_grad():

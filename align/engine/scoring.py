@@ -73,6 +73,10 @@ def attach(model: nn.Module) -> PreTrainedModel:
             f"The output head is a {type(head).__name__}, but scoring needs a plain linear layer: remove it from the "
             "adapter's target modules (lora.targets) and do not quantise it."
         )
+    if inner.base_model is inner:
+        raise UserError(
+            f"{type(inner).__name__} does not say which part of it is the backbone, so it cannot be scored."
+        )
     if inner._can_set_attn_implementation():
         use_tree_attention(inner)
     inner._align_forward = inner.forward

@@ -10,6 +10,8 @@ from pydantic import Field
 from align.objectives.base import Objective, Term, Terms, pair_metrics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.engine.scores import Scores
 
 
@@ -39,6 +41,10 @@ class IPO(Objective):
         chosen = policy.sum("chosen") - reference.sum("chosen")
         rejected = policy.sum("rejected") - reference.sum("rejected")
         if self.reduction == "per_token":
-            chosen, rejected = chosen / policy.count("chosen"), rejected / policy.count("rejected")
+            chosen, rejected = _per_token(chosen, policy, "chosen"), _per_token(rejected, policy, "rejected")
         losses = (chosen - rejected - 1 / (2 * self.tau)) ** 2
         return Terms((Term(losses),), pair_metrics(self.tau * chosen, self.tau * rejected, policy))
+
+
+def _per_token(ratio: Tensor, policy: Scores, branch: str) -> Tensor:
+    return ratio / policy.count(branch).clamp(min=1)

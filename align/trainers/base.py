@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -23,7 +26,7 @@ from transformers import (
 
 from align.compat import SFTConfig, SFTTrainer, training_config
 from align.data.collator import TreeCollator
-from align.data.lengths import row_lengths
+from align.data.lengths import longest_sequence, row_lengths
 from align.data.packing import Order, packs_for_budget, shuffled
 from align.data.tokenize import prepare
 from align.engine.attention import PREFIX
@@ -38,10 +41,15 @@ from align.reference.sync import SyncReference
 from align.report.card import CardFacts, model_card
 from align.run import write_atomically
 from align.trainers.guard import Guard
-from align.trainers.mixin import AlignMixin
+from align.trainers.mixin import AlignMixin, order_seed
 from align.versions import installed
 
 Data = Dataset | IterableDataset
+
+# how modeling files call the rates of what they draw at random while training
+_NOISE = ("dropout", "_pdrop", "layerdrop", "jitter_noise")
+# starts of an adapter that leave the model's own weights and the model's function as they were
+_HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 class AlignTrainer(AlignMixin, SFTTrainer):
@@ -90,6 +98,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         order: Order | None = None,
         max_tokens_per_microbatch: int | None = None,
     ) -> None:
+        _check_kinds(objective, train_dataset, eval_dataset)
         args = _arguments(args, model)
         _refuse(args, peft_config)
         check_launch(args)
@@ -112,6 +121,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         elif eval_dataset is not None:
             eval_dataset = ready(eval_dataset)
 
+        parts = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
+        _check_positions(model, parts, collator)
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         self.digest: str | None = None
@@ -158,14 +169,23 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         """Resolve the strategy while the policy still is what it was at the start, before anything wraps it."""
         if not self.objective.needs_reference:
             return None
-        resolved = choose(strategy, model, peft_config is not None)
+        fresh = peft_config is not None
+        if fresh and getattr(peft_config, "init_lora_weights", True) not in _HARMLESS_STARTS:
+            # pissa, olora and others take a part out of the weights: with the adapter off it would be missing
+            if strategy == "adapter_off":
+                raise UserError(
+                    f"init_lora_weights={peft_config.init_lora_weights!r} changes the model's own weights, so "
+                    "switching the adapter off does not give the model at the start: use reference.strategy: copy."
+                )
+            fresh = False
+        resolved = choose(strategy, model, fresh)
+        mixed = _compute_type(args, model)
+        # rank 0's: with FSDP's efficient loading the others have no weights yet
+        mine = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
+        self.digest = gather_object([mine])[0]
         store = None
         stores = not any(getattr(read, "needs_reference", False) for read in self.objective.reads())
         if store_dir is not None and stores:
-            mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-            # rank 0's: with FSDP's efficient loading the others have no weights yet
-            mine = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
-            self.digest = gather_object([mine])[0]
             about = {"model": model.config._name_or_path, "digest": self.digest, "compute_dtype": mixed}
             store = LogProbStore(Path(store_dir), self.digest, about)
         if resolved == "adapter_off":
@@ -185,7 +205,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         if not hasattr(train_dataset, "__len__"):
             raise UserError("train.max_tokens_per_microbatch needs data of known size; with streaming, leave it out.")
         lengths = row_lengths(train_dataset, collator)
-        self.order = self.order or shuffled(len(lengths), args.data_seed or args.seed)
+        self.order = self.order or shuffled(len(lengths), order_seed(args))
         steps_per_epoch = max(1, len(self.order(0)) // self.step_examples)
         epochs = math.ceil(args.num_train_epochs if args.max_steps < 0 else args.max_steps / steps_per_epoch)
         packs = packs_for_budget(lengths, self.step_examples, self.order, epochs, self.token_budget, world)
@@ -227,19 +247,34 @@ def switch_dropout_off(model: nn.Module) -> int:
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0 and "lora_dropout" not in name:
             module.p, changed = 0.0, changed + 1
-        for attribute in ("attention_dropout", "attn_dropout", "dropout"):
-            value = getattr(module, attribute, None)
-            if isinstance(value, float) and value > 0 and not isinstance(module, nn.Dropout):
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, float) and value > 0 and attribute.endswith(_NOISE):
                 setattr(module, attribute, 0.0)
                 changed += 1
     return changed
 
 
+def _check_kinds(objective: Any, *datasets: Any) -> None:
+    """Sentences for the mistakes that end deep inside otherwise."""
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"objective is {objective!r}; it must be a value such as align.DPO(beta=0.1). All: align list objectives."
+        )
+    for data in (d for entry in datasets for d in (entry.values() if isinstance(entry, dict) else [entry])):
+        if data is not None and not isinstance(data, Dataset | IterableDataset):
+            raise UserError(
+                f"A data set is a {type(data).__name__}; it must be a datasets.Dataset or IterableDataset. "
+                "Rows in a list: datasets.Dataset.from_list(rows)."
+            )
+
+
 def _arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
     if args is None:
         name = model if isinstance(model, str) else model.config._name_or_path
-        return training_config(output_dir=f"{Path(name).name or 'model'}-align", bf16=None)
+        wide = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return training_config(output_dir=f"{Path(name).name or 'model'}-align", bf16=wide, report_to="none")
     if isinstance(args, SFTConfig):
+        args = copy.copy(args)  # the caller may build a second trainer from it
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
         return args
@@ -283,6 +318,31 @@ def _leave_outputs_wide(accelerator: Any) -> None:
     policy = getattr(plugin, "mixed_precision_policy", None)
     if plugin is not None and policy is not None and policy.output_dtype is not None:
         plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
+
+
+def _compute_type(args: SFTConfig, model: PreTrainedModel) -> str:
+    """What forwards compute in: the arguments' mixed precision, else the launcher's, else the weights' own type."""
+    mixed = "bf16" if args.bf16 else "fp16" if args.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(model.dtype).removeprefix("torch."))
+
+
+def _check_positions(model: PreTrainedModel, datasets: Sequence[Any], collator: TreeCollator) -> None:
+    """Refuse rows for which the positional encoding depends on what else is in the batch."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(r.get("rope_type")) for r in (rope, *(v for v in rope.values() if isinstance(v, dict)))}
+    found = kinds & {"dynamic", "longrope"}
+    if not found:
+        return
+    limit = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", config.max_position_embeddings
+    )
+    longest = max((longest_sequence(d, collator) for d in datasets if hasattr(d, "__len__")), default=0)
+    if longest > limit:
+        raise UserError(
+            f"The longest row has {longest} tokens, and beyond {limit} this model's rotary embedding "
+            f"({', '.join(found)}) changes with the longest row of a batch. Set data.max_length to {limit} or less."
+        )
 
 
 def _load_again(model: PreTrainedModel) -> nn.Module:

@@ -46,7 +46,11 @@ class Guard(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.flush_reference()
+        self._before_save()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # with save_strategy "best" an evaluation decides on a save, after the step has ended
+        self._before_save()
 
     def _before_save(self) -> None:
         """A checkpoint with a broken loss or broken weights must not take the place of a good one."""

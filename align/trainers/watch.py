@@ -83,6 +83,7 @@ class Watch(TrainerCallback):
         self.displacement = Displacement(objective=trainer.objective, seed=trainer.args.seed)
         self.progress: Progress | None = None
         self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
+        self._read_at = -1  # step of the last reading
         self._begun = (0.0, 0)
 
     def on_train_begin(
@@ -101,6 +102,7 @@ class Watch(TrainerCallback):
             if self.rows:
                 record["probe"] = self._read(0).to_json()
             self.run.append_metrics(record)
+            self._evaluate_start()
             self._generate(state)
         self._begun = (time.monotonic(), state.global_step)
         self._clock = (*self._begun, self.trainer.train_tokens)
@@ -133,11 +135,27 @@ class Watch(TrainerCallback):
                 "suppression."
             )
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # the verdict compares with the end, also where the last step was no log step
+        if self.rows and self._read_at != state.global_step:
+            self.run.append_metrics({"step": state.global_step, "probe": self._read(state.global_step).to_json()})
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.generate_every and state.global_step % self.generate_every == 0:
             self._generate(state)
 
+    def _evaluate_start(self) -> None:
+        """With a reference the accuracy at the start is 0.5, since the two agree; without one it is measured."""
+        objective = self.trainer.objective
+        if objective.needs_reference or self.trainer.eval_dataset is None:
+            return
+        if {"chosen", "rejected"} <= set(objective.branches):
+            self.trainer.evaluate()
+
     def _read(self, step: int) -> ProbeReading:
+        self._read_at = step
         reading = self.displacement.read(step, score_probe(self.trainer, self.trainer.model_wrapped, self.rows))
         self.run.write_json(PROBE_STATE, self.displacement.state())
         return reading
