@@ -31,7 +31,7 @@ examples:
 _EXPLAIN = """\
 examples:
   align explain dpo
-  align explain suppression
+  align explain train.learning_rate
 """
 _DOCTOR = """\
 examples:
@@ -105,7 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_arguments(verb("check", "look for faults in a recipe and its data, without a model", _CHECK, _check))
     listed = verb("list", "name what exists, one line each", _LIST, _list)
     listed.add_argument("what", nargs="?", choices=("objectives", "recipes", "train"), help="by default the first two")
-    explained = verb("explain", "explain an objective, a word of the verdict or a recipe key", _EXPLAIN, _explain)
+    explained = verb(
+        "explain", "explain an objective, a word of the verdict, a recipe or a key of one", _EXPLAIN, _explain
+    )
     explained.add_argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation")
     verb("doctor", "say what this machine has and what is missing", _DOCTOR, _doctor)
     return parser
@@ -144,7 +146,7 @@ def _list(args: argparse.Namespace) -> int:
     from align.explain import listing, render_listing
 
     tables = listing(args.what or "")
-    print(json.dumps(tables, indent=1) if args.json else render_listing(tables))
+    print(json.dumps(tables, indent=1) if args.json else render_listing(tables, whole=not sys.stdout.isatty()))
     if not args.json and "recipes" in tables:
         from align.recipe import recipes_folder
 

@@ -102,11 +102,14 @@ def _objectives() -> str:
 
 
 def _train() -> str:
-    rows = [(name, key["type"], _json(key["default"]), key["help"]) for name, key in train_keys().items()]
-    defaults = "\n".join(f"- `{name}`: {text}" for name, text in EXPLAINED.items())
+    rows = [
+        (name, key["type"], EXPLAINED.get(name, _json(key["default"])), key["help"])
+        for name, key in train_keys().items()
+    ]
     text = (
-        "Names of `transformers.TrainingArguments`, with its defaults except for these:\n\n"
-        f"{defaults}\n\nThe launcher (DDP, FSDP, DeepSpeed) is configured apart, in `recipes/accelerate/`.\n\n"
+        "Names of `transformers.TrainingArguments`. The defaults are those of a recipe that is silent; some are ours\n"
+        "and not those that the meaning, in the words of transformers, may name.\n\n"
+        "The launcher (DDP, FSDP, DeepSpeed) is configured apart, in `recipes/accelerate/`.\n\n"
     )
     return text + _table(("key", "type", "default", "meaning"), rows)
 

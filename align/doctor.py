@@ -168,4 +168,5 @@ def _compiler(found: Diagnosis) -> None:
 def _hub(found: Diagnosis) -> None:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     cache = os.environ.get("HF_HOME") or os.path.join("~", ".cache", "huggingface")
-    found.add("ok", "hub", f"{'offline' if offline else 'online'}, cache in {cache}")
+    state = "switched off (HF_HUB_OFFLINE)" if offline else "not switched off (not tried)"
+    found.add("ok", "hub", f"{state}, cache in {cache}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,6 +14,7 @@ from align.objectives import OBJECTIVES
 from align.recipe import Recipe, packaged_recipes
 from align.recipe_messages import did_you_mean
 from align.recipe_sections import SECTIONS
+from align.train_defaults import EXPLAINED
 from align.train_keys import train_keys
 from align.train_refused import REFUSED
 
@@ -60,7 +63,7 @@ def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(name: str) -> dict[str, Any]:
-    """The entry of an objective, of a word of the verdict, or of a recipe key such as ``data.truncation``.
+    """The entry of an objective, a word of the verdict, a packaged recipe, or a key such as ``data.truncation``.
 
     Raises UserError with the nearest name where there is none.
     """
@@ -70,14 +73,19 @@ def explain(name: str) -> dict[str, Any]:
 
     if name in TERMS:
         return {"name": name, "kind": "term", **TERMS[name]._asdict()}
+    recipes = packaged_recipes()
+    if name in recipes:
+        return {"name": name, "kind": "recipe", "header": _header(recipes[name]), "file": str(recipes[name])}
     keys = recipe_keys()
-    if name in keys:
-        return keys[name]
-    meant = did_you_mean(name, [*OBJECTIVES, *TERMS]) or next((key for key in keys if key.endswith(f".{name}")), None)
-    meant = meant or did_you_mean(name, keys)
+    plain = ".".join(part for part in name.split(".") if not part.isdigit())  # objective.0.beta is objective.beta
+    if plain in keys:
+        return keys[plain]
+    meant = next((key for key in keys if key.endswith(f".{name}")), None)
+    meant = meant or did_you_mean(name, [*OBJECTIVES, *TERMS]) or did_you_mean(name, [*keys, *recipes])
     hint = f" Did you mean {meant!r}?" if meant else ""
     raise UserError(
-        f"{name!r} is no objective, no word of the verdict and no recipe key.{hint} All: align list, docs/config.md."
+        f"{name!r} is no objective, no word of the verdict, no recipe and no recipe key.{hint} "
+        "All: align list, docs/config.md."
     )
 
 
@@ -90,13 +98,19 @@ def recipe_keys() -> dict[str, dict[str, Any]]:
     def add(name: str, kind: str, default: Any, meaning: str) -> None:
         entries[name] = {"name": name, "kind": "key", "type": kind, "default": default, "description": meaning}
 
-    for key in ("name", "seed", "output"):
+    for key in ("name", "seed", "output", "objective"):
         add(key, *field_entry(Recipe, key))
     for path, section in SECTIONS.items():
         for key in section.model_fields:
             add(".".join((*path, key)), *field_entry(section, key))
+    add("objective.name", "text", "required", "which objective")
+    entries["objective.name"]["choices"] = list(OBJECTIVES)
+    add("objective.weight", "number", "1", "times this loss in the sum, where objective is a list")
+    for key, where in _objective_fields().items():
+        entries[f"objective.{key}"] = {"name": f"objective.{key}", "kind": "field", "objectives": where}
     for key, entry in train_keys().items():
-        add(f"train.{key}", entry["type"], entry["default"], entry["help"])
+        default = EXPLAINED[key].replace("`", "") if key in EXPLAINED else entry["default"]
+        add(f"train.{key}", entry["type"], default, entry["help"])
         if "choices" in entry:
             entries[f"train.{key}"]["choices"] = entry["choices"]
     for key, cure in REFUSED.items():
@@ -104,10 +118,23 @@ def recipe_keys() -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _objective_fields() -> dict[str, dict[str, dict[str, Any]]]:
+    """Field to objective to the field's entry: one name may mean something else in another objective."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in OBJECTIVES:
+        for field in objective_entry(name)["fields"]:
+            found.setdefault(field["name"], {})[name] = field
+    return found
+
+
 def render(entry: dict[str, Any]) -> str:
     """An entry of ``explain`` as text for a terminal."""
+    if entry["kind"] == "recipe":
+        return "\n".join([entry["name"], *(f"  {line}" for line in entry["header"]), f"  file    {entry['file']}"])
+    if entry["kind"] == "field":
+        return "\n".join([entry["name"], *_field_rows(entry["objectives"])])
     if entry["kind"] == "key":
-        rows = [entry["name"], f"  type      {entry['type']}", f"  default   {entry['default']}"]
+        rows = [entry["name"], f"  type      {entry['type']}", *_wrapped("default", str(entry["default"]))]
         rows += _wrapped("choices", ", ".join(entry.get("choices", [])))
         return "\n".join([*rows, *_wrapped("meaning", entry["description"])])
     if entry["kind"] == "term":
@@ -120,14 +147,21 @@ def render(entry: dict[str, Any]) -> str:
     needs = f"branches {', '.join(entry['branches'])}; {'a' if entry['needs_reference'] else 'no'} reference"
     rows += _wrapped("needs", f"{needs}{'; ' + entry['coupled'] if entry['coupled'] else ''}")
     rows.append("  fields")
-    for field in entry["fields"]:
+    rows += _field_rows({field["name"]: field for field in entry["fields"]})
+    rows += ["  recipe", f"    objective: {{name: {entry['name']}{_example(entry['fields'])}}}"]
+    return "\n".join(rows)
+
+
+def _field_rows(fields: dict[str, dict[str, Any]]) -> list[str]:
+    """Label, default and meaning of fields, one below the other."""
+    rows = []
+    for label, field in fields.items():
         default = "none" if field["default"] is None else field["default"]
         allowed = f" ({field['allowed']})" if field["allowed"] else ""
         lines = textwrap.wrap(f"{field['description']}{allowed}", _WIDTH - 32) or [""]
-        rows.append(f"    {field['name']:<16} {default!s:<10} {lines[0]}")
+        rows.append(f"    {label:<16} {default!s:<10} {lines[0]}")
         rows += [f"{'':<32}{line}" for line in lines[1:]]
-    rows += ["  recipe", f"    objective: {{name: {entry['name']}{_example(entry['fields'])}}}"]
-    return "\n".join(rows)
+    return rows
 
 
 def _example(fields: list[dict[str, Any]]) -> str:
@@ -144,24 +178,25 @@ def listing(what: str) -> dict[str, dict[str, str]]:
     if what == "objectives":
         return {"objectives": {name: cls.title for name, cls in OBJECTIVES.items()}}
     if what == "recipes":
-        return {"recipes": {name: _headline(file) for name, file in packaged_recipes().items()}}
+        return {"recipes": {name: (_header(file) or [""])[0] for name, file in packaged_recipes().items()}}
     if what == "train":
         return {"train": {name: entry["help"] for name, entry in train_keys().items()}}
     return {**listing("objectives"), **listing("recipes")}
 
 
-def _headline(file: Any) -> str:
-    """The first comment line of a recipe."""
-    with open(file, encoding="utf-8") as lines:
-        return next((line.lstrip("# ").strip() for line in lines if line.strip()), "")
+def _header(file: Path) -> list[str]:
+    """The comment lines at the top of a recipe, without their marks."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").split("\n"))
+    return [line[1:].removeprefix(" ").rstrip() for line in lines]
 
 
-def render_listing(tables: dict[str, dict[str, str]]) -> str:
-    """A listing as text for a terminal."""
+def render_listing(tables: dict[str, dict[str, str]], *, whole: bool = False) -> str:
+    """A listing as text: lines that fit a terminal, or with ``whole`` all of their text, for a pipe."""
     parts = []
     for title, rows in tables.items():
         width = max((len(name) for name in rows), default=0)
-        short = {name: textwrap.shorten(text, _WIDTH - width, placeholder=" ...") for name, text in rows.items()}
-        body = [f"  {name:<{width}}  {text}" for name, text in short.items()]
+        room = _WIDTH - width
+        short = rows if whole else {name: textwrap.shorten(rows[name], room, placeholder=" ...") for name in rows}
+        body = [f"  {name:<{width}}  {text}".rstrip() for name, text in short.items()]
         parts.append("\n".join([title, *(body or ["  none"])]))
     return "\n\n".join(parts)

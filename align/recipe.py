@@ -26,13 +26,13 @@ from pydantic import (
 )
 
 from align.errors import UserError
-from align.objectives import Objective
+from align.objectives import OBJECTIVES, Objective
 from align.recipe_checks import cross_checks
-from align.recipe_messages import Problem, did_you_mean, dotted, sentence
+from align.recipe_messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe_objective import Part, combined, parse_objective
 from align.recipe_sections import SECTIONS, Data, Lora, Model, Reference, Section, Source, Watch, _or_empty
 from align.recipe_yaml import Document, override, parse, refusal
-from align.train_keys import OURS, check_train, spelled
+from align.train_keys import OURS, check_train, spelled, train_keys
 
 if TYPE_CHECKING:
     from align.compat import SFTConfig
@@ -146,19 +146,22 @@ class Recipe(Section):
     def training_arguments(self, output_dir: str | Path | None = None, **extra: Any) -> SFTConfig:
         """TRL's configuration of this run: our defaults, then the ``train`` section, then ``extra``.
 
-        Imports torch. Raises UserError where transformers refuses a value.
+        Imports torch. Raises UserError where this machine has no device for a precision, or transformers refuses.
         """
         from align.compat import training_config
-        from align.train_defaults import current_names, train_defaults
+        from align.train_defaults import precision_problem, train_defaults
 
         given = {key: value for key, value in self.train.items() if key not in OURS}
-        arguments = current_names({**train_defaults(self), **given, **extra})
+        arguments = {**train_defaults(self), **given, **extra}
         arguments["output_dir"] = str(output_dir or self.output_dir)
+        where = _shown(self._path) if self._path else "recipe"
+        if problem := precision_problem(arguments):
+            raise UserError(f"{where}  {problem}")
         try:
             return training_config(**arguments)
         except (UserError, ValueError, TypeError, KeyError, ImportError) as error:
             what = str(error).strip().removeprefix("train: ").split("\n")[0]
-            raise UserError(f"{self._path or 'recipe'}  train: transformers refuses these settings: {what}") from error
+            raise UserError(f"{where}  train: transformers refuses these settings: {what}") from error
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
@@ -172,7 +175,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         UserError: with every mistake of the file and the overrides, each with its line.
     """
     file = find_recipe(path)
-    name = os.path.relpath(file) if not os.path.relpath(file).startswith("..") else str(file)
+    name = _shown(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -183,6 +186,12 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     recipe = _validated(document)
     recipe._path = file.resolve()
     return recipe
+
+
+def _shown(file: Path) -> str:
+    """A file as messages call it: relative where it is below the working directory."""
+    relative = os.path.relpath(file)
+    return str(file) if relative.startswith("..") else relative
 
 
 def _validated(document: Document) -> Recipe:
@@ -216,10 +225,21 @@ def _explained(entry: Any) -> tuple[tuple[str | int, ...], str]:
         return (path[:-1] or path, f"{path[-1]} is {text}") if len(path) > 1 else (path, text)
     if entry["type"] == "string_pattern_mismatch" and path == ("name",):
         return path, f"a run directory is named after it: letters, digits, '.', '_', '+', '-'; got {entry['input']!r}."
+    misplaced = entry["type"] == "extra_forbidden" and len(path) == 1 and path[0] not in ALIASES[""]
+    if misplaced and (below := _below(str(path[0]))):
+        return path, f"unknown key. Did you mean {below!r}?"
     model = SECTIONS.get(section, Recipe if not section else None)
     names = {Model: "model", Lora: "lora", Data: "data", Source: "source", Reference: "reference", Watch: "watch"}
     alias = "" if model is Recipe else names.get(model) if model else None
     return path, sentence(entry, model.model_fields if model else (), alias)
+
+
+def _below(word: str) -> str | None:
+    """The dotted key of a section that ends in ``word``; what stands at the top level by mistake belongs there."""
+    if any(word in cls.__dataclass_fields__ for cls in OBJECTIVES.values()):
+        return f"objective.{word}"
+    sections = (dotted((*path, word)) for path, section in SECTIONS.items() if word in section.model_fields)
+    return next(sections, f"train.{word}" if word in train_keys() else None)
 
 
 # --- packaged recipes -------------------------------------------------------------------------------------------------

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
-from align.recipe_messages import Path, Problem
+from align.recipe_messages import Path, Problem, unknown_choice
+
+# train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
+_TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "azure_ml": (("azureml.core",), "azureml-core"),
+    "clearml": (("clearml",), "clearml"),
+    "codecarbon": (("codecarbon",), "codecarbon"),
+    "comet_ml": (("comet_ml",), "comet-ml"),
+    "dagshub": (("dagshub",), "dagshub"),
+    "dvclive": (("dvclive",), "dvclive"),
+    "flyte": (("flytekit",), "flytekit"),
+    "kubeflow": ((), ""),
+    "mlflow": (("mlflow",), "mlflow"),
+    "neptune": (("neptune",), "neptune"),
+    "swanlab": (("swanlab",), "swanlab"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "trackio": (("trackio",), "trackio"),
+    "wandb": (("wandb",), "wandb"),
+}
 
 
 def cross_checks(raw: Any) -> list[Problem]:
@@ -161,6 +180,29 @@ def _lengths(raw: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def _trackers(raw: Mapping[str, Any]) -> list[Problem]:
+    given = _section(raw, "train").get("report_to")
+    here, problems = ("train", "report_to"), []
+    for name in given if isinstance(given, list) else [given]:
+        if not isinstance(name, str) or (name in ("all", "none") and not isinstance(given, list)):
+            continue  # those two stand alone; a wrong type is reported elsewhere
+        if name not in _TRACKERS:
+            problems.append(Problem(here, unknown_choice(name, ("none", "all", *_TRACKERS))))
+            continue
+        modules, package = _TRACKERS[name]
+        if modules and not any(map(_importable, modules)):
+            problems.append(Problem(here, f"{name} is not installed: pip install {package}."))
+    return problems
+
+
+def _importable(module: str) -> bool:
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return False
+    return spec is not None and spec.origin is not None  # a folder of that name, left by a tracker, has no origin
+
+
 def _watch(raw: Mapping[str, Any]) -> list[Problem]:
     watch = _section(raw, "watch")
     problems = []
@@ -183,5 +225,6 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _reference,
     _precision,
     _lengths,
+    _trackers,
     _watch,
 )

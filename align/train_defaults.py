@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from align.recipe import Recipe
 
-# Name to sentence; docs/config.md prints these.
+# Name to sentence; docs/config.md and `align explain train.NAME` print these as the defaults.
 EXPLAINED = {
-    "seed": "the recipe's seed",
-    "run_name": "the recipe's name",
     "report_to": "`none`: nothing leaves the machine; metrics.jsonl is the record",
     "logging_steps": "10",
     "learning_rate": "1e-6 for objectives on pairs, 1e-5 for others; ten times that with an adapter",
     "lr_scheduler_type": "`cosine`",
     "warmup_steps": "0.1: a tenth of all steps",
     "bf16": "true where the device computes in bfloat16, else false",
-    "eval_strategy": "`steps` with eval_steps 0.1 (ten times a run) when there are held-out rows",
-    "save_strategy": "`steps` with save_steps 0.25 and save_total_limit 2; like eval for load_best_model_at_end",
+    "eval_strategy": "`steps` when there are held-out rows, else `no`",
+    "eval_steps": "0.1 with eval_strategy `steps`: ten times a run",
+    "per_device_eval_batch_size": "that of training",
+    "save_strategy": "`steps`; that of the evaluation for load_best_model_at_end",
+    "save_steps": "0.25 with save_strategy `steps`: four times a run; as eval_steps for load_best_model_at_end",
+    "save_total_limit": "2",
     "dataloader_pin_memory": "false without an accelerator",
 }
 
@@ -53,20 +55,24 @@ def train_defaults(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def current_names(arguments: dict[str, Any]) -> dict[str, Any]:
-    """``arguments`` with ``gradient_checkpointing`` under the name that the installed transformers wants.
+def precision_problem(arguments: dict[str, Any]) -> str | None:
+    """The sentence about a precision that no device here computes in, or None. Imports torch.
 
-    Newer ones call it ``activation_checkpointing`` and warn of the old name, even of TRL's own default for it.
+    transformers names the cause of bf16 in its own words, and passes over fp16 on a CPU in silence.
     """
-    from align.compat import SFTConfig
+    import torch
 
-    arguments = dict(arguments)
-    for suffix in ("", "_kwargs"):
-        old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
-        if new in SFTConfig.__dataclass_fields__:
-            given = arguments.pop(old, SFTConfig.__dataclass_fields__[old].default)
-            arguments.setdefault(new, given)
-    return arguments
+    on_cpu, none = arguments.get("use_cpu") is True, not torch.accelerator.is_available()
+    for name in ("bf16", "bf16_full_eval", "fp16"):
+        cure = f"set train.{name}=false (override: train.{name}=false)."
+        if arguments.get(name) is not True:
+            continue
+        if name == "fp16" and on_cpu:
+            return f"train.fp16: train.use_cpu is true, and a CPU does not compute in float16 under accelerate; {cure}"
+        if not on_cpu and (none or (name != "fp16" and not _bf16_supported())):
+            kind = "float16" if name == "fp16" else "bfloat16"
+            return f"train.{name}: this machine has no device that computes in {kind} under accelerate; {cure}"
+    return None
 
 
 def _bf16_supported() -> bool:

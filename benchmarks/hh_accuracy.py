@@ -2,8 +2,9 @@
 
     python benchmarks/hh_accuracy.py [--json] [--rows 2000] [--out runs/hh_accuracy]
 
-Makes a byte-level BPE tokenizer and a small new Llama, aligns it with DPO for two epochs and prints the verdict: held-out accuracy with its 95 % interval against the start. Data: ``ALIGN_TEST_DATA`` (default
-``../shared/data``), ``hh_rlhf/helpful_train.jsonl.gz`` and ``helpful_test.jsonl.gz``.
+Makes a byte-level BPE tokenizer and a small new Llama, aligns it with DPO for two epochs and prints the verdict:
+held-out accuracy with its 95 % interval against the start, and what always preferring the longer answer would score.
+Data: ``ALIGN_TEST_DATA`` (default ``../shared/data``), ``hh_rlhf/helpful_train.jsonl.gz``, ``helpful_test.jsonl.gz``.
 """
 
 from __future__ import annotations
@@ -87,6 +88,13 @@ def recipe(name: str, out: Path, model: Path, rows: int, objective: dict, **trai
     )
 
 
+def longer_preferred() -> float:
+    """Accuracy on the held-out pairs of a judge that looks at nothing but length; ties count as half."""
+    with gzip.open(DATA / "helpful_test.jsonl.gz", "rt") as file:
+        sizes = [(len(row["chosen"]), len(row["rejected"])) for row in map(json.loads, file)]
+    return sum((a > b) + 0.5 * (a == b) for a, b in sizes) / len(sizes)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
@@ -109,8 +117,11 @@ def main() -> int:
         learning_rate=1e-3,
     )
     result = run(prefer, echo=say)
+    longer = longer_preferred()
     if args.json:
-        print(json.dumps(result.verdict["findings"]["learned"], indent=1))
+        print(json.dumps({**result.verdict["findings"]["learned"], "longer_answer": longer}, indent=1))
+    else:
+        print(f"\n  always preferring the longer answer (in characters): {longer:.3f}")
     return 0
 
 

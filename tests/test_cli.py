@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,11 @@ def test_explain_every_objective(capsys: pytest.CaptureFixture[str], name: str) 
         ("train.lr_scheduler_type", "cosine_with_restarts"),
         ("train.packing", "cannot be set here: rows are always packed"),
         ("suppression", "less likely"),
+        ("data.train.0.rows", "only the first so many rows"),
+        ("objective.weight", "times this loss in the sum"),
+        ("train.learning_rate", "\n  default   1e-6 for objectives on pairs, 1e-5 for others; ten times that with an"),
+        ("train.lr_scheduler_type", "\n  default   cosine\n"),
+        ("train.weight_decay", "\n  default   0.0\n"),
     ],
 )
 def test_explain_keys_and_words(capsys: pytest.CaptureFixture[str], name: str, expected: str) -> None:
@@ -148,6 +154,9 @@ def test_explain_keys_and_words(capsys: pytest.CaptureFixture[str], name: str, e
         ("dpoo", "'dpo'"),
         ("supression", "'suppression'"),
         ("rank", "'model.lora.rank'"),
+        ("learning_rate", "'train.learning_rate'"),
+        ("beta", "'objective.beta'"),
+        ("preference/dpo-zephir", "'preference/dpo-zephyr-7b'"),
         ("data.trunc", "'data.truncation'"),
     ],
 )
@@ -155,9 +164,46 @@ def test_explain_what_does_not_exist(capsys: pytest.CaptureFixture[str], name: s
     code, out, err = call(capsys, "explain", name)
     assert (code, out) == (2, "")
     assert err == (
-        f"{name!r} is no objective, no word of the verdict and no recipe key. Did you mean {meant}? "
+        f"{name!r} is no objective, no word of the verdict, no recipe and no recipe key. Did you mean {meant}? "
         "All: align list, docs/config.md.\n"
     )
+
+
+EXPLAINED_BETA = """\
+objective.beta
+    dpo              0.1        larger stays closer to the reference (> 0)
+    hinge            0.1        reciprocal of the margin, in nats, that is asked for (> 0)
+    rpo              none       DPO's beta; 0.01 for handbook, 0.5 for openrlhf (> 0)
+    simpo            2.0        scale of the mean log-prob; authors use 2 to 10 (> 0)
+"""
+
+
+@pytest.mark.parametrize("name", ["objective.beta", "objective.0.beta"])
+def test_explain_a_field_of_objectives(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert call(capsys, "explain", name) == (0, EXPLAINED_BETA, "")
+
+
+def test_explain_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "explain", "preference/dpo-zephyr-7b")
+    lines = out.split("\n")
+    assert code == 0
+    assert lines[:3] == [
+        "preference/dpo-zephyr-7b",
+        "  DPO on UltraFeedback, Zephyr 7B SFT, all weights.",
+        "    run      align train preference/dpo-zephyr-7b",
+    ]
+    assert re.fullmatch(r"  file    .*dpo-zephyr-7b\.yaml", lines[-2])
+    entry = json.loads(call(capsys, "explain", "preference/dpo-zephyr-7b", "--json")[1])
+    assert entry["header"][0] == "DPO on UltraFeedback, Zephyr 7B SFT, all weights."
+
+
+def test_a_piped_list_is_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for what in ("train", "recipes"):
+        rows = json.loads(call(capsys, "list", what, "--json")[1])[what]
+        listed = call(capsys, "list", what)[1].split("\n")
+        assert [line.split(None, 1)[1:] for line in listed[1 : len(rows) + 1]] == [[text] for text in rows.values()]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert max(len(line) for line in call(capsys, "list", "train")[1].split("\n")) <= 100
 
 
 def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +231,24 @@ def test_doctor_finds_what_is_missing() -> None:
     assert found.lines[0].text.endswith("is outside <2")
     assert (found.lines[1].text, found.lines[1].cure) == ("not installed", "pip install 'no_such_package==1.0'")
     assert found.render().endswith("2 problems.")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("", "not switched off (not tried), cache in "), ("1", "switched off (HF_HUB_OFFLINE), cache")]
+)
+def test_doctor_claims_nothing_of_the_hub(monkeypatch: pytest.MonkeyPatch, value: str, said: str) -> None:
+    from align.doctor import Diagnosis, _hub
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    found = Diagnosis()
+    _hub(found)
+    assert found.lines[0].text.startswith(said)
+
+
+def test_doctor_says_how_to_get_bitsandbytes() -> None:
+    from align.versions import OPTIONAL
+
+    assert OPTIONAL["bitsandbytes"] == ("model.load_in: 4bit or 8bit", "pip install bitsandbytes")
 
 
 def test_options_may_stand_before_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,3 +346,12 @@ def test_train(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert (tiny_folder / "runs" / "tiny" / "recipe.lock.yaml").is_file()
     code, _, err = call(capsys, "train", "good.yaml")
     assert (code, "already holds a run" in err) == (2, True)
+
+
+def test_the_python_of_the_readme_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (sample,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(sample.replace("Qwen/Qwen3-0.6B", str(tiny_folder / "model")), scope)
+    assert scope["trainer"].state.global_step == 3

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from align.errors import Exit, UserError
 from align.objectives import DPO, IPO, NLL, RPO, WeightedSum
 from align.recipe import Recipe, load_recipe, packaged_recipes
 from align.recipe_yaml import parse
+from align.train_defaults import EXPLAINED
 from align.train_keys import TABLE, check_train, train_keys
 from align.train_refused import REFUSED
 
@@ -545,6 +548,10 @@ BAD_OVERRIDES = {
         "data.held_out.0.rows=..."
     ),
     "train.x.y=1": "override train.x.y=1  train.x: unknown key. All names: align list train.",
+    "beta=3": "override beta=3  beta: unknown key. Did you mean 'objective.beta'?",
+    "max_steps=3": "override max_steps=3  max_steps: unknown key. Did you mean 'train.max_steps'?",
+    "rank=3": "override rank=3  rank: unknown key. Did you mean 'model.lora.rank'?",
+    "run_name=x": "override run_name=x  run_name: unknown key. Did you mean 'name'?",
     "model={idd: x}": "override model={idd: x}  model.idd: unknown key. Did you mean 'id'?",
 }
 
@@ -553,6 +560,34 @@ BAD_OVERRIDES = {
 def test_bad_overrides(here: Path, item: str) -> None:
     text = GOOD.replace(DATA, DATA + "  held_out: [{path: a}, {path: b}]\n") + "seed: 5\n"
     assert BAD_OVERRIDES[item] in refusal(here, text, item).split("\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("mlflow_", "expected one of none, all, azure_ml, clearml, "),
+        ("[tensorboard, none]", "expected one of none, all, azure_ml, clearml, "),
+        ("dvclive", "dvclive is not installed: pip install dvclive."),
+        ("[tensorboard, comet_ml]", "comet_ml is not installed: pip install comet-ml."),
+        ("azure_ml", "azure_ml is not installed: pip install azureml-core."),
+    ],
+)
+def test_trackers_that_are_not_there(here: Path, value: str, said: str) -> None:
+    if "pip" in said and importable(said.split()[0]):
+        pytest.skip("it is installed here")
+    (here / "dvclive").mkdir()  # what such a tracker leaves behind is no package
+    got = refusal(here, GOOD, f"train.report_to={value}")
+    assert got.startswith(f"override train.report_to={value}  train.report_to: {said}")
+
+
+@pytest.mark.parametrize("value", ["none", "all", "tensorboard", "[tensorboard]", "null", "[]"])
+def test_trackers_that_are_there(here: Path, value: str) -> None:
+    write(here, GOOD)
+    assert "report_to" in load_recipe("r.yaml", [f"train.report_to={value}"]).train
+
+
+def importable(tracker: str) -> bool:
+    return find_spec({"azure_ml": "azureml"}.get(tracker, tracker)) is not None
 
 
 def test_an_override_that_is_no_yaml(here: Path) -> None:
@@ -688,6 +723,59 @@ def test_what_transformers_refuses_is_a_sentence(here: Path) -> None:
     recipe = load_recipe("r.yaml", ["train.lr_scheduler_kwargs='{not json'"])
     with pytest.raises(UserError, match=r"r\.yaml  train: transformers refuses these settings: "):
         recipe.training_arguments()
+
+
+NO_DEVICE = "r.yaml  train.{0}: this machine has no device that computes in {1} under accelerate; "
+CURE = "set train.{0}=false (override: train.{0}=false)."
+
+
+@pytest.mark.parametrize(("key", "kind"), [("bf16", "bfloat16"), ("bf16_full_eval", "bfloat16"), ("fp16", "float16")])
+def test_a_precision_without_a_device(here: Path, monkeypatch: pytest.MonkeyPatch, key: str, kind: str) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    write(here, GOOD + f"  {key}: true\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe("r.yaml").training_arguments()
+    assert str(caught.value) == (NO_DEVICE + CURE).format(key, kind)
+
+
+def test_float16_on_a_cpu(here: Path) -> None:
+    write(here, GOOD + "  use_cpu: true\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe("r.yaml", ["train.fp16=true"]).training_arguments()
+    assert str(caught.value) == (
+        "r.yaml  train.fp16: train.use_cpu is true, and a CPU does not compute in float16 under accelerate; "
+        + CURE.format("fp16")
+    )
+    assert load_recipe("r.yaml", ["train.bf16=true"]).training_arguments().bf16 is True
+
+
+def test_the_page_shows_our_defaults() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "config.md").read_text(encoding="utf-8")
+    for name, text in EXPLAINED.items():
+        assert re.search(rf"^\| `{name}` \| [^|]*(?:\\\|[^|]*)*\| {re.escape(text)} \|", page, re.M), name
+
+
+def test_what_is_explained_is_what_is_set(here: Path) -> None:
+    """The defaults that the page prints are those of a run, name by name."""
+    from align.train_defaults import train_defaults
+
+    write(here, GOOD.replace(DATA, DATA + "  held_out: {path: held.jsonl}\n"))
+    assert set(train_defaults(load_recipe("r.yaml"))) == {"seed", "run_name", *EXPLAINED}  # those two are refused
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith("preference/")])
+def test_the_bytes_in_a_header_add_up(name: str) -> None:
+    text = packaged_recipes()[name].read_text(encoding="utf-8")
+    assert f"-m align.train {name}\n" in text
+    if load_recipe(name).model.lora is not None:
+        return
+    found = re.search(r"GB: (\d+) GB (?:each )?before activations \((.*?) B x (\d+) bytes(?: / (\d))?", text)
+    assert found is not None
+    assert round(float(found[2]) * int(found[3]) / int(found[4] or 1)) == int(found[1])
+    assert int(found[3]) == (20 if load_recipe(name).objective_value().needs_reference else 16)
+    assert ("Later runs on these rows read the" in text) == (found[3] == "20")
 
 
 def test_no_torch_for_a_recipe() -> None:

@@ -172,13 +172,17 @@ class PackStream(IterableDataset):
             if hasattr(self.rows, "set_epoch"):
                 self.rows.set_epoch(number)
             window: list[dict] = []
+            empty = True
             for row in self.rows:
+                empty = False
                 window.append(row)
                 if len(window) == self.step_examples:
                     yield from self._deal(window)
                     window = []
             if window:
                 yield from self._deal(window)
+            if empty:
+                return
 
     def _deal(self, window: list[dict]) -> Iterator[dict]:
         for pack in balanced([self.length(r) for r in window], self.step_packs)[self.rank :: self.world]:

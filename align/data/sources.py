@@ -7,9 +7,11 @@ number in the source, counted from 0). Nothing is tokenised here.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -147,11 +149,24 @@ def _from_hub(source: Source) -> AnyDataset:
 
     name, split = str(source.id), source.split or "train"
     try:
-        if source.streaming:
-            return load_dataset(name, source.subset, split=split, revision=source.revision, streaming=True)
-        return load_dataset(name, source.subset, split=split, revision=source.revision)
+        with quiet_hub():
+            if source.streaming:
+                return load_dataset(name, source.subset, split=split, revision=source.revision, streaming=True)
+            return load_dataset(name, source.subset, split=split, revision=source.revision)
     except Exception as error:  # the Hub client raises a dozen types, not all of them public
         raise UserError(_hub_sentence(source, error)) from error
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the Hub client's line for every retry; our own sentence says how it ended."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _hub_sentence(source: Source, error: Exception) -> str:

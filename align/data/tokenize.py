@@ -18,7 +18,7 @@ from align.data.chat import require_template
 from align.data.encode import FLAGS, STATUS, Encoder
 from align.data.formats import Format, recognise
 from align.data.preparation import Preparation
-from align.data.sources import column_names, is_table
+from align.data.sources import column_names, did_you_mean, is_table, quiet_hub
 from align.data.truncation import check_policy
 from align.errors import UserError
 from align.recipe_sections import located
@@ -43,15 +43,15 @@ def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedToken
     from transformers import AutoTokenizer
 
     name = located(model.tokenizer or model.id, base)
+    key = "model.tokenizer" if model.tokenizer else "model.id"
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise UserError(_no_tokenizer(key, name, base))
     revision = model.revision if model.tokenizer is None else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"model: no tokenizer could be loaded from {name!r} ({text[:200]}). It must be a folder with tokenizer "
-            "files or a Hub id that is in the local cache or can be reached."
-        ) from error
+        raise UserError(_no_tokenizer(key, name, base, error)) from error
     if model.chat_template is not None:
         path = (base or Path()) / Path(model.chat_template).expanduser()
         try:
@@ -63,6 +63,25 @@ def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedToken
             raise UserError(f"The tokenizer of {name} has neither a pad nor an EOS token; set one in its files.")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _no_tokenizer(key: str, name: str, base: Path | None, error: Exception | None = None) -> str:
+    """Why there is no tokenizer; ``name`` may be a folder that is missing or a Hub id, and only then has an error."""
+    from huggingface_hub import constants
+
+    start = f"{key}: no tokenizer could be loaded from {name!r}"
+    parents = [folder / Path(name).parent for folder in (base or Path(), Path())]
+    inside = next((folder for folder in parents if folder.is_dir()), None) if "/" in name else None
+    if not Path(name).is_dir() and (error is None or inside is not None):
+        near = did_you_mean(Path(name).name, [p.name for p in inside.iterdir() if p.is_dir()]) if inside else ""
+        hub = "" if error is None else ", nor a model that the Hub or its local cache gives"
+        return f"{start}: no such folder{hub}.{near}"
+    text = " ".join(str(error).split())
+    if "couldn't connect" not in text:
+        return f"{start}: {text.rstrip('.')}. It must be a folder with tokenizer files or a Hub id."
+    why = "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+    cure = "Load it once with the network on, or name a folder that holds the model."
+    return f"{start}: it is not in the local cache, and {why}. {cure}"
 
 
 def prepare(

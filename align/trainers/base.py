@@ -113,16 +113,13 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
 
         def ready(data: Any) -> Any:
-            return _prepared(data, processing_class, objective, max_length, truncation, say)
+            if data is None or isinstance(data, dict):
+                return data and {name: ready(part) for name, part in data.items()}
+            prepared = _prepared(data, processing_class, objective, max_length, truncation, say)
+            _check_positions(model, prepared, collator)
+            return prepared
 
-        train_dataset = ready(train_dataset)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: ready(part) for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = ready(eval_dataset)
-
-        parts = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
-        _check_positions(model, parts, collator)
+        train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         self.digest: str | None = None
@@ -326,7 +323,7 @@ def _compute_type(args: SFTConfig, model: PreTrainedModel) -> str:
     return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(model.dtype).removeprefix("torch."))
 
 
-def _check_positions(model: PreTrainedModel, datasets: Sequence[Any], collator: TreeCollator) -> None:
+def _check_positions(model: PreTrainedModel, dataset: Any, collator: TreeCollator) -> None:
     """Refuse rows for which the positional encoding depends on what else is in the batch."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -337,7 +334,7 @@ def _check_positions(model: PreTrainedModel, datasets: Sequence[Any], collator: 
     limit = rope.get("original_max_position_embeddings") or getattr(
         config, "original_max_position_embeddings", config.max_position_embeddings
     )
-    longest = max((longest_sequence(d, collator) for d in datasets if hasattr(d, "__len__")), default=0)
+    longest = longest_sequence(dataset, collator) if hasattr(dataset, "__len__") else 0
     if longest > limit:
         raise UserError(
             f"The longest row has {longest} tokens, and beyond {limit} this model's rotary embedding "

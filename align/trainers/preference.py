@@ -17,7 +17,8 @@ class PreferenceTrainer(AlignTrainer):
 
     def __init__(self, model: Any, objective: Objective | None = None, args: Any = None, **kwargs: Any) -> None:
         objective = DPO() if objective is None else objective
-        unknown = [name for name in objective.branches if name not in ("chosen", "rejected")]
+        branches = objective.branches if isinstance(objective, Objective) else ()  # the base says what it must be
+        unknown = [name for name in branches if name not in ("chosen", "rejected")]
         if unknown:
             raise UserError(
                 f"PreferenceTrainer trains on the branches 'chosen' and 'rejected', but the objective reads "

@@ -111,3 +111,10 @@ def test_lengths_are_the_places_that_rows_take(branches: tuple[str, ...], feed_l
     assert row_lengths(Dataset.from_list(rows), collator) == taken
     assert [collator.length(row) for row in rows] == taken
     assert collator(rows)["input_ids"].shape[1] == sum(taken)
+
+
+@pytest.mark.parametrize(("mask", "says"), [([1, 1], "has 2 entries, 2 of them targets"), ([0, 0, 0], "0 of them")])
+def test_masks_that_would_lose_targets_without_a_word_are_refused(mask: list[int], says: str) -> None:
+    row = {"prompt_ids": [1], "chosen_ids": [2, 3, 4], "chosen_mask": mask, "rejected_ids": [5], "row": 7}
+    with pytest.raises(UserError, match=f"Row 7: chosen_mask .*{says}"):
+        TreeCollator(("chosen", "rejected"))([row])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 import pytest
 from datasets import Dataset
@@ -199,13 +199,14 @@ def test_a_stream_gives_the_packs_of_a_map_style_data_set(world: int, epoch: int
 
     for rank in range(world):
         stream = PackLoader(
-            PackStream(Rows(), collator, collator.length, 8, 4, rank=rank, world=world), batch_size=None
+            PackStream(Rows(), collator, collator.length, 8, 4, rank=rank, world=world, endless=True), batch_size=None
         )
         sampler = PackSampler(lengths, 8, 4, order, rank=rank, world=world)
         planned = PackLoader(dataset, batch_sampler=sampler, collate_fn=collator)
-        for loader in (stream, planned):
-            loader.set_epoch(epoch)
-        streamed = [[e.row for e in batch["tree"].examples] for batch in stream]
+        planned.set_epoch(epoch)
+        # an endless stream counts its passes itself
+        batches = islice(stream, epoch * 12 // world, (epoch + 1) * 12 // world)
+        streamed = [[e.row for e in batch["tree"].examples] for batch in batches]
         mapped = [[e.row for e in batch["tree"].examples] for batch in planned]
         assert streamed == mapped
         assert len(planned) == len(mapped) == 3 * 4 // world
@@ -218,3 +219,8 @@ def test_a_loader_with_workers_gives_the_same_batches() -> None:
     here = list(PackLoader(dataset, batch_sampler=sampler, collate_fn=collator))
     there = list(PackLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=1))
     assert [b["tree"].targets.tolist() for b in here] == [b["tree"].targets.tolist() for b in there]
+
+
+def test_a_stream_without_rows_ends() -> None:
+    collator = TreeCollator(("chosen", "rejected"))
+    assert list(PackStream([], collator, collator.length, 8, 4, endless=True)) == []

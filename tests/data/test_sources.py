@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, disable_progress_bar
 from sample_rows import pair, real
 
 from align.data import world
-from align.data.sources import from_rows, load_source, source_name
+from align.data.sources import from_rows, load_source, quiet_hub, source_name
 from align.errors import UserError
 
 disable_progress_bars()
@@ -258,3 +259,11 @@ class TestOtherSources:
             load_source(source(), base=tmp_path)
         with pytest.raises(UserError, match="found id and world"):
             load_source(source(id="a", world="full"), base=tmp_path)
+
+
+def test_retries_of_the_hub_are_not_told():
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    with quiet_hub():
+        assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+    assert logger.level == before

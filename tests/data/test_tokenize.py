@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, disable_progress_bars
+from huggingface_hub import constants
 from sample_rows import PAIR, decoded, hh_rows, pair, talk_rows
 from tiny import tiny_tokenizer
 
-from align.data.tokenize import prepare
+from align.data.tokenize import load_tokenizer, prepare
+from align.errors import UserError
 
 disable_progress_bars()
 
@@ -241,3 +244,47 @@ class TestFirstToken:
         _, account = prepare(Dataset.from_list(rows), tiny_tokenizer(chat=False, bos=True), PAIR)
         assert (account.double_bos.count, account.double_bos.first) == (1, [1])
         assert "Two BOS tokens at the start of 1 row (row 1)." in account.summary()
+
+
+class TestNoTokenizer:
+    """Sentences about a model that is not there; what loads is in test_preparation.py."""
+
+    def refused(self, name, base, **fields):
+        model = SimpleNamespace(**({"id": name, "tokenizer": None, "revision": None, "chat_template": None} | fields))
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(model, base=base)
+        return str(caught.value)
+
+    def test_a_folder_that_is_missing(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "models" / "small-model").mkdir(parents=True)
+        (tmp_path / "models" / "small-modem.txt").write_text("a file is no model")
+        start = "model.id: no tokenizer could be loaded from"
+        name = f"{tmp_path}/models/smal-model"
+        assert self.refused(name, None) == f"{start} {name!r}: no such folder. Did you mean 'small-model'?"
+        said = self.refused("./models/smal-model", tmp_path)
+        assert said == f"{start} './models/smal-model': no such folder. Did you mean 'small-model'?"
+        assert self.refused("../nowhere/else", tmp_path) == f"{start} '../nowhere/else': no such folder."
+        said = self.refused("m", tmp_path, tokenizer="./t")
+        assert said == "model.tokenizer: no tokenizer could be loaded from './t': no such folder."
+
+    def test_a_name_that_may_be_either(self, tmp_path):
+        """``owner/name`` is asked for on the Hub even where a folder ``owner`` exists."""
+        (tmp_path / "owner" / "model-a").mkdir(parents=True)
+        assert self.refused("owner/model-b", tmp_path) == (
+            "model.id: no tokenizer could be loaded from 'owner/model-b': no such folder, nor a model that the Hub or "
+            "its local cache gives. Did you mean 'model-a'?"
+        )
+
+    def test_a_folder_without_a_tokenizer(self, tmp_path):
+        said = self.refused(str(tmp_path), None)
+        assert said.startswith(f"model.id: no tokenizer could be loaded from {str(tmp_path)!r}: ")
+        assert said.endswith(". It must be a folder with tokenizer files or a Hub id.")
+
+    @pytest.mark.skipif(not constants.HF_HUB_OFFLINE, reason="needs HF_HUB_OFFLINE=1")
+    def test_a_model_on_the_hub_without_a_network(self, tmp_path):
+        assert self.refused("no-such-owner/no-such-model", tmp_path) == (
+            "model.id: no tokenizer could be loaded from 'no-such-owner/no-such-model': it is not in the local cache, "
+            "and the network is switched off (HF_HUB_OFFLINE). Load it once with the network on, or name a folder "
+            "that holds the model."
+        )

@@ -221,7 +221,7 @@ def test_dummies_are_never_computed_into_the_store(tmp_path: Path) -> None:
 
 
 def test_masked_answers_are_stored_by_their_targets(tmp_path: Path) -> None:
-    rows = [{**dict(r), "chosen_mask": [i % 2 for i in range(len(r["chosen_ids"]))]} for r in pairs(6)]
+    rows = [{**dict(r), "chosen_mask": [(i + 1) % 2 for i in range(len(r["chosen_ids"]))]} for r in pairs(6)]
     batch = batch_of(rows)
     model = tiny_model()
     own = plain(model, batch)

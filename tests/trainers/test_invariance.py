@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from datasets import Dataset
-from training import history, pairs, trainer, weights
+from training import arguments, history, pairs, trainer, weights, word_tokenizer
 from transformers import EarlyStoppingCallback, TrainerCallback
 from zoo import own_rows, tiny_model
 
@@ -18,6 +18,7 @@ from align.data.collator import TreeCollator
 from align.engine.scores import Scores
 from align.errors import Stopped, UserError
 from align.objectives import DPO, IPO, KL, NLL, OBJECTIVES, RPO, Hinge, Objective, SimPO, Term, Terms, WeightedSum
+from align.trainers.preference import PreferenceTrainer
 
 OBJECTIVES_AND_SUMS: dict[str, Objective] = {
     **{name: kind() for name, kind in OBJECTIVES.items()},
@@ -296,3 +297,70 @@ def test_wrong_calls_are_refused_with_a_sentence(tmp_path: Path) -> None:
     long = Dataset.from_list([*pairs(3), {**pairs(1)[0], "chosen_ids": [5] * 40}])
     with pytest.raises(UserError, match=r"Row 3 of the training data has .*max_tokens_per_microbatch = 20"):
         trainer(tmp_path, DPO(), long, max_tokens_per_microbatch=20)
+
+
+def test_arguments_may_be_used_for_a_second_trainer(tmp_path: Path) -> None:
+    given = arguments(tmp_path, max_steps=1)
+    sizes = []
+    for _ in range(3):
+        made = PreferenceTrainer(
+            tiny_model(),
+            DPO(),
+            given,
+            train_dataset=pairs(20),
+            processing_class=word_tokenizer(),
+            max_tokens_per_microbatch=40,
+        )
+        sizes.append(made.step_examples)
+    assert sizes == [8, 8, 8]
+    assert given.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "says"),
+    [("dpo", None, "it must be a value such as align.DPO"), (DPO(), [{"prompt": "a"}], "Dataset.from_list")],
+)
+def test_wrong_kinds_of_arguments_get_a_sentence(tmp_path: Path, objective: Any, rows: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        PreferenceTrainer(tiny_model(), objective, arguments(tmp_path), train_dataset=rows or pairs(4))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    made = trainer(tmp_path, DPO())
+    with pytest.raises(Stopped, match="gradient norm was not finite"):
+        made.log({"loss": 0.5, "grad_norm": float("nan")})
+
+
+def test_every_rate_of_noise_is_switched_off() -> None:
+    from align.trainers.base import switch_dropout_off
+
+    class Router(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router_jitter_noise, self.layerdrop, self.attn_pdrop, self.keeps = 0.1, 0.2, 0.3, 0.4
+
+    model = Router()
+    assert switch_dropout_off(model) == 3
+    assert (model.router_jitter_noise, model.layerdrop, model.attn_pdrop, model.keeps) == (0.0, 0.0, 0.0, 0.4)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rows_whose_positions_depend_on_their_neighbours_are_refused(tmp_path: Path, kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = tiny_model(rope_parameters=rope)
+    with pytest.raises(UserError, match="beyond 8 this model's rotary embedding"):
+        trainer(tmp_path, DPO(), model=model)
+
+
+def test_an_adapter_that_takes_from_the_weights_is_not_switched_off(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    pissa = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
+    with pytest.raises(UserError, match="init_lora_weights='pissa' changes the model's own weights"):
+        trainer(tmp_path / "a", DPO(), peft_config=pissa, reference="adapter_off")
+    made = trainer(tmp_path / "b", DPO(), peft_config=pissa, max_steps=1)
+    made.train()
+    assert made.reference.strategy == "copy"
+    assert made.start_gap < 1e-4
