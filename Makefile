@@ -30,9 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@rm -f $(STAMP)
-	@# torch first and alone: resolved with the rest, pip could choose a CUDA build
+	@# torch first and alone: resolved with the rest, pip could choose a CUDA build. What it needs comes with the rest
 	$(BIN)/python -m pip install -q --retries 1 --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c constraints.txt torch
+		-c constraints.txt --no-deps torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed]'
 	@touch $(STAMP)
 
