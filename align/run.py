@@ -77,11 +77,6 @@ class RunDirectory:
                     f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or "
                     "output=, or remove the directory."
                 )
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=self.path).close()
-            except OSError as error:
-                raise UserError(f"output: {self.path} cannot be written to ({error.strerror}).") from error
             return None
         if not lock:
             raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
@@ -96,6 +91,16 @@ class RunDirectory:
             raise UserError(f"{self.path} holds a finished run: there is nothing to resume.")
         found = self.checkpoints()
         return found[-1] if found else None
+
+    def require_writable(self) -> None:
+        """Make the directory and try a file in it. Raises UserError where that fails."""
+        if not self.writer:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise UserError(f"output: {self.path} cannot be written to ({error.strerror}).") from error
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. One that was being written when the run died does not count."""

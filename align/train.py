@@ -65,6 +65,7 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     checkpoint = directory.begin(recipe.dump(), resume=resume)
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
+    directory.require_writable()
     _quieten(main)
     say = echo if main else _silent
 
