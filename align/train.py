@@ -247,22 +247,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        result = run(load_recipe(words[0], words[1:]), resume=resume)
+        run(load_recipe(words[0], words[1:]), resume=resume)
+        _leave(together=True)
     except (UserError, Stopped) as error:
         if rank == 0:
             print(error, file=sys.stderr, flush=True)
+        _leave(together=False)
         return int(error.exit_code)
-    finally:
-        _leave()
-    return 0 if result else 1
+    return 0
 
 
-def _leave() -> None:
+def _leave(*, together: bool) -> None:
+    """End the process group; after a good run only when every rank is there, or one that leaves early aborts."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if together:
+            torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "RANK" in os.environ:
+        # torch's threads can abort an interpreter that ends around them, and a good run would be reported as failed
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
