@@ -10,12 +10,68 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Hinge, SimPO
+    from align.objectives import (
+        DPO,
+        FLAT,
+        IDK,
+        IPO,
+        KL,
+        KTO,
+        NLL,
+        NPO,
+        RMU,
+        RPO,
+        WGA,
+        FlexDPO,
+        GradAscent,
+        Hinge,
+        IdkDPO,
+        SimNPO,
+        SimPO,
+    )
     from align.trainers.preference import PreferenceTrainer
 
-_OBJECTIVES = ("DPO", "FlexDPO", "Hinge", "IPO", "KL", "NLL", "RPO", "SimPO")
+_OBJECTIVES = (
+    "DPO",
+    "FLAT",
+    "IDK",
+    "IPO",
+    "KL",
+    "KTO",
+    "NLL",
+    "NPO",
+    "RMU",
+    "RPO",
+    "WGA",
+    "FlexDPO",
+    "GradAscent",
+    "Hinge",
+    "IdkDPO",
+    "SimNPO",
+    "SimPO",
+)
 
-__all__ = ["DPO", "IPO", "KL", "NLL", "RPO", "FlexDPO", "Hinge", "PreferenceTrainer", "SimPO", "__version__"]
+__all__ = [
+    "DPO",
+    "FLAT",
+    "IDK",
+    "IPO",
+    "KL",
+    "KTO",
+    "NLL",
+    "NPO",
+    "RMU",
+    "RPO",
+    "WGA",
+    "FlexDPO",
+    "GradAscent",
+    "Hinge",
+    "IdkDPO",
+    "PreferenceTrainer",
+    "SimNPO",
+    "SimPO",
+    "__version__",
+]
 
 
 def __dir__() -> list[str]:

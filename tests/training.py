@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from zoo import VOCABULARY, tiny_model, token_ids
 
 from align.compat import training_config
+from align.objectives.base import sources_of
+from align.trainers.base import AlignTrainer
 from align.trainers.preference import PreferenceTrainer
 
 # The Trainer collects garbage at the end of every run; what is imported by now need not be looked through each time.
@@ -47,6 +49,24 @@ def pairs(count: int, seed: int = 0) -> Dataset:
     )
 
 
+def forget_rows(count: int, seed: int = 0) -> Dataset:
+    """Prepared forget rows with alternates and retain partners, lengths likewise."""
+    ids = token_ids(seed)
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": ids(1 + 5 * i % 6),
+                "forget_ids": ids(1 + 5 * i % 7),
+                "alternate_ids": ids(1 + 3 * i % 5),
+                "retain_prompt_ids": ids(1 + 3 * i % 4),
+                "retain_ids": ids(1 + 2 * i % 5),
+                "row": i,
+            }
+            for i in range(count)
+        ]
+    )
+
+
 def arguments(folder: Path, **changes: Any) -> Any:
     """Plain SGD in float32 on the CPU, every step logged, unless said otherwise."""
     values: dict[str, Any] = {
@@ -70,14 +90,17 @@ def arguments(folder: Path, **changes: Any) -> Any:
 
 
 def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model: Any = None, **options: Any) -> Any:
-    """A trainer of a tiny Llama; options that ``PreferenceTrainer`` does not take go into its arguments."""
+    """A trainer of a tiny Llama on pairs, or on forget rows where the objective reads such branches; options that
+    ``PreferenceTrainer`` does not take go into its arguments.
+    """
     own = ("eval_dataset", "peft_config", "callbacks", "reference", "store_dir", "order", "max_tokens_per_microbatch")
     mine = {k: options.pop(k) for k in own if k in options}
-    return PreferenceTrainer(
+    forgets = not {"forget", "alternate", "retain"}.isdisjoint(sources_of(getattr(objective, "branches", ())))
+    return (AlignTrainer if forgets else PreferenceTrainer)(
         tiny_model() if model is None else model,
         objective,
         arguments(folder, **options),
-        train_dataset=pairs(20) if rows is None else rows,
+        train_dataset=(forget_rows if forgets else pairs)(20) if rows is None else rows,
         processing_class=word_tokenizer(),
         **mine,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
+from align.objectives import OBJECTIVES, Objective
 
 VOCABULARY = 97
 MOE = {
@@ -129,6 +130,11 @@ def examples(seed: int = 1) -> list[Example]:
         Example((Tree(ids(14), (Branch("chosen", ids(5), [1, 0, 1, 1, 0]), Branch("rejected", ids(2)))),)),
         Example((Tree(ids(4), (Branch("chosen", ids(6)),)), Tree(ids(3), (Branch("rejected", ids(8)),)))),
     ]
+
+
+def small(name: str) -> Objective:
+    """An objective with its default fields, save for a layer that these models have."""
+    return OBJECTIVES[name](**{"layer": 0} if name == "rmu" else {})
 
 
 def tree_batch(seed: int = 1) -> TreeBatch:

@@ -7,13 +7,15 @@ from typing import Any
 
 from align.engine.layout import Branch, Example, Tree, pack
 from align.errors import UserError
+from align.objectives.base import source_of
 
 
 class TreeCollator:
     """Turns prepared rows into one ``TreeBatch``, for every trainer.
 
     A branch ``b`` is the column ``b_ids`` with an optional target mask ``b_mask``. Branches share the row's
-    ``prompt_ids``; one with a column ``b_prompt_ids`` is a tree of its own (a retain partner, say).
+    ``prompt_ids``; one with a column ``b_prompt_ids`` is a tree of its own (a retain partner, say). A branch ``b_all``
+    is made of the columns of ``b``: a tree of its own, in which every token but the first is a target.
 
     Args:
         branches: names of the branches that an objective reads.
@@ -34,11 +36,17 @@ class TreeCollator:
         shared: list[Branch] = []
         trees: list[Tree] = []
         for name in self.branches:
-            ids = row.get(f"{name}_ids")
+            source = source_of(name)
+            ids = row.get(f"{source}_ids")
             if ids is None:
                 raise UserError(
-                    f"A row has no column '{name}_ids', which the objective needs; it has: {', '.join(sorted(row))}."
+                    f"A row has no column '{source}_ids', which the objective needs; it has: {', '.join(sorted(row))}."
                 )
+            own = row.get(f"{source}_prompt_ids")
+            if source != name:
+                prompt = row["prompt_ids"] if own is None else own
+                trees.append(Tree(prompt[:1], (Branch(name, [*prompt[1:], *ids]),)))
+                continue
             mask = row.get(f"{name}_mask")
             if mask is not None and (len(mask) != len(ids) or not any(mask)):
                 raise UserError(
@@ -46,7 +54,6 @@ class TreeCollator:
                     f"targets, for {len(ids)} tokens; it must have one entry for each token and at least one target."
                 )
             branch = Branch(name, ids, mask)
-            own = row.get(f"{name}_prompt_ids")
             if own is None:
                 shared.append(branch)
             else:

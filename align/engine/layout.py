@@ -156,6 +156,16 @@ class TreeBatch:
         self.sequences = {name: ids.pin_memory() for name, ids in self.sequences.items()}
         return self
 
+    def only(self, branches: Sequence[str]) -> TreeBatch:
+        """The same examples with these branches alone, on the same device; itself where it has no others."""
+        if set(self.sequences) <= set(branches):
+            return self
+        examples = []
+        for example in self.examples if self.units["examples"] else ():
+            kept = ((tree, tuple(b for b in tree.branches if b.name in branches)) for tree in example.trees)
+            examples.append(Example(tuple(Tree(tree.prompt, some) for tree, some in kept if some), example.row))
+        return pack(examples, branches=branches, feed_last=self.feeds_last).to(self.targets.device)
+
     def branches(self) -> list[tuple[Tree, Branch]]:
         """Every (tree, branch) in the order of sequence ids."""
         return [(tree, branch) for example in self.examples for tree in example.trees for branch in tree.branches]

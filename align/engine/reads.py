@@ -7,6 +7,7 @@ needs stand beside that objective.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -93,13 +94,20 @@ class KLToReference(Read):
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states [N, H] after ``layer`` (0 is the embedding, -1 the last, normalised one) at every target."""
+    """Hidden states [N, H] after ``layer`` (0 is the embedding, -1 the last, normalised one) for every target.
+
+    ``at`` says where: at the position that predicts the target, or at the target itself, one further, which the last
+    token of a branch has only in a batch made with ``feed_last``.
+    """
+
+    needs_reference: ClassVar[bool] = False
 
     layer: int = -1
+    at: Literal["prediction", "target"] = "prediction"
 
     @property
     def name(self) -> str:
-        return f"hidden_{self.layer}"
+        return f"hidden_{self.layer}" if self.at == "prediction" else f"hidden_{self.layer}_at_target"
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,16 @@ class Score:
     The last token is found by length, never by comparing with a pad id.
     """
 
+    needs_reference: ClassVar[bool] = False
     name: ClassVar[str] = "score"
+
+
+AnyRead = Read | Hidden | Score
+
+
+def feeds_last(reads: Iterable[AnyRead]) -> bool:
+    """Whether a batch for these reads must have the last token of each branch in its row."""
+    return any(isinstance(r, Score) or (isinstance(r, Hidden) and r.at == "target") for r in reads)
 
 
 def evaluate(reads: tuple[Read, ...], logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:

@@ -29,7 +29,10 @@ class Scores:
 
     def sum(self, branch: str, read: str = "logp") -> Tensor:
         """Sum of a read over the target tokens of ``branch``, [B]; for ``logp`` in nats, EOS in, prompt out."""
-        values = self.tokens[read]
+        return self.total(branch, self.tokens[read])
+
+    def total(self, branch: str, values: Tensor) -> Tensor:
+        """Sum of per-token ``values`` [N] over the target tokens of ``branch``, [B]."""
         totals = values.new_zeros(self.lengths.shape[0]).index_add(0, self.owner, values)
         return totals[self.sequences[branch]]
 

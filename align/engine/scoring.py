@@ -18,11 +18,10 @@ from transformers import PreTrainedModel
 from align.engine.attention import use_tree_attention
 from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
 from align.engine.layout import TreeBatch
-from align.engine.reads import Hidden, LogProb, Read, Score
+from align.engine.reads import AnyRead, Hidden, LogProb, Read, Score
 from align.engine.scores import Scores
 from align.errors import UserError
 
-AnyRead = Read | Hidden | Score
 Mode = Literal["tree", "padded"]
 
 
@@ -131,7 +130,7 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
         out |= {read.name: values[i].clone() for i, read in enumerate(vocabulary)}
     for read in job.reads:
         if isinstance(read, Hidden):
-            out[read.name] = (hidden if read.layer == -1 else states[read.layer])[job.batch.positions]
+            out[read.name] = _hidden(read, job.batch, hidden, states)
         elif isinstance(read, Score):
             if not job.batch.feeds_last:
                 raise ValueError("a score is read at the last token of each branch: make the batch with feed_last=True")
@@ -139,6 +138,20 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
     if router is not None:
         out["aux_loss"] = _router_loss(model, router)
     return out
+
+
+def _hidden(read: Hidden, batch: TreeBatch, last: Tensor, states: list[Tensor]) -> Tensor:
+    """Hidden states [N, H] of one layer, where ``read`` wants them."""
+    if read.layer >= len(states) and read.layer != -1:
+        raise UserError(
+            f"The objective reads hidden states after {read.layer} layers, but the model has only {len(states) - 1}: "
+            "set a lower objective.layer."
+        )
+    if read.at == "target" and not batch.feeds_last:
+        raise ValueError("hidden states at the targets include each branch's last token: use feed_last=True")
+    # in a branch the target stands right behind the position that predicts it
+    places = batch.positions + int(read.at == "target")
+    return (last if read.layer == -1 else states[read.layer])[places]
 
 
 def _backbone(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> tuple[Tensor, list[Tensor], Any]:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.engine.reads import Read
+    from align.engine.reads import AnyRead
     from align.engine.scores import Scores
 
 
@@ -24,8 +24,9 @@ class Term:
     """One additive part of a loss.
 
     ``losses`` are the per-item values (float32, any shape; their sum is what counts), ``unit`` names what the sum is
-    divided by: ``"examples"``, or ``"tokens:<branch>"`` for the target tokens of a branch. The divisor is added up over
-    the whole optimizer step on all ranks, so accumulation, packing and world size do not change the loss.
+    divided by: ``"examples"``, ``"tokens:<branch>"`` for the target tokens of a branch, or a sum of units such as
+    ``"tokens:alternate+tokens:retain"``. The divisor is added up over the whole optimizer step on all ranks, so
+    accumulation, packing and world size do not change the loss.
     """
 
     losses: Tensor
@@ -67,6 +68,11 @@ class Objective:
         return False
 
     @property
+    def reference_branches(self) -> tuple[str, ...]:
+        """Branches that are scored under the reference."""
+        return self.branches if self.needs_reference else ()
+
+    @property
     def units(self) -> tuple[str, ...]:
         """Every ``Term.unit`` that this objective can return."""
         return ("examples",)
@@ -76,7 +82,7 @@ class Objective:
         """Why the loss of one example depends on its batch mates, or None where it does not."""
         return None
 
-    def reads(self) -> tuple[Read, ...]:
+    def reads(self) -> tuple[AnyRead, ...]:
         """Per-token quantities needed from the policy; log-probs alone unless overridden."""
         from align.engine.reads import LogProb
 
@@ -102,6 +108,10 @@ class WeightedSum(Objective):
         return any(o.needs_reference for o, _ in self.parts)
 
     @property
+    def reference_branches(self) -> tuple[str, ...]:
+        return _unique(b for o, _ in self.parts for b in o.reference_branches)
+
+    @property
     def units(self) -> tuple[str, ...]:
         return _unique(u for o, _ in self.parts for u in o.units)
 
@@ -109,7 +119,7 @@ class WeightedSum(Objective):
     def coupled(self) -> str | None:
         return "; ".join(o.coupled for o, _ in self.parts if o.coupled) or None
 
-    def reads(self) -> tuple[Read, ...]:
+    def reads(self) -> tuple[AnyRead, ...]:
         return _unique(r for o, _ in self.parts for r in o.reads())
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
@@ -127,20 +137,44 @@ def _unique(items: Iterable) -> tuple:
     return tuple(dict.fromkeys(items))
 
 
-def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor, policy: Scores) -> dict[str, tuple[Tensor, Tensor]]:
+def branch_metrics(policy: Scores, *branches: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean sequence log-prob and mean token probability of each branch, as (sum, count)."""
+    metrics = {}
+    for name in branches:
+        logp = policy.sum(name).detach()
+        p = policy.total(name, policy.tokens["logp"].detach().exp())
+        metrics[f"logps/{name}"] = (logp.sum(), logp.new_tensor(float(logp.numel())))
+        metrics[f"p/{name}"] = (p.sum(), policy.count(name).sum())
+    return metrics
+
+
+def pair_metrics(
+    chosen_reward: Tensor, rejected_reward: Tensor, policy: Scores, names: tuple[str, str] = ("chosen", "rejected")
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Metrics that every pairwise objective reports, as (sum, count).
 
     ``chosen_reward`` and ``rejected_reward`` are implicit rewards [B], each already scaled with the beta of its own
-    side, so that accuracy keeps its meaning where the betas differ. Ties count as half.
+    side, so that accuracy keeps its meaning where the betas differ. Ties count as half. ``names`` are the branches.
     """
+    chosen, rejected = names
     margin = (chosen_reward - rejected_reward).detach()
     count = margin.new_tensor(float(margin.numel()))
     accuracy = (margin > 0).float() + 0.5 * (margin == 0).float()
     return {
-        "rewards/chosen": (chosen_reward.detach().sum(), count),
-        "rewards/rejected": (rejected_reward.detach().sum(), count),
+        f"rewards/{chosen}": (chosen_reward.detach().sum(), count),
+        f"rewards/{rejected}": (rejected_reward.detach().sum(), count),
         "rewards/margins": (margin.sum(), count),
         "rewards/accuracies": (accuracy.sum(), count),
-        "logps/chosen": (policy.sum("chosen").detach().sum(), count),
-        "logps/rejected": (policy.sum("rejected").detach().sum(), count),
+        f"logps/{chosen}": (policy.sum(chosen).detach().sum(), count),
+        f"logps/{rejected}": (policy.sum(rejected).detach().sum(), count),
     }
+
+
+def source_of(branch: str) -> str:
+    """The branch whose columns ``branch`` is made of: ``retain`` for ``retain_all``, else itself."""
+    return branch.removesuffix("_all")
+
+
+def sources_of(branches: Iterable[str]) -> tuple[str, ...]:
+    """The branches that rows must have for a batch of ``branches``, each once."""
+    return tuple(dict.fromkeys(map(source_of, branches)))

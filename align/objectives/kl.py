@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from align.objectives.base import Objective, Terms
-from align.objectives.nll import Norm, norm_unit, normalised
+from align.objectives.nll import Norm, Positions, branch_read, norm_unit, normalised
 
 if TYPE_CHECKING:
-    from align.engine.reads import Read
+    from align.engine.reads import AnyRead
     from align.engine.scores import Scores
 
 
@@ -38,10 +38,13 @@ class KL(Objective):
         "forward"
     )
     norm: Annotated[Norm, Field(description="what the sum over positions is divided by")] = "token_mean"
+    positions: Annotated[
+        Positions, Field(description="which positions count: the answer's, or those of the prompt too")
+    ] = "answer"
 
     @property
     def branches(self) -> tuple[str, ...]:
-        return (self.branch,)
+        return (branch_read(self.branch, self.positions),)
 
     @property
     def needs_reference(self) -> bool:
@@ -49,16 +52,15 @@ class KL(Objective):
 
     @property
     def units(self) -> tuple[str, ...]:
-        return (norm_unit(self.norm, self.branch),)
+        return (norm_unit(self.norm, *self.branches),)
 
-    def reads(self) -> tuple[Read, ...]:
+    def reads(self) -> tuple[AnyRead, ...]:
         from align.engine.reads import KLToReference, LogProb
 
         return (LogProb(), KLToReference(self.direction))
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
-        kl = policy.sum(self.branch, f"kl_{self.direction}")
-        term = normalised(kl, policy, self.branch, self.norm)
-        return Terms(
-            (term,), {f"kl_{self.direction}/{self.branch}": (kl.detach().sum(), policy.count(self.branch).sum())}
-        )
+        (branch,) = self.branches
+        kl = policy.sum(branch, f"kl_{self.direction}")
+        term = normalised(kl, policy, branch, self.norm)
+        return Terms((term,), {f"kl_{self.direction}/{branch}": (kl.detach().sum(), policy.count(branch).sum())})

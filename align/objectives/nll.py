@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from align.engine.scores import Scores
 
 Norm = Literal["token_mean", "seq_mean", "sum"]
+Positions = Literal["answer", "all"]
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,28 @@ class NLL(Objective):
 
     branch: Annotated[str, Field(pattern="^[a-z_]+$", description="the branch that is imitated")] = "chosen"
     norm: Annotated[Norm, Field(description="what the sum of token losses is divided by")] = "token_mean"
+    positions: Annotated[
+        Positions, Field(description="which tokens are targets: the answer's, or all but the prompt's first")
+    ] = "answer"
 
     @property
     def branches(self) -> tuple[str, ...]:
-        return (self.branch,)
+        return (branch_read(self.branch, self.positions),)
 
     @property
     def units(self) -> tuple[str, ...]:
-        return (norm_unit(self.norm, self.branch),)
+        return (norm_unit(self.norm, *self.branches),)
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
-        term = normalised(-policy.sum(self.branch), policy, self.branch, self.norm)
-        total = -policy.sum(self.branch).detach().sum()
-        return Terms((term,), {f"nll/{self.branch}": (total, policy.count(self.branch).sum())})
+        (branch,) = self.branches
+        losses = -policy.sum(branch)
+        term = normalised(losses, policy, branch, self.norm)
+        return Terms((term,), {f"nll/{branch}": (losses.detach().sum(), policy.count(branch).sum())})
+
+
+def branch_read(branch: str, positions: Positions) -> str:
+    """The branch to read: ``<branch>_all`` has the same tokens, with those of the prompt as targets too."""
+    return f"{branch}_all" if positions == "all" else branch
 
 
 def norm_unit(norm: Norm, branch: str) -> str:

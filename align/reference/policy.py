@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 
 from align.compat import fsdp2_prepare_model, prepare_deepspeed
 from align.engine.layout import TreeBatch
-from align.engine.reads import LogProb
+from align.engine.reads import Hidden, LogProb
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
@@ -47,6 +47,7 @@ class ReferencePolicy:
     Args:
         engine: the policy's engine, so that both are computed in the same way.
         strategy: how the reference is kept; already resolved.
+        branches: what is scored; other branches of a batch are left out, unless distributions are to be kept.
         model: the frozen model; None where the adapter is switched off or the store holds every row.
         store: log-probs on disk, or None.
     """
@@ -55,10 +56,11 @@ class ReferencePolicy:
         self,
         engine: ScoringEngine,
         strategy: Strategy,
+        branches: Sequence[str],
         model: nn.Module | None = None,
         store: LogProbStore | None = None,
     ) -> None:
-        self.engine, self.strategy, self.model, self.store = engine, strategy, model, store
+        self.engine, self.strategy, self.branches, self.model, self.store = engine, strategy, branches, model, store
         self.rows_computed = 0
 
     def prepare(self, accelerator: Any) -> None:
@@ -79,22 +81,35 @@ class ReferencePolicy:
         """Whether a row of this batch must be computed."""
         if self.store is None:
             return True
-        return any(sequence_key(tree, branch) not in self.store for tree, branch in batch.branches() if _real(branch))
+        wanted = ((tree, branch) for tree, branch in batch.branches() if branch.name in self.branches)
+        return any(sequence_key(tree, branch) not in self.store for tree, branch in wanted)
 
     @torch.no_grad()
-    def scores(self, policy: nn.Module, batch: TreeBatch, *, compute: bool, keep: bool, autocast: Callable) -> Scores:
+    def scores(
+        self,
+        policy: nn.Module,
+        batch: TreeBatch,
+        *,
+        compute: bool,
+        keep: bool,
+        autocast: Callable,
+        hidden: tuple[Hidden, ...] = (),
+    ) -> Scores:
         """Log-probs of the reference for a batch on the device.
 
         Args:
             policy: the wrapped policy, whose adapter is switched off where that is the strategy.
             compute: run the model; must be the same on all ranks. Otherwise every row comes from the store.
             keep: also keep hidden states and head, for reads that compare distributions.
+            hidden: hidden states to read beside the log-probs; no store has them, so ``compute`` must be set.
         """
+        if not keep:
+            batch = batch.only(self.branches)
         if not compute:
             return self._stored(batch)
         with autocast(), self._adapter_off(policy):
             model = policy if self.model is None else self.model
-            scores = self.engine(model, batch, (LogProb(),), keep=keep)
+            scores = self.engine(model, batch, (LogProb(), *hidden), keep=keep)
         self.rows_computed += sum(_real(branch) for _, branch in batch.branches())
         if self.store is not None:
             self._remember(batch, scores)

@@ -11,6 +11,7 @@ from align.data.collator import TreeCollator
 from align.data.lengths import row_lengths
 from align.engine.layout import Segment
 from align.errors import UserError
+from align.objectives.base import sources_of
 
 PAIR = {"prompt_ids": [5, 6, 7], "chosen_ids": [10, 11, 12, 13], "rejected_ids": [20, 21], "row": 9}
 
@@ -63,6 +64,23 @@ def test_a_branch_with_a_prompt_of_its_own_is_a_tree_of_its_own() -> None:
     assert batch.position_ids[0, -3:].tolist() == [0, 1, 2]
 
 
+def test_a_branch_of_the_whole_text_is_a_tree_of_its_own_in_which_all_but_the_first_token_are_targets() -> None:
+    row = {**PAIR, "retain_ids": [30, 31], "retain_prompt_ids": [8, 9, 4], "retain_mask": [0, 1]}
+    batch = TreeCollator(("chosen", "retain_all"))([row])["tree"]
+    assert batch.input_ids.tolist() == [[5, 6, 7, 10, 11, 12, 8, 9, 4, 30]]
+    assert batch.position_ids[0, -4:].tolist() == [0, 1, 2, 3]
+    assert batch.targets[-4:].tolist() == [9, 4, 30, 31]
+    assert batch.units == {"examples": 1.0, "tokens:chosen": 4.0, "tokens:retain_all": 4.0}
+    # beside the branch itself, whose mask holds for it alone, and on the row's own prompt
+    both = TreeCollator(("retain", "retain_all", "chosen_all"))([row])["tree"]
+    assert both.units == {"examples": 1.0, "tokens:retain": 1.0, "tokens:retain_all": 4.0, "tokens:chosen_all": 6.0}
+    assert [list(t.prompt) for t in both.examples[0].trees] == [[8, 9, 4], [8], [5]]
+    assert TreeCollator(("retain_all",))([])["tree"].units == {"examples": 0.0, "tokens:retain_all": 0.0}
+    with pytest.raises(UserError, match="no column 'forget_ids'"):
+        TreeCollator(("forget_all",))([PAIR])
+    assert sources_of(("retain", "retain_all", "forget_all")) == ("retain", "forget")
+
+
 def test_feeding_the_last_token() -> None:
     batch = TreeCollator(("chosen", "rejected"), feed_last=True)([PAIR])["tree"]
     assert batch.input_ids.tolist() == [[5, 6, 7, 10, 11, 12, 13, 7, 20, 21]]
@@ -102,7 +120,15 @@ def random_rows() -> list[dict]:
 
 @pytest.mark.parametrize("feed_last", [False, True])
 @pytest.mark.parametrize(
-    "branches", [("chosen",), ("chosen", "rejected"), ("retain",), ("chosen", "rejected", "retain")]
+    "branches",
+    [
+        ("chosen",),
+        ("chosen", "rejected"),
+        ("retain",),
+        ("chosen", "rejected", "retain"),
+        ("retain_all",),
+        ("chosen", "retain", "retain_all", "chosen_all"),
+    ],
 )
 def test_lengths_are_the_places_that_rows_take(branches: tuple[str, ...], feed_last: bool) -> None:
     collator = TreeCollator(branches, feed_last=feed_last)

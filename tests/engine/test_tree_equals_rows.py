@@ -18,6 +18,7 @@ from zoo import (
     kept,
     own_logits,
     own_rows,
+    small,
     stirred,
     tiny_config,
     tiny_model,
@@ -27,7 +28,7 @@ from zoo import (
 
 from align.data.collator import TreeCollator
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
-from align.engine.reads import Hidden, LogProb, Score
+from align.engine.reads import Hidden, LogProb, Score, feeds_last
 from align.engine.scoring import Mode, ScoringEngine, attach
 from align.errors import UserError
 from align.objectives import OBJECTIVES
@@ -96,16 +97,17 @@ def test_masked_tokens_are_fed_but_not_scored() -> None:
 @pytest.mark.parametrize("mode", ["tree", "padded"])
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_dummy_batch_is_an_exact_zero_with_zero_gradients(name: str, mode: Mode) -> None:
-    objective = OBJECTIVES[name]()
+    objective = small(name)
     model = tiny_model()
     frozen = copy.deepcopy(model)
     attach(model)
     attach(frozen)
-    batch = TreeCollator(objective.branches)([])["tree"]
+    reads = objective.reads()
+    batch = TreeCollator(objective.branches, feed_last=feeds_last(reads))([])["tree"]
     assert not any(batch.units.values())
-    keep = any(getattr(r, "needs_reference", False) for r in objective.reads())
-    reference = engine(mode)(frozen, batch, keep=keep)
-    policy = engine(mode)(model, batch, objective.reads(), reference=reference.head)
+    hidden = tuple(r for r in reads if isinstance(r, Hidden))
+    reference = engine(mode)(frozen, batch, (LogProb(), *hidden), keep=any(r.needs_reference for r in reads))
+    policy = engine(mode)(model, batch, reads, reference=reference.head)
     terms = objective(policy, reference if objective.needs_reference else None)
     loss = sum(t.weight * t.losses.sum() for t in terms.losses)
     loss.backward()

@@ -1,25 +1,60 @@
 """One worked case or more for every objective: two pairs with log-probs that add up in the head, numbers as literals.
 
 Sums: chosen -1.75 and -2 (reference -2.5 and -1.5), rejected -2 and -2.5 (reference -1.5 and -2.5), so the log-ratios
-are d_w = (0.75, -0.5), d_l = (-0.5, 0) and d_w - d_l = (1.25, -0.5); lengths are (3, 1) and (2, 4). ``loss`` is what an
-optimizer step over just these pairs has: each term divided by its own unit. ``d_w`` and ``d_l`` are the pulls: minus
-the gradient by the chosen sum, and the gradient by the rejected sum, of the sum over pairs.
+are d_w = (0.75, -0.5), d_l = (-0.5, 0) and d_w - d_l = (1.25, -0.5); lengths are (3, 1) and (2, 4). For unlearning the
+same two rows have forget answers with the rejected ones' numbers and alternate answers with the chosen ones'; retained
+answers, of lengths (1, 2), sum to -1 and -0.75 (reference -0.5 and -1), with their prompts to -4 and -1.5. ``loss`` is
+what an optimizer step over just these pairs has: each term divided by its own unit. ``d_w`` and ``d_l`` are the pulls:
+minus the gradient by the chosen (or alternate) sum, and the gradient by the rejected (or forget) sum, of the sum over
+pairs; None where tokens of an answer are not pulled alike.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Hinge, Objective, SimPO, WeightedSum
+from align.objectives import (
+    DPO,
+    FLAT,
+    IDK,
+    IPO,
+    KL,
+    KTO,
+    NLL,
+    NPO,
+    RMU,
+    RPO,
+    WGA,
+    FlexDPO,
+    GradAscent,
+    Hinge,
+    IdkDPO,
+    Objective,
+    SimNPO,
+    SimPO,
+    WeightedSum,
+)
 
-POLICY = {
-    "chosen": ((-0.5, -1.0, -0.25), (-2.0,)),
-    "rejected": ((-1.5, -0.5), (-0.25, -0.75, -1.0, -0.5)),
-}
-REFERENCE = {
-    "chosen": ((-0.75, -1.25, -0.5), (-1.5,)),
-    "rejected": ((-1.0, -0.5), (-0.5, -0.5, -1.25, -0.25)),
-}
+Rows = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _with_unlearning(chosen: Rows, rejected: Rows, retain: Rows, retain_all: Rows) -> dict[str, Rows]:
+    pair = {"chosen": chosen, "rejected": rejected}
+    return {**pair, "alternate": chosen, "forget": rejected, "retain": retain, "retain_all": retain_all}
+
+
+POLICY = _with_unlearning(
+    ((-0.5, -1.0, -0.25), (-2.0,)),
+    ((-1.5, -0.5), (-0.25, -0.75, -1.0, -0.5)),
+    ((-1.0,), (-0.5, -0.25)),
+    ((-3.0, -1.0), (-0.25, -0.5, -0.5, -0.25)),
+)
+REFERENCE = _with_unlearning(
+    ((-0.75, -1.25, -0.5), (-1.5,)),
+    ((-1.0, -0.5), (-0.5, -0.5, -1.25, -0.25)),
+    ((-0.5,), (-0.5, -0.5)),
+    ((-2.0, -0.5), (-0.25, -0.25, -0.5, -0.5)),
+)
 # Over two words, the policy (1/2, 1/2) and the reference (1/4, 3/4) at every token: by hand, ln 3 / 4 * 3 - ln 2 and
 # ln 2 - ln 3 / 2.
 KL_FORWARD, KL_REVERSE = 0.13081203594113697, 0.14384103622589042
@@ -27,13 +62,18 @@ KL_FORWARD, KL_REVERSE = 0.13081203594113697, 0.14384103622589042
 
 @dataclass(frozen=True)
 class Case:
-    """An objective with the loss of each pair, that of the step, and the pulls on both sides."""
+    """An objective with the loss of each pair, that of the step, and the pulls on both sides (``w`` and ``l``)."""
 
     objective: Objective
     per_pair: tuple[float, float]
     loss: float
     d_w: tuple[float, float] | None = None
     d_l: tuple[float, float] | None = None
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        pair = {"chosen", "rejected"} & set(self.objective.branches)
+        return ("chosen", "rejected") if pair else ("alternate", "forget")
 
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -55,6 +95,20 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.1243225677, 0.2310882504),
         ),
     ),
+    # P = (0.5844036280, 0.1353352832) of the alternates and (0.4148304099, 0.5563943592) of the forget answers, which
+    # are means such as (e^-0.5 + e^-1 + e^-0.25) / 3
+    "flat": (
+        Case(FLAT(), (-0.0666461468, 0.1853911285), 0.0593724908),
+        Case(FLAT("kl"), (-0.0273922378, 0.5063831553), 0.2394954587),
+        Case(FLAT("jensen_shannon"), (-0.0213316357, 0.2510250002), 0.1148466823),
+        Case(FLAT("pearson"), (-0.1265521508, 0.4984527467), 0.1859502979),
+        # W(e^(1 - v)) by scipy.special.lambertw
+        Case(FLAT("jeffrey"), (-0.1216275607, 0.5107639108), 0.1945681750),
+        # sums over 5 - 1: P = (0.4383027210, 0.0338338208) and (0.2074152050, 0.5563943592)
+        Case(FLAT("kl", "padded", padded_length=5), (0.0143704933, 0.6078846177), 0.3111275555),
+        # g* and f* of the means 0.2360682709 and 0.3819047821
+        Case(FLAT("kl", "padded", padded_length=5, per="batch"), (0.3029018101, 0.3029018101), 0.3029018101),
+    ),
     "flex_dpo": (
         # m = 0.5 (0.75, -0.5) - 0.25 (-0.5, 0) = (0.5, -0.25)
         Case(
@@ -73,10 +127,29 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.0, 0.0),
         ),
     ),
+    "grad_ascent": (
+        Case(GradAscent(), (-2.0, -2.5), -0.75, (0.0, 0.0), (1.0, 1.0)),  # 4.5 nats over six tokens
+        Case(GradAscent("seq_mean"), (-1.0, -0.625), -0.8125, (0.0, 0.0), (0.5, 0.25)),
+        Case(GradAscent("sum"), (-2.0, -2.5), -2.25, (0.0, 0.0), (1.0, 1.0)),
+    ),
     "hinge": (
         Case(Hinge(beta=0.5), (0.375, 1.25), 0.8125, (0.5, 0.5), (0.5, 0.5)),
         # the first margin, 1.25, is beyond 1 and stops pulling
         Case(Hinge(beta=1.0), (0.0, 1.5), 0.75, (0.0, 1.0), (0.0, 1.0)),
+    ),
+    "idk": (
+        # 3.75 nats over four alternate tokens and 1.75 over three retained ones: 5.5 / 7, not 3.75 / 4 + 1.75 / 3
+        Case(IDK(), (2.75, 2.75), 0.7857142857, (1.0, 1.0), (0.0, 0.0)),
+    ),
+    "idk_dpo": (
+        # four times DPO at beta 0.5
+        Case(
+            IdkDPO(beta=0.5),
+            (1.7148027131, 3.3037576795),
+            2.5092801963,
+            (0.6972902707, 1.1243530018),
+            (0.6972902707, 1.1243530018),
+        ),
     ),
     "ipo": (
         # h = (0.75/3 + 0.5/2, -0.5/1 - 0/4) = (0.5, -0.5), aimed at 2
@@ -89,12 +162,36 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(KL(branch="rejected", direction="reverse", norm="sum"), (2 * KL_REVERSE, 4 * KL_REVERSE), 3 * KL_REVERSE),
         Case(KL(branch="chosen", direction="reverse", norm="seq_mean"), (KL_REVERSE, KL_REVERSE), KL_REVERSE),
     ),
+    "kto": (
+        # z = (0.75 - 0.5) / 2, arguments 0.375 and 0.125
+        Case(KTO(beta=0.5), (3.0924930566, 3.5303961413), 3.3114445989, (0.0, 0.0), (0.8146668001, 0.9375812533)),
+        Case(
+            KTO("sigmoid", beta=0.5),
+            (-1.3706663998, -1.1248374935),
+            -1.2477519467,
+            (0.0, 0.0),
+            (0.4828258025, 0.4980519500),
+        ),
+    ),
     "nll": (
+        # prompts too: 5.5 nats over six tokens
+        Case(NLL(branch="retain", positions="all"), (4.0, 1.5), 0.9166666667),
         Case(NLL(), (1.75, 2.0), 0.9375, (1.0, 1.0), (0.0, 0.0)),  # 3.75 nats over four tokens
         Case(NLL(norm="sum"), (1.75, 2.0), 1.875, (1.0, 1.0), (0.0, 0.0)),
         Case(NLL(norm="seq_mean"), (0.5833333333, 2.0), 1.2916666667, (0.3333333333, 1.0), (0.0, 0.0)),
         # imitation of the rejected answer pulls it up, so its d_l is negative
         Case(NLL(branch="rejected", norm="sum"), (2.0, 2.5), 2.25, (0.0, 0.0), (-1.0, -1.0)),
+    ),
+    "npo": (
+        # 4 log(1 + e^x) at x = 0.5 (-0.5, 0)
+        Case(NPO(beta=0.5), (2.3037576795, 2.7725887222), 2.5381732009, (0.0, 0.0), (0.8756469982, 1.0)),
+    ),
+    "rmu": (
+        # hidden states are of width 1 here and equal the log-probs, so u = 1: (4 + 1) / 2 and
+        # (0.5625 + 1.5625 + 2.25 + 1) / 4 from steering, 0.25 and (0 + 0.0625) / 2 from the reference
+        Case(RMU(layer=0, steering=0.5), (2.75, 1.375), 2.0625),
+        Case(RMU(layer=0, steering=0.5, retain_weight=2.0), (3.0, 1.40625), 2.203125),
+        Case(RMU(layer=0, steering=0.5, retain_weight=0.0), (2.5, 1.34375), 1.921875),
     ),
     "rpo": (
         # DPO at beta 0.5 as above, plus 0.2 (1.75 / 3, 2)
@@ -122,6 +219,16 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.1743225677, 0.2810882504),
         ),
     ),
+    "simnpo": (
+        # log(1 + e^x) at x = 2 (-1 + 0.25, -0.625 + 0.25)
+        Case(
+            SimNPO(beta=2.0, delta=0.25),
+            (0.2014132780, 0.3868710061),
+            0.2941421420,
+            (0.0, 0.0),
+            (0.1824255238, 0.1604106504),
+        ),
+    ),
     "simpo": (
         # m = 2 (-1.75/3 + 2/2, -2 + 2.5/4) - 0.5 = (1/3, -3.25)
         Case(
@@ -132,9 +239,30 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.4174297935, 0.4813365563),
         ),
     ),
+    "wga": (
+        # such as -1.5 e^-1.5 - 0.5 e^-0.5; six tokens
+        Case(WGA(), (-0.6379605701, -1.2201198814), -0.3096800752),
+        Case(WGA(beta=2.0), (-0.2586203231, -0.6382552889), -0.1494792687),
+        Case(WGA(beta=0.0), (-2.0, -2.5), -0.75),
+    ),
 }
 
 SUMS = (
+    # GradDiff, and NPO with both kinds of retain term
+    Case(
+        WeightedSum(((GradAscent(), 1.0), (NLL(branch="retain"), 2.0))),
+        (0.0, -1.0),
+        -0.75 + 2 * 1.75 / 3,
+        (0.0, 0.0),
+        (1.0, 1.0),
+    ),
+    Case(
+        WeightedSum(((NPO(beta=0.5), 1.0), (KL(branch="retain", positions="all"), 3.0), (IDK(), 0.5))),
+        (2.3037576795 + 6 * KL_FORWARD + 1.375, 2.7725887222 + 12 * KL_FORWARD + 1.375),
+        2.5381732009 + 3 * KL_FORWARD + 0.3928571429,
+        (0.5, 0.5),
+        (0.8756469982, 1.0),
+    ),
     Case(
         WeightedSum(((DPO(beta=0.5), 1.0), (NLL(norm="sum"), 0.1))),
         (0.4287006783 + 0.175, 0.8259394199 + 0.2),

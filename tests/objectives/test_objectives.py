@@ -17,9 +17,23 @@ from hypothesis import strategies as st
 from objectives.cases import CASES, POLICY, REFERENCE, SUMS, Case
 from torch import Tensor
 
-from align.engine.reads import KLToReference, LogProb
+from align.engine.reads import Hidden, KLToReference, LogProb
 from align.engine.scores import Scores
-from align.objectives import DPO, IPO, KL, NLL, OBJECTIVES, RPO, FlexDPO, Hinge, Objective, SimPO, WeightedSum
+from align.objectives import (
+    DPO,
+    IPO,
+    KL,
+    KTO,
+    NLL,
+    OBJECTIVES,
+    RPO,
+    WGA,
+    FlexDPO,
+    Hinge,
+    Objective,
+    SimPO,
+    WeightedSum,
+)
 
 ALL = [pytest.param(case, id=f"{name}-{i}") for name, cases in CASES.items() for i, case in enumerate(cases)]
 ALL += [pytest.param(case, id=f"sum-{i}") for i, case in enumerate(SUMS)]
@@ -31,15 +45,18 @@ def rows(values: dict[str, Iterable[Iterable[float]]], dtype: torch.dtype = torc
     return {name: [torch.tensor(row, dtype=dtype) for row in branch] for name, branch in values.items()}
 
 
-def scored(branches: dict[str, list[Tensor]], **kl: float) -> Scores:
-    """Scores of per-token log-probs; the KL reads at every token are those of two words (see ``cases``)."""
+def scored(branches: dict[str, list[Tensor]]) -> Scores:
+    """Scores of per-token log-probs; the KL reads at every token are those of two words (see ``cases``), and hidden
+    states are the log-probs themselves.
+    """
     scores = Scores.from_rows(**branches)
     logits = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log().expand(len(scores.owner), 2)
     reference = torch.tensor([[0.25, 0.75]], dtype=torch.float64).log().expand(len(scores.owner), 2)
     reads = {
         r.name: r.chunk(logits, scores.owner, reference) for r in (KLToReference("forward"), KLToReference("reverse"))
     }
-    return replace(scores, tokens={**scores.tokens, **reads})
+    hidden = {Hidden(1, at="target").name: scores.tokens["logp"][:, None]}
+    return replace(scores, tokens={**scores.tokens, **reads, **hidden})
 
 
 def worked(dtype: torch.dtype = torch.float64) -> tuple[dict[str, list[Tensor]], Scores, Scores]:
@@ -50,10 +67,15 @@ def worked(dtype: torch.dtype = torch.float64) -> tuple[dict[str, list[Tensor]],
 
 def total(objective: Objective, policy: Scores, reference: Scores) -> Tensor:
     """The loss of an optimizer step over just these pairs."""
-    units = {"examples": 2.0, "tokens:chosen": 4.0, "tokens:rejected": 6.0}
+    units = {"examples": 2.0, **{f"tokens:{name}": float(policy.count(name).sum()) for name in policy.sequences}}
     terms = objective(policy, reference if objective.needs_reference else None)
     assert {t.unit for t in terms.losses} <= set(objective.units)
-    return sum(t.weight * t.losses.sum() / units[t.unit] for t in terms.losses)
+    assert all(set(objective.branches) >= _branches(t.unit) for t in terms.losses)
+    return sum(t.weight * t.losses.sum() / sum(units[u] for u in t.unit.split("+")) for t in terms.losses)
+
+
+def _branches(unit: str) -> set[str]:
+    return {part.removeprefix("tokens:") for part in unit.split("+")} - {"examples"}
 
 
 def per_pair(objective: Objective, policy: Scores, reference: Scores | None) -> Tensor:
@@ -89,22 +111,24 @@ def test_worked_numbers_in_float32(case: Case) -> None:
 def test_pulls(case: Case) -> None:
     leaves, policy, reference = worked()
     per_pair(case.objective, policy, reference).sum().backward()
-    for branch, expected, sign in (("chosen", case.d_w, -1), ("rejected", case.d_l, 1)):
+    for branch, expected, sign in zip(case.sides, (case.d_w, case.d_l), (-1, 1), strict=True):
         for row, pull in zip(leaves[branch], expected, strict=True):
             gradient = torch.zeros_like(row) if row.grad is None else row.grad
             # every token of an answer is pulled alike
             assert torch.allclose(sign * gradient, torch.full_like(row, pull), **HELD)
 
 
-@pytest.mark.parametrize("case", PAIRWISE)
+@pytest.mark.parametrize("case", [p for p in ALL if not isinstance(p.values[0].objective, KL | WGA)])
 def test_gradients_by_finite_differences(case: Case) -> None:
     leaves, _, reference = worked()
-    flat = [*leaves["chosen"], *leaves["rejected"]]
+    fixed = {"alternate"} if isinstance(case.objective, KTO) else set()  # its z takes no gradient
+    moving = [name for name in leaves if name not in fixed]
 
     def loss(*tensors: Tensor) -> Tensor:
-        return per_pair(case.objective, scored({"chosen": list(tensors[:2]), "rejected": list(tensors[2:])}), reference)
+        moved = {name: list(tensors[2 * i : 2 * i + 2]) for i, name in enumerate(moving)}
+        return per_pair(case.objective, scored({name: moved.get(name, leaves[name]) for name in leaves}), reference)
 
-    assert torch.autograd.gradcheck(loss, flat)
+    assert torch.autograd.gradcheck(loss, [row for name in moving for row in leaves[name]])
 
 
 def test_every_objective_has_a_case_and_a_section_in_the_docs() -> None:
@@ -124,14 +148,12 @@ def test_every_objective_has_a_case_and_a_section_in_the_docs() -> None:
 @pytest.mark.parametrize("chosen", [-1e4, -300.0, -1e-9])
 @pytest.mark.parametrize("rejected", [-1e4, -300.0, -1e-9])
 def test_finite_at_extreme_log_probs(case: Case, chosen: float, rejected: float) -> None:
-    branches = {
-        "chosen": summed(chosen, -3.0, dtype=torch.float32),
-        "rejected": summed(rejected, -3.0, dtype=torch.float32),
-    }
-    for branch in branches.values():
-        for row in branch:
-            row.requires_grad_()
-    reference = scored({"chosen": summed(-5.0, -3.0), "rejected": summed(-1e4, -3.0)})
+    up, down, still = (summed(value, -3.0, dtype=torch.float32) for value in (chosen, rejected, -3.0))
+    for row in (*up, *down):
+        row.requires_grad_()
+    branches = {"chosen": up, "rejected": down, "alternate": up, "forget": down, "retain": still, "retain_all": still}
+    held = {name: summed(-1e4 if name in ("rejected", "forget") else -5.0, -3.0) for name in branches}
+    reference = scored(held)
     terms = case.objective(scored(branches), reference)
     loss = sum(t.weight * t.losses.sum() for t in terms.losses)
     assert torch.isfinite(loss)
@@ -148,7 +170,7 @@ def test_objectives_are_values(case: Case) -> None:
     assert pickle.loads(pickle.dumps(objective)) == objective == copy.deepcopy(objective)
     assert hash(objective) == hash(copy.deepcopy(objective))
     assert LogProb() in objective.reads()
-    assert objective.coupled is None
+    assert bool(objective.coupled) is (isinstance(objective, KTO) or getattr(objective, "per", None) == "batch")
     if not isinstance(objective, WeightedSum):
         assert objective.title
         assert objective.paper
@@ -156,7 +178,7 @@ def test_objectives_are_values(case: Case) -> None:
         assert objective.when
 
 
-@pytest.mark.parametrize("case", PAIRWISE)
+@pytest.mark.parametrize("case", [p for p in ALL if not p.values[0].objective.coupled])
 def test_the_loss_does_not_depend_on_how_pairs_are_split(case: Case) -> None:
     _, policy, reference = worked()
     together = per_pair(case.objective, policy, reference)

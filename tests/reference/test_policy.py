@@ -201,7 +201,7 @@ def test_a_row_that_goes_missing_is_said_and_not_made_up(tmp_path: Path) -> None
     model = tiny_model()
     attach(model)
     batch = batch_of(pairs(2))
-    policy = ReferencePolicy(ScoringEngine(), "copy", None, LogProbStore(tmp_path, "0" * 64))
+    policy = ReferencePolicy(ScoringEngine(), "copy", ("chosen", "rejected"), None, LogProbStore(tmp_path, "0" * 64))
     assert policy.missing(batch)
     with pytest.raises(UserError, match="a row is missing now, and no reference model was loaded"):
         policy.scores(model, batch, compute=True, keep=False, autocast=contextlib.nullcontext)
@@ -211,7 +211,7 @@ def test_dummies_are_never_computed_into_the_store(tmp_path: Path) -> None:
     model = tiny_model()
     attach(model)
     store = LogProbStore(tmp_path, "0" * 64)
-    policy = ReferencePolicy(ScoringEngine(), "copy", frozen(model), store)
+    policy = ReferencePolicy(ScoringEngine(), "copy", ("chosen", "rejected"), frozen(model), store)
     dummy = TreeCollator(("chosen", "rejected"))([])["tree"]
     assert not policy.missing(dummy)
     for compute in (True, False):
@@ -226,7 +226,8 @@ def test_masked_answers_are_stored_by_their_targets(tmp_path: Path) -> None:
     model = tiny_model()
     own = plain(model, batch)
     attach(model)
-    policy = ReferencePolicy(ScoringEngine(), "copy", frozen(model), LogProbStore(tmp_path, "0" * 64))
+    store = LogProbStore(tmp_path, "0" * 64)
+    policy = ReferencePolicy(ScoringEngine(), "copy", ("chosen", "rejected"), frozen(model), store)
     for compute in (True, False):
         assert policy.missing(batch) is compute
         scores = policy.scores(model, batch, compute=compute, keep=False, autocast=contextlib.nullcontext)

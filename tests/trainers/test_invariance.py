@@ -12,25 +12,50 @@ import torch
 from datasets import Dataset
 from training import arguments, history, pairs, trainer, weights, word_tokenizer
 from transformers import EarlyStoppingCallback, TrainerCallback
-from zoo import own_rows, tiny_model
+from zoo import own_rows, small, tiny_model
 
 from align.data.collator import TreeCollator
 from align.engine.scores import Scores
 from align.errors import Stopped, UserError
-from align.objectives import DPO, IPO, KL, NLL, OBJECTIVES, RPO, Hinge, Objective, SimPO, Term, Terms, WeightedSum
+from align.objectives import (
+    DPO,
+    FLAT,
+    IDK,
+    IPO,
+    KL,
+    NLL,
+    NPO,
+    OBJECTIVES,
+    RPO,
+    WGA,
+    Hinge,
+    Objective,
+    SimNPO,
+    SimPO,
+    Term,
+    Terms,
+    WeightedSum,
+)
 from align.trainers.preference import PreferenceTrainer
 
 OBJECTIVES_AND_SUMS: dict[str, Objective] = {
-    **{name: kind() for name, kind in OBJECTIVES.items()},
+    **{name: small(name) for name in OBJECTIVES if not small(name).coupled},
     "ipo-sum": IPO(reduction="sum"),
     "nll-seq_mean": NLL(norm="seq_mean"),
     # alone it is at its minimum from the start
     "kl": WeightedSum(((NLL(), 1.0), (KL(), 2.0))),
     "kl-reverse": WeightedSum(((NLL(), 1.0), (KL(branch="rejected", direction="reverse", norm="sum"), 0.5))),
     "rpo-handbook": RPO("handbook", beta=0.3, eta=0.5),
+    "simnpo": SimNPO(beta=0.3),  # a random model is so sure of nothing that the default has no slope there
+    "flat": WeightedSum(((FLAT("jeffrey"), 30.0),)),  # nor are the probabilities more than some hundredths
+    # shared, own and whole-text trees together, and units of several kinds
+    "npo-kl-all": WeightedSum(
+        ((NPO(0.5), 1.0), (KL(branch="retain", positions="all"), 2.0), (IDK(), 0.5), (WGA(), 0.3))
+    ),
+    "rmu-nll": WeightedSum(((small("rmu"), 1.0), (NLL(branch="alternate"), 0.5))),
     "sum": WeightedSum(((DPO(0.3), 1.0), (NLL(), 0.5), (KL(direction="reverse"), 2.0))),
 }
-# 20 rows and 8 a step: the last step is ragged. Tokens of a row are at most 30.
+# 20 rows and 8 a step: the last step is ragged. Tokens of a row are at most 33.
 WAYS: dict[str, dict[str, Any]] = {
     "2x4": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     "budget": {"max_tokens_per_microbatch": 34},
@@ -295,7 +320,7 @@ def test_wrong_calls_are_refused_with_a_sentence(tmp_path: Path) -> None:
             tiny_model(), Hinge(), DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False), train_dataset=pairs(4)
         )
     long = Dataset.from_list([*pairs(3), {**pairs(1)[0], "chosen_ids": [5] * 40}])
-    with pytest.raises(UserError, match=r"Row 3 of the training data has .*max_tokens_per_microbatch = 20"):
+    with pytest.raises(UserError, match=r"The longest row of the training data has .*max_tokens_per_microbatch = 20"):
         trainer(tmp_path, DPO(), long, max_tokens_per_microbatch=20)
 
 
