@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe
-from align.recipe_sections import Data, Lora, Model, Reference, Section, Source, Watch
+from align.recipe_sections import Alternates, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
 from align.train_defaults import EXPLAINED
 from align.train_keys import train_keys
 from align.train_refused import REFUSED
@@ -30,9 +30,11 @@ _PAGES: tuple[tuple[str, type[Section]], ...] = (
     ("model", Model),
     ("model.lora", Lora),
     ("data", Data),
-    ("data.train, data.held_out", Source),
+    ("data.train, data.forget, data.retain, data.held_out, evaluate.source", Source),
+    ("data.alternates", Alternates),
     ("reference", Reference),
     ("watch", Watch),
+    ("evaluate", Evaluate),
 )
 
 

@@ -49,7 +49,21 @@ def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
             return PeftModel.from_pretrained(model, located(section.lora.adapter, base), is_trainable=True)
         except (OSError, ValueError) as error:
             raise UserError(f"model.lora.adapter: {section.lora.adapter!r} cannot be loaded: {error}") from error
+    if section.train_only is not None:
+        _freeze_others(model, section.train_only)
     return model
+
+
+def _freeze_others(model: PreTrainedModel, parts: list[str]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    absent = [part for part in parts if not any(part in name for name in names)]
+    if absent:
+        raise UserError(
+            f"model.train_only: no weight of {type(model).__name__} has {', '.join(map(repr, absent))} in its name; "
+            f"names are such as {', '.join(names[1:4])}."
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in parts))
 
 
 def lora_config(lora: Lora | None) -> Any:

@@ -30,7 +30,7 @@ from align.objectives import OBJECTIVES, Objective
 from align.recipe_checks import cross_checks
 from align.recipe_messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe_objective import Part, combined, parse_objective
-from align.recipe_sections import SECTIONS, Data, Lora, Model, Reference, Section, Source, Watch, _or_empty
+from align.recipe_sections import SECTIONS, Data, Evaluate, Model, Reference, Section, Watch, _or_empty
 from align.recipe_yaml import Document, override, parse, refusal
 from align.train_keys import OURS, check_train, spelled, train_keys
 
@@ -43,7 +43,6 @@ _MISSING = {
     ("model",): "missing; it says which model to train, as in model: {id: NAME_OR_FOLDER}.",
     ("model", "id"): "missing; it is a Hub id or a folder.",
     ("data",): "missing; it says where the rows are, as in data: {train: {path: pairs.jsonl}}.",
-    ("data", "train"): "missing; it says where the rows are, as in train: {path: pairs.jsonl}.",
     ("objective",): "missing; it says what to optimise, as in objective: {name: dpo}.",
 }
 
@@ -87,6 +86,7 @@ class Recipe(Section):
         default_factory=dict, description="names of transformers.TrainingArguments"
     )
     watch: Annotated[Watch, BeforeValidator(_or_empty)] = Watch()
+    evaluate: Evaluate | None = Field(None, description="a test suite to run before, while and after training")
     output: str = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
 
     _path: Path | None = PrivateAttr(None)
@@ -105,9 +105,14 @@ class Recipe(Section):
         return self
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-        """A recipe from plain values. Raises UserError with all mistakes; ``name`` is what they call the source."""
-        return _validated(Document(name, dict(raw)))
+    def from_dict(cls, raw: Mapping[str, Any], *, name: str = "recipe", base: Path | None = None) -> Recipe:
+        """A recipe from plain values. Raises UserError with all mistakes; ``name`` is what they call the source.
+
+        ``base`` is the folder that relative paths are looked up in, by default the working directory.
+        """
+        recipe = _validated(Document(name, dict(raw)))
+        recipe._path = None if base is None else base / name
+        return recipe
 
     @property
     def path(self) -> Path | None:
@@ -139,6 +144,8 @@ class Recipe(Section):
         lora = dumped["model"]["lora"]
         if lora and lora["adapter"] is not None:  # the adapter brings the rest
             dumped["model"]["lora"] = {"adapter": lora["adapter"]}
+        if dumped["data"]["retain"] is None:  # nobody is anyone's partner
+            del dumped["data"]["partner"]
         if dumped["reference"]["sync_every"] is None:  # what does not move has no mix
             del dumped["reference"]["sync_mix"]
         return dumped
@@ -229,8 +236,7 @@ def _explained(entry: Any) -> tuple[tuple[str | int, ...], str]:
     if misplaced and (below := _below(str(path[0]))):
         return path, f"unknown key. Did you mean {below!r}?"
     model = SECTIONS.get(section, Recipe if not section else None)
-    names = {Model: "model", Lora: "lora", Data: "data", Source: "source", Reference: "reference", Watch: "watch"}
-    alias = "" if model is Recipe else names.get(model) if model else None
+    alias = None if model is None else "" if model is Recipe else model.__name__.lower()
     return path, sentence(entry, model.model_fields if model else (), alias)
 
 

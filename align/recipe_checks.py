@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from align.recipe_messages import Path, Problem, unknown_choice
+from align.recipe_unlearning import unlearning_checks
 
 # train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
 _TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -56,7 +57,7 @@ def _number(value: Any) -> float | None:
 
 def _source(raw: Mapping[str, Any]) -> list[Problem]:
     problems = []
-    for name in ("train", "held_out"):
+    for name in ("train", "forget", "retain", "held_out"):
         for path, source in _sources(raw, name):
             given = [key for key in ("id", "path", "world") if source.get(key) is not None]
             if not given:
@@ -77,11 +78,11 @@ def _streaming(raw: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 Problem((*path, "streaming"), "a stream has no end that could be known; set train.max_steps.")
             )
-    for path, source in _sources(raw, "held_out"):
-        if source.get("streaming") is True:
-            problems.append(
-                Problem((*path, "streaming"), "held-out rows must be countable; set rows: 500 instead of streaming.")
-            )
+    for name, what in (("held_out", "held-out"), ("forget", "forgotten"), ("retain", "retained")):
+        for path, source in _sources(raw, name):
+            if source.get("streaming") is True:
+                text = f"{what} rows must be countable; set rows: 500 instead of streaming."
+                problems.append(Problem((*path, "streaming"), text))
     return problems
 
 
@@ -122,6 +123,10 @@ def _quantised(raw: Mapping[str, Any]) -> list[Problem]:
 
 def _adapter(raw: Mapping[str, Any]) -> list[Problem]:
     lora = _section(raw, "model", "lora")
+    if lora and _section(raw, "model").get("train_only") is not None:
+        return [
+            Problem(("model", "train_only"), "an adapter is trained instead of weights; remove model.lora or this.")
+        ]
     if lora.get("adapter") is None:
         return []
     own = [key for key in ("rank", "alpha", "dropout", "targets", "modules_to_save") if key in lora]
@@ -227,4 +232,5 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _lengths,
     _trackers,
     _watch,
+    unlearning_checks,
 )

@@ -17,7 +17,7 @@ def located(name: str, base: Path | None) -> str:
     return str(base / name) if base is not None and (base / name).is_dir() else name
 
 
-Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left"]
+Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left", "split"]
 
 
 class Section(BaseModel):
@@ -76,6 +76,11 @@ class Model(Section):
         None, description="attention of the fallback path, by transformers' name (sdpa, eager)"
     )
     load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantised weights under an adapter (needs lora)")
+    train_only: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="train only weights whose name contains one of these, such as layers.5.mlp.down_proj",
+    )
     lora: Lora | None = Field(None, description="train an adapter instead of the weights; `{}` for the defaults")
 
 
@@ -97,11 +102,35 @@ class Source(Section):
     streaming: bool = Field(False, description="read while training instead of first; needs train.max_steps")
 
 
+class Alternates(Section):
+    """Where answers come from that forgotten questions shall get instead: a file, or our own refusals."""
+
+    path: str | None = Field(None, description="a file with one answer a line, or a jsonl or csv file with one column")
+    builtin: Literal["idk"] | None = Field(None, description="our own list of ways to say that one does not know")
+    each: int | None = Field(
+        None, ge=1, description="different ones that a row gets, one per epoch in turn; by default a new one each epoch"
+    )
+
+
 class Data(Section):
     """Training and held-out rows, and what happens to long ones."""
 
-    train: Annotated[list[Source], BeforeValidator(_sources)] = Field(
-        min_length=1, description="one source, or a list of sources that are mixed by weight"
+    train: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="one source, or a list of sources that are mixed by weight"
+    )
+    forget: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="what an unlearning run forgets; takes the place of train"
+    )
+    retain: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="what it keeps: each forgotten row is paired with one of these rows"
+    )
+    partner: Literal["random", "fixed", "index"] = Field(
+        "random",
+        description="which retained row: random draws without replacement, anew each epoch; fixed draws once; "
+        "index takes row i, counted modulo their number",
+    )
+    alternates: Alternates | None = Field(
+        None, description="answers that forgotten questions shall get; by default the column alternate of the rows"
     )
     held_out: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
         None, min_length=1, description="rows that are never trained on; they give the evaluation its loss and accuracy"
@@ -111,8 +140,14 @@ class Data(Section):
     )
     truncation: Truncation = Field(
         "drop",
-        description="longer rows: drop them and count them, keep the start, keep the end, or cut the prompt's left",
+        description="longer rows: drop them and count them, keep the start, keep the end, cut the prompt's left, or "
+        "split plain texts into several rows",
     )
+
+    @property
+    def rows(self) -> list[Source]:
+        """What an epoch goes through: the training rows, or those to forget."""
+        return self.train or self.forget or []
 
 
 class Reference(Section):
@@ -133,6 +168,26 @@ class Reference(Section):
     sync_mix: float = Field(0.6, gt=0, le=1, description="how far it moves: 1 makes it the policy")
 
 
+class Evaluate(Section):
+    """A test suite that is run before, while and after training, and what it is compared with."""
+
+    suite: Literal["tofu"] = Field("tofu", description="which one: tofu measures forgetting against utility")
+    split: str = Field("forget10", min_length=1, description="the suite's forget split; of the generated world: forget")
+    source: Source = Field(
+        Source(id="locuslab/TOFU"), description="where its questions are: a Hub id, a folder of its files, or a world"
+    )
+    retain: str | None = Field(
+        None, description="what never saw the forgotten rows: a model, a run, or a log of its evaluation"
+    )
+    every: int | None = Field(None, ge=1, description="steps between evaluations; by default once per epoch")
+    rows: Literal["all", "legacy300"] = Field(
+        "all", description="all rows, or the first 300 of each set as TOFU's code"
+    )
+    keep_utility: float = Field(
+        0.9, ge=0, le=1, description="the best step is sought among those with this share of the utility at the start"
+    )
+
+
 class Watch(Section):
     """What is measured while training runs."""
 
@@ -140,6 +195,9 @@ class Watch(Section):
     probe_pairs: int = Field(64, ge=0, description="held-out pairs whose log-probs are followed; 0 switches it off")
     chosen_drop_nats: float = Field(
         20.0, gt=0, description="warn when chosen answers lost so many nats since the start"
+    )
+    stop_when: str | None = Field(
+        None, description="end the run when this holds after an evaluation, such as utility < 0.9 * start"
     )
     stop_on_drop: bool = Field(False, description="end the run at that warning, with exit code 4")
     generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
@@ -151,7 +209,12 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     ("model", "lora"): Lora,
     ("data",): Data,
     ("data", "train"): Source,
+    ("data", "forget"): Source,
+    ("data", "retain"): Source,
+    ("data", "alternates"): Alternates,
     ("data", "held_out"): Source,
+    ("evaluate",): Evaluate,
+    ("evaluate", "source"): Source,
     ("reference",): Reference,
     ("watch",): Watch,
 }

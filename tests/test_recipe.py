@@ -260,8 +260,8 @@ BAD = {
     ),
     "key like no other": (
         GOOD + "watch: {colour: red}\n",
-        "r.yaml:8  watch.colour: unknown key. Keys here: every, probe_pairs, chosen_drop_nats, stop_on_drop, "
-        "generate_every, prompts.",
+        "r.yaml:8  watch.colour: unknown key. Keys here: every, probe_pairs, chosen_drop_nats, stop_when, "
+        "stop_on_drop, generate_every, prompts.",
     ),
     "train key": (
         GOOD + "  learning_rat: 5e-6\n",
@@ -502,7 +502,7 @@ BAD = {
     ),
     "missing rows": (
         change(DATA, "  max_length: 5\n"),
-        "r.yaml:3  data: train is missing; it says where the rows are, as in train: {path: pairs.jsonl}.",
+        "r.yaml:3  data.train: missing; it says where the rows are, as in train: {path: pairs.jsonl}.",
     ),
     "empty lora": (
         change("model: {id: some/model}", "model:\n  id: m\n  lora:"),

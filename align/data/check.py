@@ -19,22 +19,29 @@ from typing import TYPE_CHECKING, Any
 from align.data.encode import SAME_AFTER_CUT, SAME_ANSWERS
 from align.data.findings import CheckReport, Finding, SetReport, first_counted
 from align.data.formats import Format
+from align.data.parts import alternates_lines, as_table, parts_of
 from align.data.preparation import Preparation, Tally, plural
 from align.data.preview import preview
-from align.data.sources import from_rows, is_table, load_source, source_name
+from align.data.questions import asked
+from align.data.sources import is_table
 from align.data.tokenize import load_tokenizer, prepare_rows, recognise_dataset
 from align.data.truncation import is_length_reason
+from align.data.unlearning import is_plain
 from align.data.values import ROLES, BadRow
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from align.recipe import Recipe, Source
+    from align.data.parts import Rows
+    from align.recipe import Recipe
 
-    Rows = Sequence[Mapping[str, Any]] | Dataset | IterableDataset
-
-STREAM_ROWS = 1000  # of a stream, the first rows are looked at
+# the role of the rows that rows of a role are compared with, and why they must not be the same
+_AGAINST = {"train": "held out", "forget": "retain"}
+_SHARED = {
+    "train": ("held-out", "held-out figures would measure memory"),
+    "forget": ("retained", "they would be forgotten and kept at once"),
+}
 _UNITS = {"preference": "pair", "prompt-only": "prompt"}
 
 
@@ -44,6 +51,7 @@ class Keys:
 
     prompts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     rows: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    facts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))  # without alternate answers
     answers: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     swapped: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
 
@@ -53,27 +61,26 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
     Raises ``UserError`` where a source or the tokenizer cannot be loaded, or the rows have no known format.
     """
-    branches = recipe.objective_value().branches
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     with _quiet():
-        loaded = [("train", source, _loaded(recipe, source)) for source in recipe.data.train]
-        loaded += [("held out", source, _loaded(recipe, source)) for source in recipe.data.held_out or []]
-        held_out = Keys()
-        for role, _, rows in loaded:
-            if role == "held out":
-                _collect(rows, recognise_dataset(rows, branches), held_out)
+        loaded = [(part, part.load(recipe, tokenizer)) for part in parts_of(recipe)]
+        others = {role: Keys() for role in _AGAINST.values()}
+        for part, rows in loaded:
+            if part.role in others:
+                _collect(rows, recognise_dataset(rows, part.branches), others[part.role])
         reports = []
-        for role, source, rows in loaded:
-            others = held_out if role == "train" and recipe.data.held_out else None
+        for part, rows in loaded:
+            role = _AGAINST.get(part.role, "")
+            compared = any(other.role == role for other, _ in loaded)
             report = check_rows(
                 rows,
                 tokenizer,
-                branches,
-                system=source.system,
-                name=source_name(source),
-                role=role,
-                held_out=others,
+                part.branches,
+                system=part.source.system,
+                name=part.called(rows),
+                role=part.role,
+                held_out=others[role] if compared else None,
                 colour=colour,
                 max_length=recipe.data.max_length,
                 truncation=recipe.data.truncation,
@@ -82,6 +89,8 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
             for line in report.lines():
                 echo(line)
             echo("")
+        for line in alternates_lines(recipe, any(p.role == "forget" and is_plain(rows) for p, rows in loaded)):
+            echo(line)
     result = CheckReport(reports)
     echo(result.verdict())
     return result
@@ -102,9 +111,10 @@ def check_rows(
 ) -> SetReport:
     """Findings on raw rows for an objective that scores ``branches``; ``held_out`` are rows to compare them with.
 
-    Of a stream the first ``STREAM_ROWS`` rows are looked at. Raises ``UserError`` where the rows have no known format.
+    With ``role`` ``forget`` those are the rows to retain. Of a stream the first rows are looked at.
+    Raises ``UserError`` where the rows have no known format.
     """
-    table = _table(rows)
+    table = asked(as_table(rows), tokenizer, branches)
     form = recognise_dataset(table, branches)
     prepared, account = prepare_rows(
         table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
@@ -113,28 +123,17 @@ def check_rows(
     keys = Keys()
     traits = _collect(table, form, keys)
     findings = [*_dropped(account), *_tokens(account), *_doubles(keys), *_traits(traits, account)]
+    others_are, why = _SHARED.get(role, _SHARED["train"])
     if held_out is not None:
         if not isinstance(held_out, Keys):
-            others = _table(held_out)
+            others = as_table(held_out)
             held_out = Keys()
             _collect(others, recognise_dataset(others, branches), held_out)
-        findings += _overlap(keys, held_out)
+        findings += _overlap(keys, held_out, others_are, why)
     findings += _lengths(account, prepared)
-    findings += _fine(findings, account, form, held_out is not None)
+    findings += _fine(findings, account, form, None if held_out is None else others_are)
     shown = preview(prepared[0], tokenizer, branches, colour=colour) if len(prepared) else []
     return SetReport(name, f"{role}, {form.name}", _UNITS.get(form.kind, "row"), findings, account, shown)
-
-
-def _loaded(recipe: Recipe, source: Source) -> Dataset:
-    return _table(load_source(source, base=recipe.base))
-
-
-def _table(rows: Rows) -> Dataset:
-    from datasets import IterableDataset
-
-    if isinstance(rows, IterableDataset):
-        return from_rows(list(rows.take(STREAM_ROWS)))
-    return rows if is_table(rows) else from_rows(list(rows))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -179,9 +178,12 @@ def _collect(rows: Dataset, form: Format, keys: Keys) -> _Traits:
         suffix = "_ids" if form.tokenised else ""
         prompt = _digest(row[f"prompt{suffix}"])
         answers = [_digest(row[f"{name}{suffix}"]) for name in form.branches]
-        keys.prompts[prompt].append(number)
+        if row[f"prompt{suffix}"]:  # plain texts have none
+            keys.prompts[prompt].append(number)
         if answers:
             keys.rows[prompt + b"".join(answers)].append(number)
+            own = answers[:1] if form.branches[0] == "completion" else answers
+            keys.facts[prompt + b"".join(own)].append(number)
             if form.kind == "preference" and answers[0] != answers[1]:
                 keys.answers[b"".join(answers)].append(number)
                 keys.swapped[prompt + b"".join(reversed(answers))].append(number)
@@ -259,6 +261,9 @@ def _tokens(account: Preparation) -> Iterator[Finding]:
         text = f"longer than {account.max_length:,} tokens"
         note = f"{account.truncated_share:.1%} cut (truncation: {account.truncation})"
         yield Finding.of("warning", "truncated", text, account.truncated, note)
+    if account.pieces is not None and account.pieces != account.rows_kept:
+        pieces = f"{plural(account.rows_kept, 'text')} split into {account.pieces:,} rows"
+        yield Finding("ok", "split", f"{pieces} of at most {account.max_length:,} tokens")
     if account.double_bos.count:
         note = "take BOS out of the text or of the chat template"
         yield Finding.of("error", "double_bos", "starts with two BOS tokens", account.double_bos, note)
@@ -289,15 +294,14 @@ def _repeated(groups: Mapping[bytes, list[int]]) -> Tally:
     return first_counted(sorted(row for rows in groups.values() for row in rows[1:]))
 
 
-def _overlap(keys: Keys, held_out: Keys) -> Iterator[Finding]:
-    rows = {row for key in keys.rows.keys() & held_out.rows.keys() for row in keys.rows[key]}
+def _overlap(keys: Keys, held_out: Keys, what: str, why: str) -> Iterator[Finding]:
+    rows = {row for key in keys.facts.keys() & held_out.facts.keys() for row in keys.facts[key]}
     if rows:
-        note = "held-out figures would measure memory"
-        yield Finding.of("error", "overlap_rows", "the same row in held-out", first_counted(sorted(rows)), note)
+        yield Finding.of("error", "overlap_rows", f"the same row in {what}", first_counted(sorted(rows)), why)
     prompts = {row for key in keys.prompts.keys() & held_out.prompts.keys() for row in keys.prompts[key]} - rows
     if prompts:
         tally = first_counted(sorted(prompts))
-        yield Finding.of("warning", "overlap_prompts", "the same prompt in held-out", tally)
+        yield Finding.of("warning", "overlap_prompts", f"the same prompt in {what}", tally)
 
 
 def _traits(traits: _Traits, account: Preparation) -> Iterator[Finding]:
@@ -331,7 +335,7 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
     yield Finding("warning" if biased else "ok", "length_bias", text, amount=f"{max(share, shorter):.0%}", note=note)
 
 
-def _fine(found: Sequence[Finding], account: Preparation, form: Format, compared: bool) -> Iterator[Finding]:
+def _fine(found: Sequence[Finding], account: Preparation, form: Format, compared: str | None) -> Iterator[Finding]:
     """What was looked for and not found."""
     codes = {finding.code for finding in found}
     rows = plural(account.rows_in, "row")
@@ -345,6 +349,6 @@ def _fine(found: Sequence[Finding], account: Preparation, form: Format, compared
     if not codes & {"duplicate", "duplicate_answers", "contradiction"}:
         yield Finding("ok", "duplicates", "no row twice")
     if compared and not codes & {"overlap_rows", "overlap_prompts"}:
-        yield Finding("ok", "overlap", "no prompt in common with the held-out rows")
-    if not codes & {"too_long", "truncated"} and account.max_length is not None:
+        yield Finding("ok", "overlap", f"no prompt in common with the {compared} rows")
+    if not codes & {"too_long", "truncated", "split"} and account.max_length is not None:
         yield Finding("ok", "length", f"every row fits into {account.max_length:,} tokens")

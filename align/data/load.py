@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,27 +14,38 @@ import pyarrow as pa
 from align.data.mixture import interleave, mix
 from align.data.sources import load_source, source_name
 from align.data.tokenize import prepare
+from align.data.unlearning import alternate_texts, forget_rows, retain_rows
 from align.errors import UserError
+from align.objectives.base import sources_of
 from align.probes.probe_set import choose_rows, with_other
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from align.recipe import Recipe, Source
+    from align.recipe import Recipe
+    from align.recipe_sections import Source
 
 
 @dataclass(frozen=True)
 class Data:
-    """Prepared rows of a run. ``order`` gives the rows of an epoch; None for a stream, as is ``digest``."""
+    """Prepared rows of a run. ``order`` gives the rows of an epoch; None for a stream, as is ``digest``.
+
+    Of an unlearning run ``train`` are the rows to forget, each ``each`` times in succession, and ``retain`` the others.
+    """
 
     train: Dataset | IterableDataset
     held_out: Dataset | None
     order: Callable[[int], Sequence[int]] | None
     digest: str | None
+    retain: Sequence[Dataset] | None = None
+    each: int = 1
 
 
 def load_data(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Callable[[str], Any]) -> Data:
     """Load, tokenise and mix; says what became of the rows."""
+    if recipe.data.forget:
+        return _forgetting(recipe, tokenizer, branches, say)
+    assert recipe.data.train is not None  # a recipe has the one or the other
     parts = [_prepared(recipe, s, tokenizer, branches, say, "train") for s in recipe.data.train]
     held_out = None
     if recipe.data.held_out:
@@ -48,6 +60,45 @@ def load_data(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Call
         return Data(interleave(parts, weights, seed=recipe.seed), held_out, None, None)
     mixture = mix(parts, weights, seed=recipe.seed)
     return Data(mixture.dataset, held_out, lambda epoch: mixture.indices(epoch).tolist(), digest(mixture.dataset))
+
+
+def _forgetting(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Callable[[str], Any]) -> Data:
+    """Rows to forget and to retain."""
+    data = recipe.data
+    reads = set(sources_of(branches))
+    texts, wanted = None, 1
+    if data.alternates is not None:
+        texts = alternate_texts(data.alternates, recipe.base)
+        wanted = data.alternates.each or epochs(recipe)
+    forget, counts = [], set()
+    for source in data.forget or []:
+        say(f"forget: {source_name(source)}")
+        rows, each = forget_rows(
+            load_source(source, base=recipe.base),
+            tokenizer,
+            alternate="alternate" in reads,
+            texts=texts,
+            each=wanted,
+            seed=recipe.seed,
+            say=say,
+            **_limits(recipe, source),
+        )
+        forget.append(rows)
+        counts.add(each)
+    if len(counts) > 1:
+        raise UserError("The sources of data.forget have different numbers of alternates to a row; make them equal.")
+    retain = []
+    for source in (data.retain or []) if "retain" in reads else []:
+        say(f"retain: {source_name(source)}")
+        retain.append(retain_rows(load_source(source, base=recipe.base), tokenizer, say, **_limits(recipe, source)))
+    joined = mix(forget, [1.0] * len(forget), seed=recipe.seed).dataset
+    digests = "".join(digest(part) for part in (joined, *retain))
+    return Data(joined, None, None, hashlib.sha256(digests.encode()).hexdigest(), retain or None, counts.pop())
+
+
+def epochs(recipe: Recipe) -> int:
+    """Passes over the rows that a recipe asks for, at least one; ``train.max_steps`` is not looked at."""
+    return max(1, math.ceil(recipe.train.get("num_train_epochs", 3)))
 
 
 def held_out_rows(data: Data, recipe: Recipe) -> list[dict]:
@@ -93,16 +144,13 @@ def _prepared(
     recipe: Recipe, source: Source, tokenizer: Any, branches: Sequence[str], say: Callable[[str], Any], what: str
 ) -> Any:
     rows = load_source(source, base=recipe.base)
-    prepared, account = prepare(
-        rows,
-        tokenizer,
-        branches,
-        max_length=recipe.data.max_length,
-        truncation=recipe.data.truncation,
-        system=source.system,
-    )
+    prepared, account = prepare(rows, tokenizer, branches, **_limits(recipe, source))
     if hasattr(prepared, "__len__"):
         say(f"{what}: {source_name(source)}")
         for sentence in account.summary():
             say(f"  {sentence}")
     return prepared
+
+
+def _limits(recipe: Recipe, source: Source) -> dict[str, Any]:
+    return {"max_length": recipe.data.max_length, "truncation": recipe.data.truncation, "system": source.system}

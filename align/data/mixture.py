@@ -50,6 +50,14 @@ class Mixture:
         flat = np.concatenate(drawn)
         return flat[_shuffled(len(flat), self.seed, _EPOCH, epoch)]
 
+    def stream(self, start: int, count: int) -> NDArray[np.int64]:
+        """``count`` row numbers from place ``start`` of the epochs put one after the other."""
+        size = len(self)
+        epochs = range(start // size, (start + count - 1) // size + 1) if count else range(0)
+        drawn = [self.indices(epoch) for epoch in epochs] or [np.empty(0, dtype=np.int64)]
+        begin = start % size
+        return np.concatenate(drawn)[begin : begin + count]
+
     def locate(self, index: int) -> tuple[int, int]:
         """Source number and row number within it of a row of ``dataset``."""
         ends = np.cumsum(self.sizes)
@@ -75,8 +83,12 @@ def _shuffled(size: int, *key: int) -> NDArray[np.int64]:
     Sorting the raw output of the bit generator, because numpy promises that this never changes between its versions;
     of ``Generator.permutation`` it does not.
     """
-    words = np.random.PCG64(np.random.SeedSequence(tuple(key))).random_raw(size)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.argsort(random_words(size, *key), kind="stable").astype(np.int64)
+
+
+def random_words(size: int, *key: int) -> NDArray[np.uint64]:
+    """``size`` random words that depend on the key alone."""
+    return np.random.PCG64(np.random.SeedSequence(tuple(key))).random_raw(size)
 
 
 def mix(datasets: Sequence[Dataset], weights: Sequence[float], *, seed: int) -> Mixture:

@@ -115,17 +115,16 @@ def packs_for_budget(
     lengths: Sequence[int], step_examples: int, order: Order, epochs: int, budget: int, world: int
 ) -> int:
     """Fewest packs per optimizer step, a multiple of ``world``, with no micro-batch above ``budget`` tokens."""
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > budget:
-        raise UserError(
-            f"Row {longest} of the training data has {lengths[longest]} tokens, more than "
-            f"train.max_tokens_per_microbatch = {budget}. Raise it, or lower data.max_length."
-        )
     most = 1
     for epoch in range(epochs):
-        rows = order(epoch)
-        for start in range(0, len(rows), step_examples):
-            most = max(most, len(within_budget([lengths[i] for i in rows[start : start + step_examples]], budget)))
+        sizes = [lengths[i] for i in order(epoch)]
+        if max(sizes) > budget:
+            raise UserError(
+                f"The longest row of the training data has {max(sizes)} tokens, more than "
+                f"train.max_tokens_per_microbatch = {budget}. Raise it, or lower data.max_length."
+            )
+        for start in range(0, len(sizes), step_examples):
+            most = max(most, len(within_budget(sizes[start : start + step_examples], budget)))
     return -(-most // world) * world
 
 

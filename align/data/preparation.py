@@ -82,6 +82,7 @@ class Preparation:
     double_bos: Tally = field(default_factory=Tally)
     double_eos: Tally = field(default_factory=Tally)
     lengths: dict[str, Lengths] = field(default_factory=dict)
+    pieces: int | None = None  # rows after splitting, where long texts are split; lengths are those before
 
     @property
     def rows_dropped(self) -> int:
@@ -123,6 +124,8 @@ class Preparation:
         out = [f"Format: {self.format}.", f"{plural(self.rows_kept, 'row')} of {self.rows_in:,} kept."]
         for reason, tally in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             out.append(f"{plural(tally.count, 'row')} dropped: {reason} ({first_rows(tally)}).")
+        if self.pieces is not None and self.pieces != self.rows_kept:
+            out.append(f"Split into {plural(self.pieces, 'row')} of at most {self.max_length:,} tokens.")
         if self.truncated.count:
             out.append(
                 f"{plural(self.truncated.count, 'row')} ({self.truncated_share:.1%}) cut to {self.max_length:,} tokens "

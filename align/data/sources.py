@@ -22,7 +22,7 @@ from align.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from align.recipe import Source
+    from align.recipe_sections import Source
 
     AnyDataset = Dataset | IterableDataset
 
@@ -56,7 +56,10 @@ def source_name(source: Source) -> str:
     if getattr(source, "world", None):
         return f"world/{source.world if isinstance(source.world, str) else dict(source.world or {}).get('kind')}"
     if source.path and not source.id:
-        return str(source.path) if _split(source)[0] == "train" else f"{source.path}/{source.split}"
+        name, *bounds = _split(source)
+        if name != "train":
+            return f"{source.path}/{source.split}"
+        return str(source.path) + (str(source.split).removeprefix(name) if any(bounds) else "")
     return "/".join(part for part in (source.id, source.subset, source.split) if part)
 
 
@@ -307,10 +310,10 @@ def _saved(path: Path, split: str) -> Dataset:
 def _from_world(source: Source) -> AnyDataset:
     from align.data import world
 
-    given = {"kind": source.world} if isinstance(source.world, str) else dict(source.world or {})
-    unknown = sorted(set(given) - {"kind", "seed"})
+    given: dict[str, Any] = {"kind": source.world} if isinstance(source.world, str) else dict(source.world or {})
+    unknown = sorted(set(given) - {"kind", "seed", "size"})
     seed = given.get("seed", 0)
     if unknown or "kind" not in given or not isinstance(seed, int):
         raise UserError(f"world: {given} is not understood; expected world: KIND or world: {{kind: KIND, seed: 0}}.")
-    dataset = from_rows(world.rows(given["kind"], seed))
+    dataset = from_rows(world.rows(given["kind"], seed, given.get("size")))
     return dataset.to_iterable_dataset() if source.streaming else dataset

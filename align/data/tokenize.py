@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.chat import require_template
+from align.data.chunks import split
 from align.data.encode import FLAGS, STATUS, Encoder
 from align.data.formats import Format, recognise
 from align.data.preparation import Preparation
+from align.data.questions import asked
 from align.data.sources import column_names, did_you_mean, is_table, quiet_hub
 from align.data.truncation import check_policy
 from align.errors import UserError
@@ -122,13 +124,17 @@ def prepare_rows(
 ) -> tuple[AnyDataset, Preparation]:
     """``prepare`` for callers that go on where no row is left."""
     check_policy(truncation, max_length)
+    dataset = asked(dataset, tokenizer, branches)
     columns = column_names(dataset)
     form = recognise_dataset(dataset, branches)
     _check_tokenizer(form, tokenizer, system, columns)
     masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
     features = _features(form, branches, columns, masked)
-    encode = Encoder(form, tokenizer, tuple(branches), max_length, truncation, system, tuple(features))
+    limit = None if truncation == "split" else max_length
+    encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features))
     account = Preparation(form.name, tuple(branches), max_length, truncation)
+    if truncation == "split" and (len(branches) != 1 or not is_table(dataset)):
+        raise UserError("data.truncation: split cuts plain texts, one to a row, and no stream; choose another.")
     if not is_table(dataset):
         counted = _Counting(encode, account)
         return dataset.map(
@@ -147,7 +153,11 @@ def prepare_rows(
         features=all_features,
         desc="Tokenising",
     )
-    return _settle(encoded, account, masked), account
+    prepared = _settle(encoded, account, masked)
+    if truncation == "split" and max_length is not None:
+        prepared = split(prepared, branches[0], max_length, tokenizer.bos_token_id)
+        account.pieces = len(prepared)
+    return prepared, account
 
 
 def recognise_dataset(dataset: AnyDataset, branches: Sequence[str]) -> Format:

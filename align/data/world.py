@@ -11,8 +11,8 @@ Everything is a pure function of seed and size; each part draws from a generator
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from align.data.world_tables import (
@@ -273,11 +273,19 @@ KINDS: dict[str, Callable[[World], list[Row]]] = {
 }
 
 
-def rows(kind: str, seed: int = 0) -> list[Row]:
-    """Rows of one kind (a key of ``KINDS``), in a fixed order. Raises ``UserError`` on an unknown kind."""
+def rows(kind: str, seed: int = 0, size: Mapping[str, int] | None = None) -> list[Row]:
+    """Rows of one kind (a key of ``KINDS``), in a fixed order. ``size`` are fields of ``Size`` that differ.
+
+    Raises ``UserError`` on an unknown kind or size.
+    """
     if kind not in KINDS:
         raise UserError(f"The generated world has no rows of kind {kind!r}. Known kinds: {', '.join(KINDS)}.")
-    return KINDS[kind](build(seed))
+    known = asdict(Size())
+    if size is not None and not (
+        isinstance(size, Mapping) and set(size) <= set(known) and all(type(n) is int for n in size.values())
+    ):
+        raise UserError(f"world: size is {size!r}; expected whole numbers by these names: {', '.join(known)}.")
+    return KINDS[kind](build(seed, Size(**(size or {}))))
 
 
 def corpus(world: World) -> list[str]:

@@ -117,7 +117,7 @@ def test_the_number_of_packs_for_a_budget(lengths: list[int], budget: int, world
 
 
 def test_a_row_over_the_budget_is_named() -> None:
-    with pytest.raises(UserError, match=r"Row 2 of the training data has 90 tokens, more than .*= 64"):
+    with pytest.raises(UserError, match=r"The longest row of the training data has 90 tokens, more than .*= 64"):
         packs_for_budget([10, 64, 90], 2, in_order(3), 1, 64, 1)
 
 
