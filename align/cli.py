@@ -33,6 +33,13 @@ examples:
   align explain dpo
   align explain train.learning_rate
 """
+_EVAL = """\
+examples:
+  align eval tofu runs/npo --split forget10 --retain runs/retain90
+  align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json
+  align eval relearn runs/npo
+  align eval muse --log MUSE_EVAL.json
+"""
 _DOCTOR = """\
 examples:
   align doctor
@@ -109,8 +116,24 @@ def build_parser() -> argparse.ArgumentParser:
         "explain", "explain an objective, a word of the verdict, a recipe or a key of one", _EXPLAIN, _explain
     )
     explained.add_argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation")
+    _eval_verb(verbs)
     verb("doctor", "say what this machine has and what is missing", _DOCTOR, _doctor)
     return parser
+
+
+def _eval_verb(verbs: Any) -> None:
+    from align.eval_cli import add_suites
+
+    summary = "measure a model or score a log with a suite"
+    evaluate = verbs.add_parser(
+        "eval",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=_EVAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_suites(evaluate)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,13 +25,13 @@ TESTED: Mapping[str, str] = {
     "Jinja2": "3.1.6",
     "numpy": "2.4.6",
     "packaging": "26.3",
+    "rouge-score": "0.1.2",
 }
 
 # Optional ones: name to (what it is for, how to install it).
 OPTIONAL: Mapping[str, tuple[str, str]] = {
     "deepspeed": ("ZeRO-2 and ZeRO-3", f"pip install '{DISTRIBUTION}[deepspeed]'"),
     "bitsandbytes": ("model.load_in: 4bit or 8bit", "pip install bitsandbytes"),
-    "rouge_score": ("unlearning suites", f"pip install '{DISTRIBUTION}[eval]'"),
     "lm_eval": ("general benchmarks", f"pip install '{DISTRIBUTION}[eval]'"),
     "tensorboard": ("train.report_to: tensorboard", "pip install tensorboard"),
 }

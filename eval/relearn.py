@@ -1,0 +1,295 @@
+"""Attacks on a model that was made to forget: a little relearning, rounded weights, questions in other words.
+
+Relearning is plain likelihood on a few of the forgotten rows, at the constant rate that the model was trained with, all
+of those rows in every step. Hu et al. (arXiv 2406.13356) showed that a small part of the forget set can bring back the
+rest. Twenty rows and ten steps are our choice: a twentieth of TOFU's forget10, seen as often as unlearning sees it (ten
+epochs). How much of a rise is ordinary learning is what the control measures: the same attack on a model that never saw
+these rows.
+
+Every state starts from the checkpoint as it lies on disk, and training writes to a temporary folder: nothing of a run
+is changed. ``align.eval.durability`` judges what was read.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from align.data.questions import prompt_of, reply_of, talks
+from align.errors import Stopped, UserError
+from align.eval import tofu
+from align.eval.durability import AS_IT_IS, Attack, Durability, attacked, reading
+from align.eval.load import load_checkpoint
+from align.eval.log import TofuLog
+from align.eval.quantise import round_weights
+from align.eval.subject import Subject
+from align.eval.texts import encode_pairs
+from align.eval.tofu_data import Fact, TofuSets
+from align.eval.tofu_metrics import LEGACY_ROWS
+
+STEPS, ROWS = 10, 20
+LEARNING_RATE = 1e-5  # of NPO (arXiv 2404.05868) and of open-unlearning, for models whose own rate is not known
+
+RELEARNED, PARAPHRASED = "relearned", "paraphrased"
+_BITS = {"8 bits": 8, "4 bits": 4}
+_BUDGET = 4096  # tokens of a micro-batch; more rows than fit are accumulated
+_UNTESTED = (
+    "other tools' rounding: GPTQ, AWQ, bitsandbytes",
+    "prompts made to break it: jailbreaks, prefixes of the answer, examples in context",
+    "questions in other languages",
+    "probing of activations",
+    "longer relearning, relearning on related texts, and pruning",
+)
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """How a model is relearned: ``rows`` forget rows, drawn by ``seed``, all of them in each of ``steps`` steps."""
+
+    steps: int = STEPS
+    rows: int = ROWS
+    learning_rate: float = LEARNING_RATE
+    seed: int = 0
+
+    def drawn(self, count: int) -> np.ndarray:
+        """Numbers of the rows out of ``count``, in order. Raises UserError unless some are left."""
+        if self.steps < 1 or self.rows < 1 or not self.learning_rate > 0:
+            raise UserError("Relearning needs at least one step, one row and a learning rate above 0.")
+        if self.rows >= count:
+            raise UserError(
+                f"Relearning {self.rows} of {count} forget rows leaves none to see whether they come back: take fewer."
+            )
+        return np.sort(np.random.default_rng(self.seed).choice(count, self.rows, replace=False))
+
+
+def relearn(
+    model: str,
+    sets: TofuSets,
+    *,
+    relearning: Relearning | None = None,
+    target: TofuLog | None = None,
+    control: str | None = None,
+    system: str | None = None,
+    before: Mapping[str, float] | None = None,
+    say: Say = print,
+) -> Durability:
+    """Attack a model and read a suite after each attack.
+
+    Args:
+        model: a run, a folder or a Hub id.
+        sets: what it is measured on; the relearned rows come from its forget set.
+        target: log of a model that never saw the forget rows, or None. A ``control`` takes its place.
+        control: such a model, which is attacked in the same way.
+        system: system message of every conversation, in training and in evaluation.
+        before: the suite's reading before the model was made to forget, to stand beside the others.
+        say: takes a sentence for people.
+
+    Raises:
+        UserError: where a model, the rows or the settings do not allow it.
+        Stopped: where relearning diverges.
+    """
+    relearning = relearning or Relearning()
+    forget = sets.sets["forget"]
+    drawn = relearning.drawn(len(forget))
+    _check(sets, target)
+    measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, system=system, say=say)
+    states, rounding = measure(model)
+    beside, _ = measure(control) if control is not None else ({}, "")
+    if sets.rows == "legacy300" and target is not None:
+        target = target.first(LEGACY_ROWS)
+    target = beside.get(AS_IT_IS, target)
+    # without a control the retain model was not asked in other words
+    known = {name: beside.get(name, target if name != PARAPHRASED else None) for name in states}
+    unseen = np.setdiff1d(np.arange(len(forget)), drawn)
+    attacks = tuple(_judged(name, states, beside, known, unseen) for name in states if name != AS_IT_IS)
+    readings = {"before unlearning": dict(before)} if before else {}
+    if target is not None and not beside:
+        readings["retain model"] = reading(target, None)
+    return Durability(
+        model,
+        _settings(sets, drawn, relearning, target),
+        {**readings, **_readings(states, known, unseen)},
+        _readings(beside, dict.fromkeys(beside), unseen),
+        attacks,
+        _tested(relearning, rounding, PARAPHRASED in states),
+        (*_UNTESTED, *(() if PARAPHRASED in states else ("paraphrased questions: the rows have none",))),
+        (*sets.notes, *_notes(states[AS_IT_IS], target, attacks, controlled=bool(beside))),
+    )
+
+
+# ---- the model in each of its states
+
+
+def _states(
+    name: str, *, sets: TofuSets, drawn: np.ndarray, relearning: Relearning, system: str | None, say: Say
+) -> tuple[dict[str, TofuLog], str]:
+    """Logs by state, and a sentence about the rounding."""
+    measure = partial(tofu.evaluate, sets=sets, mia=False)
+    say(f"{name}: measuring it as it is")
+    subject = Subject.load(name, system=system, echo=say)
+    logs = {AS_IT_IS: measure(subject)}
+    reworded: dict[str, TofuLog] = {}
+    if all(fact.paraphrased_question for key in ("forget", "retain") for fact in sets.sets[key]):
+        say(f"{name}: asking in other words")
+        reworded[PARAPHRASED] = measure(subject, question_key="paraphrased_question")
+    del subject
+    say(f"{name}: relearning {len(drawn)} rows in {relearning.steps} steps")
+    logs[RELEARNED] = measure(_relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, system))
+    rounding = ""
+    for state, bits in _BITS.items():
+        gc.collect()  # trainers hold themselves in cycles, and with them a model
+        say(f"{name}: rounding its weights to {state}")
+        subject = Subject.load(name, system=system, echo=_silent)
+        if hasattr(subject.model, "merge_adapter"):
+            subject.model.merge_adapter()
+        done = round_weights(subject.model, bits)
+        rounding = f"{done.layers} linear layers, {done.share:.1%} of the weights outside the embeddings"
+        logs[state] = measure(subject)
+        del subject
+    return {**logs, **reworded}, rounding
+
+
+def _relearned(name: str, facts: list[Fact], relearning: Relearning, system: str | None) -> Subject:
+    """The model after it was trained on ``facts``: all of its weights in float32, or its adapter."""
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback
+
+    from align.compat import training_config
+    from align.objectives import NLL
+    from align.trainers.base import AlignTrainer
+
+    model, tokenizer = load_checkpoint(name)
+    if hasattr(model, "peft_config"):
+        model.set_adapter(model.active_adapter)  # loaded for inference, and so frozen
+    else:
+        model.float()
+    chat = talks(tokenizer)
+    prompts, replies = [prompt_of(f.question, chat) for f in facts], [reply_of(f.answer, chat) for f in facts]
+    pairs = encode_pairs(tokenizer, prompts, replies, system=system, where="forget row")
+    with tempfile.TemporaryDirectory() as folder:
+        args = training_config(
+            output_dir=folder,
+            per_device_train_batch_size=len(facts),
+            max_steps=relearning.steps,
+            learning_rate=relearning.learning_rate,
+            lr_scheduler_type="constant",
+            seed=relearning.seed,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = AlignTrainer(
+            model,
+            NLL(branch="forget"),
+            args,
+            train_dataset=Dataset.from_list([{"prompt_ids": p, "forget_ids": ids} for p, ids in pairs]),
+            processing_class=tokenizer,
+            max_tokens_per_microbatch=max(_BUDGET, *(len(p) + len(ids) for p, ids in pairs)),
+        )
+        trainer.echo = _silent
+        for printer in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printer)
+        try:
+            trainer.train()
+        except Stopped as error:
+            rate = relearning.learning_rate
+            raise Stopped(f"Relearning {name} diverged: give a --learning-rate below {rate:g}.") from error
+    return Subject.of(trainer, name=name, system=system)
+
+
+# ---- what is said about it
+
+
+def _check(sets: TofuSets, target: TofuLog | None) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("align eval relearn trains in one process: start it without a launcher.")
+    if target is None:
+        return
+    count, there = len(sets.sets["forget"]), len(target.sets["forget"]) if "forget" in target.sets else 0
+    if there < count or (there > count and sets.rows == "all"):
+        raise UserError(
+            f"The retain model's log has {there} forget rows and {sets.split} is measured on {count}: name the log of "
+            "the same split and rows."
+        )
+
+
+def _judged(
+    name: str,
+    states: Mapping[str, TofuLog],
+    beside: Mapping[str, TofuLog],
+    known: Mapping[str, TofuLog | None],
+    unseen: np.ndarray,
+) -> Attack:
+    return attacked(
+        name,
+        states[AS_IT_IS],
+        states[name],
+        control=(beside[AS_IT_IS], beside[name]) if beside else None,
+        retain=known[name],
+        rows=unseen if name == RELEARNED else None,
+    )
+
+
+def _settings(sets: TofuSets, drawn: np.ndarray, relearning: Relearning, target: TofuLog | None) -> dict[str, Any]:
+    return {
+        "split": sets.split,
+        "rows": sets.rows,
+        "forget_rows": len(sets.sets["forget"]),
+        "retain": target.name if target else None,
+        "steps": relearning.steps,
+        "relearned_rows": drawn.tolist(),
+        "learning_rate": relearning.learning_rate,
+        "seed": relearning.seed,
+    }
+
+
+def _readings(
+    states: Mapping[str, TofuLog], known: Mapping[str, TofuLog | None], unseen: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Lines of the table; the relearned model once more on the rows that it was not shown."""
+    out: dict[str, dict[str, float]] = {}
+    for name, log in states.items():
+        out[name] = reading(log, known[name])
+        if name == RELEARNED:
+            out[f"{name}, other rows"] = reading(log, known[name], unseen)
+    return out
+
+
+def _tested(relearning: Relearning, rounding: str, reworded: bool) -> tuple[str, ...]:
+    how = f"{relearning.steps} steps of likelihood on {relearning.rows} forget rows drawn with seed {relearning.seed}"
+    return (
+        f"relearning: {how}, learning rate {relearning.learning_rate:g}, judged on the other rows",
+        f"8 and 4 bits: weights rounded to nearest, a scale for each output channel; {rounding}",
+        *(("paraphrased: the rows' own questions in other words",) if reworded else ()),
+    )
+
+
+def _notes(log: TofuLog, target: TofuLog | None, attacks: tuple[Attack, ...], *, controlled: bool) -> list[str]:
+    notes = []
+    if target is None:
+        notes.append("no retain model: nothing says how much of a rise any model would show")
+    else:
+        gap = attacked(AS_IT_IS, target, log).rise["forget_probability"]
+        if gap.low > 0:
+            text = f"as it is, its P is {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] above the retain model's"
+            notes.append(f"{text}: what was not forgotten cannot come back")
+    if not controlled and any(a.name == RELEARNED and a.word in ("rose", "came back") for a in attacks):
+        notes.append("rows on one subject teach about each other, in any model: --control says by how much")
+    return notes
+
+
+def _silent(_: str) -> None:
+    pass

@@ -1,0 +1,100 @@
+"""What a suite computed from a log: values, intervals of means, and what could not be computed and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from align.eval.stats import Interval, bootstrap_mean, finite
+
+
+@dataclass
+class Result:
+    """Metrics by name. ``intervals`` are 95% intervals of means over items; other statistics have none.
+
+    ``missing`` says for each metric that could not be computed what it lacks, ``notes`` what a reader must know.
+    ``settings`` are the choices that the values depend on, ``name`` is the log's.
+    """
+
+    name: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add_mean(self, name: str, items: np.ndarray | None, why: str, seed: int | None) -> None:
+        """Enter the mean of ``items`` [n] or [n, k] with its interval (none where ``seed`` is None), or ``why`` not.
+
+        Items that are not a number are left out, and a note says how many.
+        """
+        if items is None:
+            self.missing[name] = why
+            return
+        known = items[~np.isnan(items).reshape(len(items), -1).any(axis=1)]
+        if len(known) < len(items):
+            self.notes.append(f"{name} is over {len(known)} of {len(items)} items; the others hold no number")
+        if not len(known):
+            self.missing[name] = "no item holds a number"
+            return
+        self.values[name] = float(known.mean())
+        if seed is not None:
+            self.intervals[name] = bootstrap_mean(known.reshape(len(known), -1).mean(axis=1), seed)
+
+    def add_harmonic(self, name: str, parts: Iterable[str]) -> None:
+        """Enter the harmonic mean of metrics that are there already; 0 where one of them is 0."""
+        names = list(parts)
+        lacking = [part for part in names if part not in self.values]
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            self.missing[name] = f"needs {', '.join(lacking[:3])}{more}"
+            return
+        values = [self.values[part] for part in names]
+        self.values[name] = len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0
+
+    def order(self, names: Iterable[str]) -> None:
+        """Put values, intervals and what is missing in the order of ``names``; others follow."""
+        for table in (self.values, self.intervals, self.missing):
+            entries: dict[str, Any] = dict(table)
+            table.clear()
+            table.update({name: entries.pop(name) for name in names if name in entries} | entries)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; a value that is not finite is null."""
+        return {
+            "name": self.name,
+            **self.settings,
+            "metrics": {name: finite(value) for name, value in self.values.items()},
+            "intervals": {name: interval.to_json() for name, interval in self.intervals.items()},
+            "missing": dict(self.missing),
+            "notes": list(self.notes),
+        }
+
+    def headline(self) -> list[str]:
+        """The first lines for the terminal."""
+        return [self.name]
+
+    def lines(self) -> list[str]:
+        """A table for the terminal: value, interval and items of each metric, then what is missing, then notes."""
+        width = max([len("metric"), *map(len, self.values)])
+        out = [*self.headline(), "", f"{'metric':<{width}}  {'value':>10}  {'95% interval':^20}  items"]
+        for name, value in self.values.items():
+            interval = self.intervals.get(name)
+            span = f"{interval.low:.4f} to {interval.high:.4f}" if interval else ""
+            out.append(f"{name:<{width}}  {number(value):>10}  {span:^20}  {interval.n if interval else ''}".rstrip())
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.missing.items():
+            reasons.setdefault(why, []).append(name)
+        if reasons:
+            out += ["", "not computed", *(f"  {', '.join(names)}: {why}" for why, names in reasons.items())]
+        if self.notes:
+            out += ["", "notes", *(f"  {note}" for note in self.notes)]
+        return out
+
+
+def number(value: float) -> str:
+    """``value`` with four decimals, or in powers of ten where those would show zeros only."""
+    return f"{value:.3e}" if value and abs(value) < 1e-4 else f"{value:.4f}"

@@ -1,0 +1,74 @@
+"""A recipe's ``evaluate`` section as something to run on a model, again and again while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.eval import tofu
+from align.eval.log import TofuLog, read_log
+from align.eval.subject import Subject
+from align.eval.tofu_data import TofuSets, load_sets
+from align.eval.tofu_metrics import TofuResult, metrics
+from align.recipe_sections import located
+from align.stop_rule import METRICS
+
+if TYPE_CHECKING:
+    from align.recipe_sections import Evaluate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One evaluation: the per-item log and what follows from it."""
+
+    log: TofuLog
+    result: TofuResult
+
+    def reading(self) -> dict[str, float]:
+        """The metrics that ``align.stop_rule.METRICS`` names, and D and n of forget quality where there is one."""
+        values = {ours: self.result.values[name] for ours, name in METRICS.items() if name in self.result.values}
+        if self.result.ks is not None:
+            values |= {"D": self.result.ks.d, "n": self.result.ks.n}
+        return values
+
+
+@dataclass(frozen=True)
+class TofuSuite:
+    """TOFU on one split, compared with ``target``, the log of a model that never saw the forgotten rows, or nothing."""
+
+    sets: TofuSets
+    target: TofuLog | None = None
+
+    def __call__(self, subject: Subject) -> Outcome:
+        """Measure a model. Every process calls it and all get the result. Membership is left to ``align eval tofu``."""
+        log = tofu.evaluate(subject, self.sets, mia=False)
+        # without intervals: they take longer than the model does
+        return Outcome(log, metrics(log, self.target, rows=self.sets.rows, seed=None))
+
+
+def tofu_suite(settings: Evaluate, *, base: Path, kept: Path | None = None, say: Callable[[str], Any]) -> TofuSuite:
+    """The suite of a recipe. A retain model is evaluated here, unless ``kept`` holds its log already.
+
+    Raises:
+        UserError: where the questions, the retain model or its log cannot be had.
+    """
+    sets = load_sets(settings.split, settings.source, rows=settings.rows, base=base)
+    for note in sets.notes:
+        say(f"note: {note}")
+    if settings.retain is None:
+        return TofuSuite(sets)
+    file = base / Path(settings.retain).expanduser()
+    if file.is_file():
+        return TofuSuite(sets, read_log(file))
+    if kept is not None and kept.is_file():
+        return TofuSuite(sets, read_log(kept))
+    say(f"evaluating the retain model {settings.retain}")
+    subject = Subject.load(located(settings.retain, base), system=settings.source.system, echo=say)
+    return TofuSuite(sets, tofu.evaluate(subject, sets, mia=False))
+
+
+def trajectory(records: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Step and reading of every evaluation that a run recorded, in order."""
+    return [{"step": r["step"], **r["evaluation"]} for r in records if isinstance(r.get("evaluation"), Mapping)]

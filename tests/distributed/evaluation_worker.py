@@ -1,0 +1,79 @@
+"""One process of a distributed evaluation: TOFU's log of a saved model and of a trainer's policy.
+
+    python tests/distributed/evaluation_worker.py FOLDER
+
+FOLDER holds ``model/``. Every process writes ``<LABEL>-<rank>.json``, LABEL being the environment's ALIGN_TEST_LABEL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsdp_on_cpu import allow
+
+allow()
+
+from datasets import Dataset  # noqa: E402
+
+from align.compat import training_config  # noqa: E402
+from align.eval import subject as module  # noqa: E402
+from align.eval import tofu  # noqa: E402
+from align.eval.subject import Subject  # noqa: E402
+from align.eval.tofu_data import TofuSets, load_sets  # noqa: E402
+from align.objectives import NLL  # noqa: E402
+from align.trainers.base import AlignTrainer  # noqa: E402
+
+
+def few() -> TofuSets:
+    """Rows of the generated world, of counts that divide evenly by nothing."""
+    whole = load_sets("forget", "world:1")
+    counts = {"forget": 7, "retain": 5, "ra": 3, "wf": 3}
+    assert whole.holdout is not None
+    return replace(
+        whole, sets={n: whole.sets[n][:k] for n, k in counts.items()}, holdout=whole.holdout[:4], new_tokens=6
+    )
+
+
+def trained(folder: Path) -> AlignTrainer:
+    """A trainer on the saved model, wrapped as it trains."""
+    rows = [{"prompt_ids": [5, 6, 7 + i], "forget_ids": [8, 9 + i]} for i in range(4)]
+    args = training_config(
+        output_dir=str(folder / "out"), per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
+        max_steps=1, learning_rate=0.0, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
+        bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = AlignTrainer(str(folder / "model"), NLL(branch="forget"), args, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    return trainer
+
+
+def main() -> None:
+    folder, label = Path(sys.argv[1]), os.environ["ALIGN_TEST_LABEL"]
+    module._PACK_TOKENS, module.BATCH = 300, 4  # type: ignore[attr-defined]
+    loaded = Subject.load(str(folder / "model"))
+    live = Subject.of(trained(folder))
+    out: dict[str, Any] = {
+        "world": live.world,
+        "mode": live.engine.mode,
+        "sharded": live.engine.sharded,
+        "loaded_world": loaded.world,
+    }
+    for name, subject in (("loaded", loaded), ("live", live)):
+        subject.name = name
+        before = subject.engine.tokens
+        out[name] = tofu.evaluate(subject, few(), gradnorm=not subject.engine.sharded).to_json()
+        out[f"{name}_tokens"] = subject.engine.tokens - before
+    (folder / f"{label}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(out))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
