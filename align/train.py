@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import Stopped, UserError
+from align.objectives.base import sources_of
 from align.recipe import Recipe, load_recipe
+from align.report.unlearning import unlearning_verdict
 from align.report.verdict import Verdict, verdict
 from align.run import METRICS, VERDICT, RunDirectory
 
@@ -55,7 +57,6 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     from align.data.tokenize import load_tokenizer
     from align.launch import check_launch
     from align.models import check_targets, load_model, lora_config
-    from align.trainers.base import AlignTrainer
 
     began = time.monotonic()
     objective = recipe.objective_value()
@@ -69,6 +70,7 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     _quieten(main)
     say = echo if main else _silent
 
+    suite = _suite(recipe, directory, say)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
     data = load_data(recipe, tokenizer, objective.branches, say)
     if resume and directory.lock["data"] != data.digest:
@@ -76,20 +78,7 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     lora = lora_config(recipe.model.lora)
     model = load_model(recipe.model, base=recipe.base)
     check_targets(model, lora)
-    trainer = AlignTrainer(
-        model,
-        objective,
-        args,
-        train_dataset=data.train,
-        eval_dataset=data.held_out,
-        processing_class=tokenizer,
-        peft_config=lora,
-        reference=recipe.reference.strategy,
-        reference_sync=_sync(recipe),
-        store_dir=_store_dir(recipe),
-        order=data.order,
-        max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
-    )
+    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora)
     if resume and directory.lock["reference"] != trainer.digest:
         raise UserError(
             f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
@@ -102,16 +91,47 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
         directory.write_lock(_lock(recipe, trainer, data.digest))
     watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
     trainer.add_callback(watch)
+    evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
+    if evaluation is not None:
+        trainer.add_callback(evaluation)
     if checkpoint is not None:
         say(f"resuming from {checkpoint.name}")
     elif resume:
         say("the run had no complete checkpoint yet: it starts from the beginning")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _finish(recipe, trainer, directory, watch, time.monotonic() - began, say)
+    stopped = evaluation.stopped if evaluation is not None else ""
+    return _finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
+
+
+def _trainer(recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: Any, data: Any, lora: Any) -> Any:
+    """The trainer that goes with the rows."""
+    from align.trainers.base import AlignTrainer
+    from align.trainers.unlearn import UnlearnTrainer
+
+    kind: Any = AlignTrainer
+    own: dict[str, Any] = {}
+    if recipe.data.forget:
+        kind = UnlearnTrainer
+        own = {"retain_dataset": data.retain, "partner": recipe.data.partner, "alternates_each": data.each}
+    return kind(
+        model,
+        objective,
+        args,
+        **own,
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        processing_class=tokenizer,
+        peft_config=lora,
+        reference=recipe.reference.strategy,
+        reference_sync=_sync(recipe),
+        store_dir=_store_dir(recipe),
+        order=data.order,
+        max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
+    )
 
 
 def _finish(
-    recipe: Recipe, trainer: Any, directory: RunDirectory, watch: Any, seconds: float, say: Callable[[str], Any]
+    recipe: Recipe, trainer: Any, directory: RunDirectory, stopped: str, seconds: float, say: Callable[[str], Any]
 ) -> RunResult:
     """Check, save and judge."""
     from align.data.sources import source_name
@@ -122,22 +142,8 @@ def _finish(
         evaluation = trainer.evaluate()
     trainer.save_model(str(directory.path / MODEL))
     store = trainer.reference.store if trainer.reference else None
-    held_out = None
-    if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
-        held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
-        start = [r for r in directory.metrics() if r.get("step") == 0 and "eval_rewards/accuracies" in r]
-        held_out["start"] = start[0]["eval_rewards/accuracies"] if start else 0.5
-    judged: Verdict = verdict(
-        directory.metrics() if directory.writer else [],
-        run=str(directory.path),
-        seconds=seconds,
-        objective=recipe.objective[0].name,
-        pairs="held-out" if trainer.eval_dataset is not None else "training",
-        held_out=held_out,
-        chosen_drop_nats=recipe.watch.chosen_drop_nats,
-        paths={"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)},
-    )
-    data = [Path(source_name(source)).name if source.path else source_name(source) for source in recipe.data.train]
+    judged = _judge(recipe, trainer, directory, evaluation, stopped, seconds)
+    data = [Path(source_name(source)).name if source.path else source_name(source) for source in recipe.data.rows]
     trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.lines()[1:-3])
     if directory.writer:
         shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
@@ -152,6 +158,75 @@ def _finish(
         judged.to_json(),
         trainer.reference.rows_computed if trainer.reference else 0,
         store.rows_read if store else 0,
+    )
+
+
+def _judge(
+    recipe: Recipe,
+    trainer: Any,
+    directory: RunDirectory,
+    evaluation: dict[str, float],
+    stopped: str,
+    seconds: float,
+) -> Verdict:
+    """What the run's records say."""
+    records = directory.metrics() if directory.writer else []
+    paths = {"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)}
+    if recipe.data.forget:
+        kept = "retain" in sources_of(trainer.objective.branches)
+        return unlearning_verdict(
+            records, run=str(directory.path), seconds=seconds, stopped=stopped, has_retain_term=kept, paths=paths
+        )
+    held_out = None
+    if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
+        held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
+        start = [r for r in records if r.get("step") == 0 and "eval_rewards/accuracies" in r]
+        held_out["start"] = start[0]["eval_rewards/accuracies"] if start else 0.5
+    return verdict(
+        records,
+        run=str(directory.path),
+        seconds=seconds,
+        stopped=stopped,
+        objective=recipe.objective[0].name,
+        pairs="held-out" if trainer.eval_dataset is not None else "training",
+        held_out=held_out,
+        chosen_drop_nats=recipe.watch.chosen_drop_nats,
+        paths=paths,
+    )
+
+
+def _suite(recipe: Recipe, directory: RunDirectory, say: Callable[[str], Any]) -> Any:
+    """The recipe's test suite, or None; where it is compared with a model, that one is evaluated here."""
+    settings = recipe.evaluate
+    if settings is None:
+        return None
+    from align.eval.suites import tofu_suite
+    from align.trainers.evaluation import FOLDER
+
+    kept = directory.path / FOLDER / "retain.json"
+    suite = tofu_suite(settings, base=recipe.base, kept=kept, say=say)
+    if suite.target is not None:
+        directory.write_json(f"{FOLDER}/{kept.name}", suite.target.to_json())
+    return suite
+
+
+def _evaluation(recipe: Recipe, trainer: Any, directory: RunDirectory, suite: Any, say: Callable[[str], Any]) -> Any:
+    """The callback that runs the suite."""
+    from align.eval.subject import Subject
+    from align.stop_rule import StopRule
+    from align.trainers.evaluation import Evaluation
+
+    settings = recipe.evaluate
+    assert settings is not None
+    return Evaluation(
+        trainer,
+        directory,
+        suite,
+        lambda: Subject.of(trainer, name=str(directory.path), system=settings.source.system),
+        every=settings.every,
+        keep_utility=settings.keep_utility,
+        stop_when=StopRule.parse(recipe.watch.stop_when) if recipe.watch.stop_when else None,
+        echo=say,
     )
 
 
@@ -193,6 +268,7 @@ def _lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, An
     device = trainer.args.device
     return {
         "recipe": recipe.dump(),
+        "base": str(recipe.base),  # where its relative paths start
         "data": data_digest,
         "reference": trainer.digest,
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
@@ -229,6 +305,7 @@ def _quieten(main: bool) -> None:
     for name in ("trainer", "trainer_utils"):
         logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="peft")
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")  # TRL's, of itself
 
 
 def _silent(*_: Any) -> None:

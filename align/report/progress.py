@@ -16,7 +16,13 @@ HEADER_EVERY = 25
 MISSING = "-"
 
 # column, key of the record ("probe/x": of the reading in it), width, blanks before it, decimals
-_COLUMNS: tuple[tuple[str, str, int, int, int], ...] = (
+Columns = tuple[tuple[str, str, int, int, int], ...]
+_SPEED: Columns = (
+    ("lr", "learning_rate", 7, 3, 1),
+    ("tok/s", "tokens_per_second", 6, 2, 0),
+    ("left", "seconds_left", 4, 3, 0),
+)
+PAIRS: Columns = (
     ("step", "step", 5, 0, 0),
     ("loss", "loss", 6, 3, 4),
     ("margin", "rewards/margins", 6, 3, 3),
@@ -24,9 +30,15 @@ _COLUMNS: tuple[tuple[str, str, int, int, int], ...] = (
     ("chosen", "probe/chosen", 6, 3, 1),
     ("rejected", "probe/rejected", 8, 3, 1),
     ("drift", "probe/drift", 5, 3, 2),
-    ("lr", "learning_rate", 7, 3, 1),
-    ("tok/s", "tokens_per_second", 6, 2, 0),
-    ("left", "seconds_left", 4, 3, 0),
+    *_SPEED,
+)
+# mean token probability of the forgotten answers, and nats per token of the retained ones, in the training batches
+FORGETTING: Columns = (
+    ("step", "step", 5, 0, 0),
+    ("loss", "loss", 6, 3, 4),
+    ("p(forget)", "p/forget", 9, 3, 3),
+    ("nll(retain)", "nll/retain", 11, 3, 3),
+    *_SPEED,
 )
 
 
@@ -45,8 +57,9 @@ class Progress:
         terminal: bool | None = None,
         total_steps: int = 0,
         chosen_drop_nats: float = 20.0,
+        columns: Columns = PAIRS,
     ) -> None:
-        self.echo = echo
+        self.echo, self.columns = echo, columns
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         self.step_width = max(5, len(str(total_steps)))
         self.watch = DropWatch(chosen_drop_nats)
@@ -55,9 +68,9 @@ class Progress:
     def log(self, record: Mapping[str, Any]) -> None:
         """One record of ``metrics.jsonl``: a line, and a warning where there is cause."""
         if self._lines == 0 or (self.terminal and self._lines % HEADER_EVERY == 0):
-            self.echo(self._style(header(self.step_width), "2"))
+            self.echo(self._style(header(self.step_width, self.columns), "2"))
         self._lines += 1
-        self.echo(line(record, self.step_width))
+        self.echo(line(record, self.step_width, self.columns))
         if (warning := self.watch.check(_value(record, "probe/chosen"))) is not None:
             self.warn(warning)
 
@@ -86,19 +99,19 @@ class DropWatch:
         )
 
 
-def header(step_width: int = 5) -> str:
+def header(step_width: int = 5, columns: Columns = PAIRS) -> str:
     """The column names."""
     cells = []
-    for name, _, width, blanks, _ in _COLUMNS:
+    for name, _, width, blanks, _ in columns:
         width = step_width if name == "step" else width
         cells.append(" " * blanks + (name.ljust(width) if name == "lr" else name.rjust(width)))
     return "".join(cells)
 
 
-def line(record: Mapping[str, Any], step_width: int = 5) -> str:
+def line(record: Mapping[str, Any], step_width: int = 5, columns: Columns = PAIRS) -> str:
     """One record in the columns of ``header``; what is missing is a dash."""
     cells = []
-    for name, key, width, blanks, decimals in _COLUMNS:
+    for name, key, width, blanks, decimals in columns:
         width = step_width if name == "step" else width
         # a cell that is too wide eats its blanks before it moves its neighbours
         cells.append(_cell(name, _value(record, key), width, decimals).rjust(blanks + width))

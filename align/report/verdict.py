@@ -48,18 +48,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings of a run. ``lines`` prints the five of the end block, ``to_json`` gives every one."""
+    """All findings of a run. ``lines`` prints those named in ``shown``, ``to_json`` gives every one."""
 
     headline: str
     findings: tuple[Finding, ...]
     paths: Mapping[str, str]
+    shown: tuple[str, ...] = _SHOWN
 
     def __getitem__(self, name: str) -> Finding:
         return next(finding for finding in self.findings if finding.name == name)
 
     def lines(self, *, full: bool = False) -> list[str]:
-        """The end block; with ``full``, the drop and degradation findings too."""
-        shown = [finding for finding in self.findings if full or finding.name in _SHOWN]
+        """The end block; with ``full``, the findings that it leaves out too."""
+        shown = [finding for finding in self.findings if full or finding.name in self.shown]
         width = max(12, *(len(finding.word) + 2 for finding in shown))
         body = [f"  {f.name:<14}{f.word.ljust(width) if f.word else ''}{f.text}".rstrip() for f in shown]
         ends = [f"  {name:<8} {path}" for name, path in self.paths.items()]
@@ -104,7 +105,7 @@ def verdict(
     ]
     by_name = {finding.name: finding for finding in findings}
     findings.append(Finding("next", "", _next(by_name, end, objective)))
-    return Verdict(_headline(run, seconds, stopped), tuple(findings), dict(paths or {}))
+    return Verdict(headline(run, seconds, stopped), tuple(findings), dict(paths or {}))
 
 
 def _learned(
@@ -258,7 +259,8 @@ def _reading(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return probe if isinstance(probe, Mapping) else None
 
 
-def _headline(run: str, seconds: float | None, stopped: str) -> str:
+def headline(run: str, seconds: float | None, stopped: str) -> str:
+    """The first line: whether the run ended by itself, how long it took, where it is."""
     took = "" if seconds is None else f" {'after' if stopped else 'in'} {duration(seconds)}"
     reason = f": {stopped.rstrip('.')}" if stopped else ""
     return f"{'Stopped' if stopped else 'Done'}{took}{reason}." + (f"  {run}" if run else "")

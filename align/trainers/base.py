@@ -26,14 +26,15 @@ from transformers import (
 
 from align.compat import SFTConfig, SFTTrainer, training_config
 from align.data.collator import TreeCollator
-from align.data.lengths import longest_sequence, row_lengths
-from align.data.packing import Order, packs_for_budget, shuffled
+from align.data.lengths import longest_sequence
+from align.data.packing import Order, packs_for_budget
 from align.data.tokenize import prepare
 from align.engine.attention import PREFIX
+from align.engine.reads import Hidden, feeds_last
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.launch import check_launch
-from align.objectives.base import Objective
+from align.objectives.base import Objective, sources_of
 from align.reference.digest import model_digest
 from align.reference.policy import ReferencePolicy, Strategy, choose, frozen
 from align.reference.store import LogProbStore, sequence_key
@@ -108,18 +109,19 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         switch_dropout_off(model)
 
         self.objective, self.order = objective, order
-        collator = TreeCollator(objective.branches)
+        collator = TreeCollator(objective.branches, feed_last=feeds_last(objective.reads()))
 
         say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
 
         def ready(data: Any) -> Any:
             if data is None or isinstance(data, dict):
                 return data and {name: ready(part) for name, part in data.items()}
-            prepared = _prepared(data, processing_class, objective, max_length, truncation, say)
-            _check_positions(model, prepared, collator)
-            return prepared
+            limits = {"max_length": max_length, "truncation": truncation}
+            return self.prepared(data, processing_class, order_seed(args), say, **limits)
 
         train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
+        for rows in (*self.tables(train_dataset), *self.tables(eval_dataset)):
+            _check_positions(model, rows, collator)
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         self.digest: str | None = None
@@ -147,7 +149,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self.reference = None
         if kept is not None:
             strategy, frozen_model, store = kept
-            self.reference = ReferencePolicy(self.engine, strategy, frozen_model, store)
+            self.reference = ReferencePolicy(self.engine, strategy, objective.reference_branches, frozen_model, store)
         self._start()
         self.add_callback(Guard(self))
         if reference_sync is not None:
@@ -181,17 +183,33 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         mine = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
         self.digest = gather_object([mine])[0]
         store = None
-        stores = not any(getattr(read, "needs_reference", False) for read in self.objective.reads())
+        # the store holds log-probs alone
+        stores = not any(r.needs_reference or isinstance(r, Hidden) for r in self.objective.reads())
         if store_dir is not None and stores:
             about = {"model": model.config._name_or_path, "digest": self.digest, "compute_dtype": mixed}
             store = LogProbStore(Path(store_dir), self.digest, about)
         if resolved == "adapter_off":
             return resolved, None, store
-        if store is not None and all(gather_object([_complete(store, collator, datasets)])):
+        if store is not None and all(gather_object([_complete(store, self.objective, datasets)])):
             return resolved, None, store
         if resolved == "reload":
             return resolved, _load_again(model), store
         return resolved, frozen(model), store
+
+    def prepared(self, data: Data, tokenizer: Any, seed: int, say: Callable[[str], Any], **limits: Any) -> Data:
+        """Prepared rows as they are, raw ones tokenised with a word on what became of them."""
+        columns = data.column_names or list(next(iter(data)))
+        branches = sources_of(self.objective.branches)
+        if all(f"{name}_ids" in columns for name in branches):
+            return data
+        rows, account = prepare(data, tokenizer, branches, **limits)
+        for sentence in account.summary():
+            say(sentence)
+        return rows
+
+    def tables(self, data: Any) -> list[Data]:
+        """Every table of prepared rows that ``data`` stands for."""
+        return list(data.values()) if isinstance(data, dict) else [] if data is None else [data]
 
     def _set_step(self, args: SFTConfig, train_dataset: Any, collator: TreeCollator) -> None:
         """Fix the examples of an optimizer step, and with a token budget the number of micro-batches that it takes."""
@@ -201,11 +219,10 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             return
         if not hasattr(train_dataset, "__len__"):
             raise UserError("train.max_tokens_per_microbatch needs data of known size; with streaming, leave it out.")
-        lengths = row_lengths(train_dataset, collator)
-        self.order = self.order or shuffled(len(lengths), order_seed(args))
-        steps_per_epoch = max(1, len(self.order(0)) // self.step_examples)
+        _, lengths, order = self.training_rows(train_dataset, collator, args)
+        steps_per_epoch = max(1, len(order(0)) // self.step_examples)
         epochs = math.ceil(args.num_train_epochs if args.max_steps < 0 else args.max_steps / steps_per_epoch)
-        packs = packs_for_budget(lengths, self.step_examples, self.order, epochs, self.token_budget, world)
+        packs = packs_for_budget(lengths, self.step_examples, order, epochs, self.token_budget, world)
         args.gradient_accumulation_steps = packs // world
 
     def create_model_card(
@@ -362,31 +379,15 @@ def _load_again(model: PreTrainedModel) -> nn.Module:
     return again.eval().requires_grad_(False)
 
 
-def _prepared(
-    data: Any,
-    tokenizer: Any,
-    objective: Objective,
-    max_length: int | None,
-    truncation: str,
-    say: Callable[[str], Any],
-) -> Any:
-    """Prepared rows as they are, raw ones tokenised with a word on what became of them."""
-    columns = data.column_names or list(next(iter(data)))
-    if all(f"{name}_ids" in columns for name in objective.branches):
-        return data
-    prepared, preparation = prepare(data, tokenizer, objective.branches, max_length=max_length, truncation=truncation)
-    for sentence in preparation.summary():
-        say(sentence)
-    return prepared
-
-
-def _complete(store: LogProbStore, collator: TreeCollator, datasets: tuple) -> bool:
+def _complete(store: LogProbStore, objective: Objective, datasets: tuple) -> bool:
     """Whether the store holds every sequence of every data set, so that no reference need be kept in memory."""
     flat = [
         d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))
     ]
-    if not len(store) or any(not hasattr(d, "__len__") for d in flat):
+    needed = [f"{name}_ids" for name in sources_of(objective.reference_branches)]
+    if not len(store) or any(not hasattr(d, "__len__") or not set(needed) <= set(d.column_names) for d in flat):
         return False
+    collator = TreeCollator(objective.reference_branches)
     return all(
         sequence_key(tree, branch) in store
         for dataset in flat

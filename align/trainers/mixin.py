@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from align.data.lengths import row_lengths
 from align.data.packing import Order, PackLoader, PackSampler, PackStream, sequential_packs, shuffled
 from align.engine.layout import TreeBatch
 from align.engine.probe import probe
+from align.engine.reads import Hidden
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
 from align.errors import Stopped, UserError
@@ -102,7 +103,7 @@ class AlignMixin(_Trainer):
         self._eval_meter.add(terms.metrics)
         for i, term in enumerate(terms.losses):
             total = term.weight * term.losses.sum()
-            self._eval_meter.add({f"term {i}": (total, total.new_tensor(batch.units.get(term.unit, 0.0)))})
+            self._eval_meter.add({f"term {i}": (total, total.new_tensor(_divisor(batch, term.unit)))})
         return None, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -151,8 +152,7 @@ class AlignMixin(_Trainer):
                 endless=True,
             )
             return PackLoader(stream, batch_size=None)
-        lengths = row_lengths(self.train_dataset, collator)
-        order = self.order or shuffled(len(lengths), order_seed(self.args))
+        rows, lengths, order = self.training_rows(self.train_dataset, collator, self.args)
         sampler = PackSampler(
             lengths,
             self.step_examples,
@@ -163,7 +163,12 @@ class AlignMixin(_Trainer):
             budget=self.token_budget,
             drop_last=self.args.dataloader_drop_last,
         )
-        return PackLoader(self.train_dataset, batch_sampler=sampler, collate_fn=collator, **self._loader_options())
+        return PackLoader(rows, batch_sampler=sampler, collate_fn=collator, **self._loader_options())
+
+    def training_rows(self, dataset: Any, collator: TreeCollator, args: Any) -> tuple[Any, Sequence[int], Order]:
+        """What an epoch reads: rows by number, positions by number, and the numbers of an epoch in order."""
+        lengths = row_lengths(dataset, collator)
+        return dataset, lengths, self.order or shuffled(len(lengths), order_seed(args))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Consecutive rows, equally many packs on every rank."""
@@ -192,12 +197,17 @@ class AlignMixin(_Trainer):
     def score(self, model: nn.Module, batch: TreeBatch, *, compute_reference: bool = True) -> tuple[Scores, Terms]:
         """Scores under the policy and the objective's terms for a batch on the device."""
         reads = self.objective.reads()
-        keep = any(getattr(read, "needs_reference", False) for read in reads)
+        keep = any(read.needs_reference for read in reads)
         reference = None
         if self.reference is not None:
             # the reference first: its activations are gone before the policy's graph is built
             reference = self.reference.scores(
-                model, batch, compute=compute_reference, keep=keep, autocast=self.accelerator.autocast
+                model,
+                batch,
+                compute=compute_reference,
+                keep=keep,
+                autocast=self.accelerator.autocast,
+                hidden=tuple(read for read in reads if isinstance(read, Hidden)),
             )
         policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
         return policy, self.objective(policy, reference)
@@ -205,7 +215,7 @@ class AlignMixin(_Trainer):
     def _plan_window(self, batches: list[TreeBatch], device: torch.device) -> tuple[dict[str, float], list[bool]]:
         """Divisors of the step and, per micro-batch, whether any rank must compute reference rows."""
         units = tuple(dict.fromkeys((*self.objective.units, "examples")))
-        mine = [sum(b.units.get(u, 0.0) for b in batches) for u in units]
+        mine = [sum(_divisor(b, u) for b in batches) for u in units]
         mine += [float(self.reference is not None and self.reference.missing(b)) for b in batches]
         # float32, since some devices have no float64; token counts of a step are far below 2^24
         total = self.sum_over_ranks(torch.tensor(mine, device=device)).tolist()
@@ -242,6 +252,7 @@ class AlignMixin(_Trainer):
     def _compare_at_start(self, model: nn.Module, batch: TreeBatch) -> float:
         """Mean gap per token between policy and reference at step 0; it checks the store against live rows, too."""
         assert self.reference is not None
+        batch = batch.only(self.reference.branches)
         was_training = model.training
         model.eval()
         with torch.no_grad(), self.accelerator.autocast():
@@ -306,6 +317,11 @@ class AlignMixin(_Trainer):
             "checkpoints in the run directory, if there are any, are good. Lower train.learning_rate, set "
             "train.max_grad_norm, or use bfloat16 or float32 instead of float16, and start a new run (another name=)."
         )
+
+
+def _divisor(batch: TreeBatch, unit: str) -> float:
+    """What a batch adds to the divisor of a ``Term.unit``."""
+    return sum(batch.units.get(part, 0.0) for part in unit.split("+"))
 
 
 def order_seed(args: Any) -> int:

@@ -16,7 +16,7 @@ from align.data.collator import TreeCollator
 from align.data.packing import sequential_packs
 from align.errors import Stopped
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
-from align.report.progress import Progress
+from align.report.progress import FORGETTING, PAIRS, Progress
 from align.run import RunDirectory
 
 PROBE_STATE = "probe.json"
@@ -89,7 +89,10 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.progress = Progress(echo=self.echo, total_steps=state.max_steps, chosen_drop_nats=self.limit)
+        columns = FORGETTING if {"forget", "alternate"} & set(self.trainer.objective.branches) else PAIRS
+        self.progress = Progress(
+            echo=self.echo, total_steps=state.max_steps, chosen_drop_nats=self.limit, columns=columns
+        )
         model = self.trainer.model_wrapped
         self.trainer.get_ready(model)
         if state.global_step:

@@ -25,26 +25,48 @@ from saved_model import rows, tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
 
 from align.compat import training_config  # noqa: E402
-from align.objectives import DPO, KL, WeightedSum  # noqa: E402
+from align.objectives import DPO, KL, NLL, NPO, RMU, WeightedSum  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
+from align.trainers.unlearn import UnlearnTrainer  # noqa: E402
 
 GLOBAL_BATCH = 8
 ROWS = 33  # the fifth step of eight has one row, so most of its micro-batches are dummies
 MIXED = WeightedSum(((DPO(), 1.0), (KL(branch="chosen"), 0.1)))
+FORGETTING = WeightedSum(((NPO(), 1.0), (NLL(branch="retain"), 1.0)))
+MOVING = WeightedSum(((RMU(layer=0), 1.0), (KL(branch="retain", positions="all"), 0.5)))
 
 
-class Watched(PreferenceTrainer):
+class Watching:
     """Notes, per micro-batch, whether this rank must compute reference rows."""
 
     flags: list[bool]
+    reference: Any
 
     def _plan_window(self, batches: list, device: Any) -> Any:
         if self.reference is not None:
             self.flags += [self.reference.missing(b) for b in batches]
-        return super()._plan_window(batches, device)
+        return super()._plan_window(batches, device)  # type: ignore[misc]
 
 
-def build(folder: Path, label: str, case: str) -> Watched:
+class Watched(Watching, PreferenceTrainer):
+    """Pairs."""
+
+
+class Unlearning(Watching, UnlearnTrainer):
+    """Rows to forget."""
+
+
+def forgetting(words: list[str], data: Dataset) -> dict[str, Any]:
+    """Objective and rows: chosen answers are forgotten; rejected ones, in another order, are retained."""
+    kept = data.select(range(21)).rename_column("rejected_ids", "retain_ids")
+    return {
+        "objective": MOVING if "kl" in words else FORGETTING,
+        "train_dataset": data.rename_column("chosen_ids", "forget_ids"),
+        "retain_dataset": kept,
+    }
+
+
+def build(folder: Path, label: str, case: str) -> Any:
     """The trainer of a case, by the words in its name."""
     words = case.split("-")
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -75,6 +97,8 @@ def build(folder: Path, label: str, case: str) -> Watched:
     if "adapter" in words:  # one that has learned something, so that the reference is base and adapter
         learned = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(model), learned)
+    if "unlearn" in words:
+        return Unlearning(model, args=args, processing_class=tokenizer(), **forgetting(words, data))
     return Watched(
         model,
         MIXED if "kl" in words else DPO(),
@@ -92,7 +116,7 @@ def run(folder: Path, label: str, case: str) -> None:
     trainer.flags = []
     trainer.train()
     history = trainer.state.log_history
-    evaluated = trainer.evaluate()
+    evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
     trainer.save_model(str(folder / f"{label}-{case}"))
     store = trainer.reference.store
     mine = {"flags": trainer.flags, "computed": trainer.reference.rows_computed}
@@ -109,8 +133,8 @@ def run(folder: Path, label: str, case: str) -> None:
     out = {
         "loss": [s["loss"] for s in steps],
         "grad_norm": [s["grad_norm"] for s in steps],
-        "margins": [s["rewards/margins"] for s in steps],
-        "eval_loss": evaluated["eval_loss"],
+        "margins": [s.get("rewards/margins", s.get("p/forget")) for s in steps],
+        "eval_loss": evaluated.get("eval_loss", 0.0),
         "start_gap": trainer.start_gap,
         "mode": trainer.engine.mode,
         "strategy": trainer.reference.strategy,

@@ -1,0 +1,129 @@
+"""A test suite before, while and after a run trains: its trajectory, when to stop, and the step that tested best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.report.unlearning import number
+from align.run import RunDirectory
+from align.stop_rule import StopRule
+
+if TYPE_CHECKING:
+    from align.eval.suites import Outcome, TofuSuite
+
+FOLDER = "eval"
+BEST = "best"
+LOG = "TOFU_EVAL.json"
+
+
+class Evaluation(TrainerCallback):
+    """Runs ``suite`` at the start, every ``every`` steps (None: at the end of each epoch) and at the end.
+
+    Every reading is a record of ``metrics.jsonl``; ``eval/step-N.json`` holds all metrics with their intervals and
+    ``eval/TOFU_EVAL.json`` the items of the last one. The step with the highest forget quality among those that keep
+    ``keep_utility`` of the utility at the start is saved to ``best/``; it is selected on the test, and says so.
+
+    Args:
+        trainer: the AlignTrainer it is added to.
+        subject: makes the suite's view of the trainer's model.
+        stop_when: ends the run, with everything saved, where it holds.
+        echo: takes one line of text, on the main process.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        run: RunDirectory,
+        suite: TofuSuite,
+        subject: Callable[[], Any],
+        *,
+        every: int | None = None,
+        keep_utility: float = 0.9,
+        stop_when: StopRule | None = None,
+        echo: Callable[[str], Any] = print,
+    ) -> None:
+        self.trainer, self.run, self.suite, self.subject = trainer, run, suite, subject
+        self.every, self.keep_utility, self.rule, self.echo = every, keep_utility, stop_when, echo
+        self.start: dict[str, float] = {}
+        self.best: dict[str, Any] | None = None
+        self.stopped = ""
+        self._read_at = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            self.start = self._read(state, control)
+            return
+        saved = [r for r in self.run.metrics() if r["step"] <= state.global_step]
+        readings = [r["evaluation"] for r in saved if isinstance(r.get("evaluation"), Mapping)]
+        best = [r["best"] for r in saved if isinstance(r.get("best"), Mapping)]
+        self.start = readings[0] if readings else {}
+        self.best = best[-1] if best else None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.every is not None and state.global_step % self.every == 0:
+            self._read(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.every is None and state.global_step != self._read_at:
+            self._read(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step != self._read_at:
+            self._read(state, control)
+
+    def _read(self, state: TrainerState, control: TrainerControl) -> dict[str, float]:
+        """Run the suite and act on it; every process does, so that all of them stop and save together."""
+        self.trainer.check_finite(weights=True)
+        began = time.monotonic()
+        outcome = self.suite(self.subject())
+        reading = outcome.reading()
+        step = self._read_at = state.global_step
+        self.run.write_json(f"{FOLDER}/step-{step}.json", {"step": step, **outcome.result.to_json()})
+        self.run.write_json(f"{FOLDER}/{LOG}", outcome.log.to_json())
+        record = {"step": step, "evaluation": reading, "evaluation_seconds": time.monotonic() - began}
+        if self._better(reading):
+            self._keep(step, reading, outcome)
+            record["best"] = self.best
+        self.run.append_metrics(record)
+        self.echo(line(step, reading))
+        if self.rule is not None and step and (why := self.rule.met(reading, self.start)):
+            self.stopped = f"step {step}, {why}"
+            control.should_training_stop = True
+        return reading
+
+    def _better(self, reading: Mapping[str, float]) -> bool:
+        quality, utility = reading.get("forget_quality"), reading.get("utility")
+        if quality is None or utility is None or not self.start:  # the start itself forgot nothing
+            return False
+        enough = utility >= self.keep_utility * self.start["utility"]
+        return enough and (self.best is None or quality > self.best["forget_quality"])
+
+    def _keep(self, step: int, reading: Mapping[str, float], outcome: Outcome) -> None:
+        folder = self.run.path / BEST
+        self.trainer.save_model(str(folder))
+        self.best = {"step": step, **reading, "path": str(folder)}
+        note = "selected by forget quality on the test questions themselves: too good to be reported as a result"
+        self.run.write_json(f"{BEST}/selected.json", {**self.best, "note": note})
+        self.run.write_json(f"{BEST}/{LOG}", outcome.log.to_json())
+
+
+def line(step: int, reading: Mapping[str, float]) -> str:
+    """One evaluation as a line of text; forget quality with utility beside it."""
+    parts = []
+    if "forget_quality" in reading:
+        parts.append(f"forget quality {number(reading['forget_quality'])} (D {reading['D']:.2f}, n {reading['n']})")
+    utility = f"utility {number(reading.get('utility'))}"
+    if "utility_retain" in reading:
+        utility += f" (retained rows {number(reading['utility_retain'])})"
+    parts += [utility, f"P(forgotten answer) {number(reading.get('forget_probability'))}"]
+    return f"{step:5d}   tested: " + "   ".join(parts)
