@@ -1,0 +1,35 @@
+"""The benchmark of TOFU's teacher-forced part: both ways give the same losses on real rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tofu_eval.py"
+spec = importlib.util.spec_from_file_location("tofu_eval", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+benchmark = importlib.util.module_from_spec(spec)
+sys.modules["tofu_eval"] = benchmark
+spec.loader.exec_module(benchmark)
+
+
+@pytest.mark.skipif(not benchmark.data_folder().is_dir(), reason="ALIGN_TEST_DATA has no folder tofu")
+def test_both_ways_give_the_same_losses_on_real_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(benchmark, "BATCH", 4)
+    try:
+        report = benchmark.measure(rows=6, rounds=1, layers=1, hidden=64)
+    finally:
+        torch.set_num_threads(threads)
+    assert report["answers"] == 42
+    assert report["same_losses"]
+    assert report["loss_gap"] > 0  # computed twice, not once
+    # seven answers share a question, and no batch is padded
+    assert report["positions"]["usual"] > 1.8 * report["positions"]["ours"]
+    assert f"{report['times_as_fast']:.2f} times as fast" in benchmark.table(report)
