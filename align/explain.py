@@ -70,9 +70,11 @@ def explain(name: str) -> dict[str, Any]:
     if name in OBJECTIVES:
         return objective_entry(name)
     from align.explain_terms import TERMS
+    from align.explain_unlearning import UNLEARNING
 
-    if name in TERMS:
-        return {"name": name, "kind": "term", **TERMS[name]._asdict()}
+    terms = TERMS | UNLEARNING
+    if name in terms:
+        return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()
     if name in recipes:
         return {"name": name, "kind": "recipe", "header": _header(recipes[name]), "file": str(recipes[name])}
@@ -81,7 +83,7 @@ def explain(name: str) -> dict[str, Any]:
     if plain in keys:
         return keys[plain]
     meant = next((key for key in keys if key.endswith(f".{name}")), None)
-    meant = meant or did_you_mean(name, [*OBJECTIVES, *TERMS]) or did_you_mean(name, [*keys, *recipes])
+    meant = meant or did_you_mean(name, [*OBJECTIVES, *terms]) or did_you_mean(name, [*keys, *recipes])
     hint = f" Did you mean {meant!r}?" if meant else ""
     raise UserError(
         f"{name!r} is no objective, no word of the verdict, no recipe and no recipe key.{hint} "

@@ -35,7 +35,7 @@ def generate_batch(
     """
     from transformers import GenerationConfig
 
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -59,7 +59,7 @@ def generate_batch(
     return [_text(tokenizer, row, ends, stop) for row in out[:, width:].tolist()]
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a text: the tokenizer's, and those that the model itself names."""
     own = getattr(model.generation_config, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]

@@ -105,7 +105,7 @@ def evaluate(
     for side in ("forget", "retain"):
         if rows := sets.knowmem.get(f"{side}_qa"):
             shots = few_shot(sets.knowmem.get(f"{side}_qa_icl", ()))
-            prompts = [f"{shots}Question: {row['question']}\nAnswer:" for row in rows]
+            prompts = [f"{shots}Question: {row['question']}\nAnswer: " for row in rows]
             truths = [row["answer"] for row in rows]
             logs[f"{side}_knowmem"] = _generated(subject, prompts, truths, KNOWMEM_TOKENS, _STOPS, stemmer)
     scores: dict[str, np.ndarray] = {}

@@ -20,7 +20,7 @@ from align.engine.probe import probe
 from align.engine.reads import LogProb, Read
 from align.engine.scoring import ScoringEngine, attach, causal_model
 from align.errors import UserError
-from align.eval.generate import BATCH, generate_batch, plan_batches
+from align.eval.generate import BATCH, end_ids, generate_batch, plan_batches
 from align.eval.load import DType, load_checkpoint
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ class Subject:
             system=system,
             say=say,
         )
+
+    @property
+    def ends(self) -> list[int]:
+        """Token ids that end a text: the tokenizer's, and those that the model itself names."""
+        return end_ids(causal_model(self.model), self.tokenizer)
 
     # ---- teacher forcing
 

@@ -41,6 +41,12 @@ class TofuSuite:
     sets: TofuSets
     target: TofuLog | None = None
 
+    def target_reading(self) -> dict[str, float] | None:
+        """What the suite reads of the retain model itself, or None where there is none."""
+        if self.target is None:
+            return None
+        return Outcome(self.target, metrics(self.target, rows=self.sets.rows, seed=None)).reading()
+
     def __call__(self, subject: Subject) -> Outcome:
         """Measure a model. Every process calls it and all get the result. Membership is left to ``align eval tofu``."""
         log = tofu.evaluate(subject, self.sets, mia=False)

@@ -8,7 +8,7 @@ as open-unlearning does (commit d3d7cf9).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -38,9 +38,9 @@ class Answer:
     ids: list[int]
     values: dict[str, np.ndarray]
 
-    def kept(self, eos: int | None) -> int:
+    def kept(self, ends: Collection[int]) -> int:
         """Tokens of the answer itself: those before the end token, or all but the last where there is no such token."""
-        return len(self.ids) - 1 - (self.ids[::-1].index(eos) if eos in self.ids else 0)
+        return next((place for place, token in enumerate(self.ids) if token in ends), len(self.ids) - 1)
 
 
 def evaluate(
@@ -76,8 +76,8 @@ def evaluate(
     forget = sets.sets["forget"]
     members = _answers(subject, asked["forget"], [[f.answer] for f in forget], TOKEN_READS, "forget row")
     member = [answers[0] for answers in members]
-    eos = subject.tokenizer.eos_token_id
-    hits = [a.values["argmax_hit"][: a.kept(eos)] for a in member]
+    ends = subject.ends
+    hits = [a.values["argmax_hit"][: a.kept(ends)] for a in member]
     scores = {
         "exact_memorization": np.array([exact_memorization(h) for h in hits]),
         "extraction_strength": np.array([extraction_strength(h) for h in hits]),
@@ -157,7 +157,7 @@ def _attacks(
     gradnorm: bool,
 ) -> dict[str, np.ndarray]:
     """Membership scores [n] by name."""
-    kept = [a.kept(subject.tokenizer.eos_token_id) for a in answers]
+    kept = [a.kept(subject.ends) for a in answers]
     rows = [attack_scores(a.values, f.answer, k) for a, f, k in zip(answers, facts, kept, strict=True)]
     scores = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     if gradnorm:

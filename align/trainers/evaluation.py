@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from align.eval.suites import trajectory
+from align.report.trajectory import draw_trajectories
 from align.report.unlearning import number
 from align.run import RunDirectory
 from align.stop_rule import StopRule
@@ -18,14 +20,16 @@ if TYPE_CHECKING:
 FOLDER = "eval"
 BEST = "best"
 LOG = "TOFU_EVAL.json"
+PICTURE = "trajectory.png"
 
 
 class Evaluation(TrainerCallback):
     """Runs ``suite`` at the start, every ``every`` steps (None: at the end of each epoch) and at the end.
 
     Every reading is a record of ``metrics.jsonl``; ``eval/step-N.json`` holds all metrics with their intervals and
-    ``eval/TOFU_EVAL.json`` the items of the last one. The step with the highest forget quality among those that keep
-    ``keep_utility`` of the utility at the start is saved to ``best/``; it is selected on the test, and says so.
+    ``eval/TOFU_EVAL.json`` the items of the last one, and ``eval/trajectory.png`` shows them all. The step with the
+    highest forget quality among those that keep ``keep_utility`` of the utility at the start is saved to ``best/``; it is
+    selected on the test, and says so.
 
     Args:
         trainer: the AlignTrainer it is added to.
@@ -64,6 +68,10 @@ class Evaluation(TrainerCallback):
         best = [r["best"] for r in saved if isinstance(r.get("best"), Mapping)]
         self.start = readings[0] if readings else {}
         self.best = best[-1] if best else None
+        read = {r["step"] for r in saved if isinstance(r.get("evaluation"), Mapping)}
+        if self.every is None and float(state.epoch or 0).is_integer() and state.global_step not in read:
+            # killed between the save of an epoch's last step and its reading
+            self._read(state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0:
@@ -80,6 +88,17 @@ class Evaluation(TrainerCallback):
     ) -> None:
         if state.global_step != self._read_at:
             self._read(state, control)
+        self._draw(args)
+
+    def _draw(self, args: TrainingArguments) -> None:
+        """The picture of the trajectory, where there is a retain model and utility to draw it by."""
+        readings = trajectory(self.run.metrics()) if self.run.writer else []
+        target = self.suite.target_reading()
+        complete = all({"forget_quality", "utility"} <= set(reading) for reading in readings)
+        if len(readings) < 2 or target is None or "utility" not in target or not complete:
+            return
+        name = self.run.path.name
+        draw_trajectories(self.run.path / FOLDER / PICTURE, readings[0], target, {name: readings})
 
     def _read(self, state: TrainerState, control: TrainerControl) -> dict[str, float]:
         """Run the suite and act on it; every process does, so that all of them stop and save together."""
@@ -103,7 +122,7 @@ class Evaluation(TrainerCallback):
 
     def _better(self, reading: Mapping[str, float]) -> bool:
         quality, utility = reading.get("forget_quality"), reading.get("utility")
-        if quality is None or utility is None or not self.start:  # the start itself forgot nothing
+        if quality is None or utility is None or "utility" not in self.start:  # the start itself forgot nothing
             return False
         enough = utility >= self.keep_utility * self.start["utility"]
         return enough and (self.best is None or quality > self.best["forget_quality"])

@@ -161,3 +161,15 @@ def test_the_generated_world() -> None:
     assert all(f.paraphrased_answer is None for f in sets.sets["ra"] + sets.sets["wf"])
     assert sets.holdout is not None
     assert [f.answer for f in sets.holdout] == [r["answer"] for r in made.strangers]
+    assert sets.new_tokens == 24
+
+
+def test_a_generated_world_of_another_size() -> None:
+    size = {"people": 5, "forgotten": 2, "background": 1}
+    sets = load_sets("forget", Source(world={"seed": 3, "size": size}), rows="legacy300")
+    assert {name: len(facts) for name, facts in sets.sets.items()} == {"forget": 40, "retain": 60, "ra": 20, "wf": 48}
+    assert [f.answer for f in sets.sets["forget"]] == [r["answer"] for r in world.rows("forget", 3, size)]
+    assert sets.new_tokens == 24
+    for wrong in ({"peple": 5}, {"people": "5"}, {"people": True}, 5):
+        with pytest.raises(UserError, match=r"size is .*; expected whole numbers by these names: people, forgotten"):
+            load_sets("forget", Source(world={"size": wrong}))
