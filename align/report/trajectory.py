@@ -62,8 +62,9 @@ def _models(axes: Axes, full: Reading, retain: Reading) -> None:
         (retain["utility"], 1.0, "retain model", 14, "white"),
     ):
         axes.plot([x], [y], color=face, marker="*", ms=18, ls="", mec="black", mew=1.2, zorder=4)
-        style = {"ha": "center", "fontsize": 10, "fontweight": "bold"}
-        axes.annotate(label, (x, y), (0, above), textcoords="offset points", **style)
+        axes.annotate(
+            label, (x, y), (0, above), textcoords="offset points", ha="center", fontsize=10, fontweight="bold"
+        )
 
 
 def _frame(axes: Axes, most: float, floor: float, what: str) -> None:

@@ -26,10 +26,10 @@ PICTURE = "trajectory.png"
 class Evaluation(TrainerCallback):
     """Runs ``suite`` at the start, every ``every`` steps (None: at the end of each epoch) and at the end.
 
-    Every reading is a record of ``metrics.jsonl``; ``eval/step-N.json`` holds all metrics with their intervals and
-    ``eval/TOFU_EVAL.json`` the items of the last one, and ``eval/trajectory.png`` shows them all. The step with the
-    highest forget quality among those that keep ``keep_utility`` of the utility at the start is saved to ``best/``; it is
-    selected on the test, and says so.
+    Every reading is a record of ``metrics.jsonl``. ``eval/step-N.json`` holds all metrics, ``eval/TOFU_EVAL.json`` the
+    items of the last reading, ``eval/trajectory.png`` shows them all. The step with the highest forget quality among
+    those that keep ``keep_utility`` of the utility at the start is saved to ``best/``; it is selected on the test, and
+    says so.
 
     Args:
         trainer: the AlignTrainer it is added to.
