@@ -17,7 +17,7 @@ TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi 
 .PHONY: help install quickstart test test-all lint format docs clean
 
 help:
-	@echo "make quickstart   learn a small world, align a model three ways, draw the result (CPU, no download)"
+	@echo "make quickstart   learn a small world, align a model three ways, forget in five ways (CPU, no download)"
 	@echo "make test         the fast tests        make test-all   all of them, recorded in docs/test-all.txt"
 	@echo "make lint         ruff and mypy         make docs       docs/config.md and the table of training names"
 

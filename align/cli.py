@@ -38,7 +38,6 @@ examples:
   align eval tofu runs/npo --split forget10 --retain runs/retain90
   align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json
   align eval relearn runs/npo
-  align eval muse --log MUSE_EVAL.json
 """
 _DOCTOR = """\
 examples:

@@ -91,6 +91,7 @@ def test_the_wheel_holds_recipes_and_suites(tmp_path: Path) -> None:
         "align/recipes/__init__.py",
         "align/recipes/quickstart/__main__.py",
         "align/recipes/quickstart/dpo.yaml",
+        "align/recipes/quickstart/flat_retain.yaml",
         "align/recipes/preference/dpo-zephyr-7b.yaml",
         "align/recipes/accelerate/zero3.yaml",
         "align/recipes/accelerate/zero3_cpu.json",

@@ -1,4 +1,4 @@
-"""The quickstart on a smaller world, and what it says about its numbers. Only claims that held on every seed tried."""
+"""The quickstart's preference part on a smaller world, and what it says. Only claims that held on every seed tried."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 from align.data import world
 from align.recipe import load_recipe
-from align.recipes.quickstart.demo import METHODS, RECIPES, accuracy, demonstrate, trajectory
+from align.recipes.quickstart.demo import METHODS, accuracy, align_model, learn, trajectory
 from align.recipes.quickstart.measure import Masses, Scorer
+from align.recipes.quickstart.running import RECIPES, Steps, calm
 from align.recipes.quickstart.small_model import save_new
 from align.recipes.quickstart.summary import SHOWN, as_shown, order, sentence, unseen
 
@@ -30,10 +31,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Folder, masses and printed lines of one small run."""
+    """Folder, masses and printed lines of one small run; the unlearning part has tests of its own."""
     out = tmp_path_factory.mktemp("quickstart")
     lines: list[str] = []
-    masses = demonstrate(out, seed=0, size=SMALL, echo=lines.append)
+    made = world.build(0, SMALL)
+    with calm():
+        masses = align_model(out, made, learn(out, made), Steps(lines.append))
     return out, masses, lines
 
 

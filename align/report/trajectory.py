@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.report.unlearning import ALPHA
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, and a marker each
-_STYLES = (("#0072B2", "o"), ("#D55E00", "v"), ("#E69F00", "s"), ("#CC79A7", "D"), ("#009E73", "^"), ("#56B4E9", "P"))
-_ALPHA = 0.05  # below it, a difference from the retain model was shown
+_STYLES = (("#D55E00", "v"), ("#E69F00", "s"), ("#0072B2", "o"), ("#CC79A7", "D"), ("#009E73", "^"), ("#56B4E9", "P"))
 
 Reading = Mapping[str, float]
 
@@ -36,7 +37,7 @@ def draw_trajectories(
     axes = figure.subplots()
     # ruined models fall far below the full one, which would press everything else together: they are drawn at the floor
     floor = 10.0 ** math.floor(math.log10(max(full["forget_quality"], 1e-30)) - 1)
-    axes.axhline(_ALPHA, color="#4D4D4D", lw=0.9, ls=(0, (4, 3)), zorder=1)
+    axes.axhline(ALPHA, color="#4D4D4D", lw=0.9, ls=(0, (4, 3)), zorder=1)
     for number, (title, readings) in enumerate(runs.items()):
         _line(axes, title, readings, floor, *_STYLES[number % len(_STYLES)])
     _models(axes, full, retain)
@@ -76,7 +77,7 @@ def _frame(axes: Axes, most: float, floor: float, what: str) -> None:
     labels = [f"$\\leq 10^{{{low:.0f}}}$", *(f"$10^{{{p}}}$" for p in powers), "1"]
     axes.set_yticks([floor, *(10.0**p for p in powers), 1.0], labels)
     axes.minorticks_off()
-    axes.text(-0.02, _ALPHA * 1.6, f"{_ALPHA}", ha="left", va="bottom", fontsize=9, color="#4D4D4D")
+    axes.text(-0.02, ALPHA * 1.6, f"{ALPHA}", ha="left", va="bottom", fontsize=9, color="#4D4D4D")
     axes.set_xlabel("model utility" + (f" ({what})" if what else ""))
     axes.set_ylabel("forget quality (p-value against the retain model)")
     axes.set_title("Forgetting and its cost: open marks on the way, filled ones at the end", loc="left", fontsize=11)

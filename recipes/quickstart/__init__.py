@@ -1,1 +1,1 @@
-"""A demonstration that needs no download: a small model learns a generated world and is then aligned three ways."""
+"""A demonstration without download: a small model learns a generated world, is aligned and made to forget."""

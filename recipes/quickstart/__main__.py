@@ -11,7 +11,7 @@ from align.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demonstration; returns the exit code."""
-    about = "Learn a small world, align a model three ways, draw what became of it."
+    about = "Learn a small world, align a model three ways, let one forget in five, draw what became of them."
     parser = argparse.ArgumentParser(prog="python -m align.recipes.quickstart", description=about)
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything it writes")
