@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         IdkDPO,
         SimNPO,
         SimPO,
+        WeightedSum,
     )
     from align.trainers.preference import PreferenceTrainer
+    from align.trainers.unlearn import UnlearnTrainer
 
 _OBJECTIVES = (
     "DPO",
@@ -49,6 +51,7 @@ _OBJECTIVES = (
     "IdkDPO",
     "SimNPO",
     "SimPO",
+    "WeightedSum",
 )
 
 __all__ = [
@@ -70,6 +73,8 @@ __all__ = [
     "PreferenceTrainer",
     "SimNPO",
     "SimPO",
+    "UnlearnTrainer",
+    "WeightedSum",
     "__version__",
 ]
 
@@ -83,6 +88,10 @@ def __getattr__(name: str) -> Any:
         from align.trainers.preference import PreferenceTrainer
 
         return PreferenceTrainer
+    if name == "UnlearnTrainer":
+        from align.trainers.unlearn import UnlearnTrainer
+
+        return UnlearnTrainer
     if name in _OBJECTIVES:
         from align import objectives
 
