@@ -63,10 +63,12 @@ def add_suites(parser: argparse.ArgumentParser) -> None:
 
     tofu = suite("tofu", "what is forgotten of TOFU's people, and what it cost", _TOFU, run_tofu)
     _subject_arguments(tofu)
-    tofu.add_argument("--split", metavar="NAME", help="the forget split, forget10 by default")
-    tofu.add_argument("--source", metavar="DATA", help="a folder of TOFU's files or a Hub id, locuslab/TOFU by default")
+    tofu.add_argument("--split", metavar="NAME", help="the forget split: the run's, else forget10")
     tofu.add_argument(
-        "--rows", choices=("all", "legacy300"), default="all", help="legacy300: the first 300 of each set"
+        "--source", metavar="DATA", help="a folder of TOFU's files or a Hub id: the run's, else locuslab/TOFU"
+    )
+    tofu.add_argument(
+        "--rows", choices=("all", "legacy300"), help="legacy300: the first 300 of each set; the run's, else all"
     )
     tofu.add_argument(
         "--truth-ratio", choices=("geometric", "arithmetic"), default="geometric", help="mean over the wrong answers"
@@ -115,10 +117,12 @@ def run_tofu(args: argparse.Namespace) -> int:
     from align.eval.log import read_log
     from align.eval.tofu_metrics import metrics
 
-    log = read_log(args.log) if args.log else _score_tofu(args.model, args)
+    base = _as_trained(args) if args.model and not args.source and not args.split else None
+    args.rows = args.rows or "all"
+    log = read_log(args.log) if args.log else _score_tofu(args.model, args, base)
     retain, file = None, _retain_file(args)
     if file or args.retain:
-        retain = read_log(file) if file else _score_tofu(args.retain, args)
+        retain = read_log(file) if file else _score_tofu(args.retain, args, base)
     result = metrics(log, retain, rows=args.rows, truth_ratio=args.truth_ratio)
     return _report(args, result, log, file)
 
@@ -165,13 +169,32 @@ def run_relearn(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _score_tofu(name: str, args: argparse.Namespace) -> TofuLog:
-    """The log of a model."""
+def _as_trained(args: argparse.Namespace) -> Path | None:
+    """Ask a run what its recipe's suite asked, and compare with the same retain model; the recipe's folder, or None."""
+    from align.eval.finished_run import FinishedRun
+
+    run = FinishedRun.at(args.model)
+    settings = run.evaluate
+    if settings is None or run.recipe is None:
+        return None
+    args.source, args.split = settings.source, settings.split
+    args.rows, args.system = args.rows or settings.rows, args.system or settings.source.system
+    kept = run.directory.path / "eval" / "retain.json"
+    said = "the questions are those of the run's recipe"
+    if not args.retain and not args.retain_log and kept.is_file():
+        args.retain_log = str(kept)
+        said += ", and so is the retain model"
+    print(said, file=sys.stderr if args.json else sys.stdout)
+    return run.recipe.base
+
+
+def _score_tofu(name: str, args: argparse.Namespace, base: Path | None) -> TofuLog:
+    """The log of a model; ``base`` is where a recipe's own source starts."""
     _calm()
     from align.eval.tofu import evaluate
     from align.eval.tofu_data import load_sets
 
-    sets = load_sets(args.split or "forget10", args.source or "locuslab/TOFU", rows=args.rows)
+    sets = load_sets(args.split or "forget10", args.source or "locuslab/TOFU", rows=args.rows, base=base)
     key = args.question or "question"
     return evaluate(_load(name, args), sets, question_key=key, gradnorm=args.gradnorm, reference=_reference(args))
 

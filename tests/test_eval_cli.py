@@ -163,6 +163,32 @@ def test_relearn_prints_json_alone_and_writes_it(capsys: pytest.CaptureFixture[s
     assert not (place / "model" / "eval").exists()
 
 
+def test_a_run_is_asked_what_its_recipe_says(
+    capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its questions, found from the recipe's folder wherever one is, and its retain model's log: here its own."""
+    recipe = {
+        "name": "run",
+        "model": {"id": "model"},
+        "data": {"forget": {"world": "forget"}},
+        "objective": {"name": "npo"},
+        "evaluate": {"split": "forget01", "source": {"path": "questions"}, "retain": "gone"},
+    }
+    run = RunDirectory(place / "run")
+    run.write_lock({"recipe": recipe, "base": str(place)})
+    (place / "model").rename(run.path / "model")
+    assert call(capsys, "tofu", "run", "--out", "log.json", "--json")[0] == 0
+    run.write_json("eval/retain.json", json.loads((place / "log.json").read_text()))
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    code, out, err = call(capsys, "tofu", str(run.path), "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["metrics"]["forget_quality"] == 1.0
+    assert found["ks"]["n"] == 40
+    assert "the questions are those of the run's recipe, and so is the retain model" in err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
