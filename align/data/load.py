@@ -46,6 +46,7 @@ def load_data(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Call
     if recipe.data.forget:
         return _forgetting(recipe, tokenizer, branches, say)
     assert recipe.data.train is not None  # a recipe has the one or the other
+    branches = sources_of(branches)
     parts = [_prepared(recipe, s, tokenizer, branches, say, "train") for s in recipe.data.train]
     held_out = None
     if recipe.data.held_out:

@@ -451,3 +451,18 @@ class TestPieces:
     def test_alternates_and_prompts_cannot_be_split(self):
         with pytest.raises(UserError, match="split cuts plain texts, one to a row"):
             forgotten(facts(2), alternate=True, texts=["No."], max_length=8, truncation="split")
+
+
+def test_terms_on_all_positions_read_the_columns_of_their_branch() -> None:
+    recipe = Recipe.from_dict(
+        {
+            "name": "r",
+            "model": {"id": "none"},
+            "data": {"train": {"world": "forget"}},
+            "objective": {"name": "nll", "branch": "completion", "positions": "all"},
+        }
+    )
+    objective = recipe.objective_value()
+    assert objective.branches == ("completion_all",)
+    data = load_data(recipe, tiny_tokenizer(), objective.branches, lambda _: None)
+    assert {"prompt_ids", "completion_ids"} <= set(data.train.column_names or ())
