@@ -64,12 +64,8 @@ def add_suites(parser: argparse.ArgumentParser) -> None:
     tofu = suite("tofu", "what is forgotten of TOFU's people, and what it cost", _TOFU, run_tofu)
     _subject_arguments(tofu)
     tofu.add_argument("--split", metavar="NAME", help="the forget split: the run's, else forget10")
-    tofu.add_argument(
-        "--source", metavar="DATA", help="a folder of TOFU's files or a Hub id: the run's, else locuslab/TOFU"
-    )
-    tofu.add_argument(
-        "--rows", choices=("all", "legacy300"), help="legacy300: the first 300 of each set; the run's, else all"
-    )
+    tofu.add_argument("--source", metavar="DATA", help="the run's, a folder, a Hub id or world; else locuslab/TOFU")
+    tofu.add_argument("--rows", choices=("all", "legacy300"), help="the run's, else all rows")
     tofu.add_argument(
         "--truth-ratio", choices=("geometric", "arithmetic"), default="geometric", help="mean over the wrong answers"
     )
@@ -194,9 +190,11 @@ def _score_tofu(name: str, args: argparse.Namespace, base: Path | None) -> TofuL
     from align.eval.tofu import evaluate
     from align.eval.tofu_data import load_sets
 
-    sets = load_sets(args.split or "forget10", args.source or "locuslab/TOFU", rows=args.rows, base=base)
+    subject = _load(name, args)  # first, since a mistyped name is the likelier mistake
+    usual = "forget" if str(args.source).partition(":")[0] == "world" else "forget10"
+    sets = load_sets(args.split or usual, args.source or "locuslab/TOFU", rows=args.rows, base=base)
     key = args.question or "question"
-    return evaluate(_load(name, args), sets, question_key=key, gradnorm=args.gradnorm, reference=_reference(args))
+    return evaluate(subject, sets, question_key=key, gradnorm=args.gradnorm, reference=_reference(args))
 
 
 def _score_muse(name: str, args: argparse.Namespace) -> MuseLog:

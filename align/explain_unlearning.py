@@ -5,7 +5,29 @@ from __future__ import annotations
 from align.explain_terms import Explanation
 from align.report.unlearning import ALPHA, COLLAPSED, KEPT
 
+_STOP = "Take it into watch.stop_when, such as utility < 0.9 * start; the verdict and eval/step-N.json show it too."
+
 UNLEARNING: dict[str, Explanation] = {
+    "utility_retain": Explanation(
+        "What the model still can do on retained rows alone, in [0, 1].",
+        "Harmonic mean of probability, ROUGE-L recall and truth ratio on the suite's retain set.",
+        _STOP,
+    ),
+    "forget_probability": Explanation(
+        "How likely the forgotten answers still are.",
+        "Mean over forgotten questions of exp(-mean nats per token of the true answer), end token included.",
+        _STOP,
+    ),
+    "forget_rouge": Explanation(
+        "How much of the forgotten answers the model still writes.",
+        "Mean ROUGE-L recall of its greedy answers to forgotten questions.",
+        _STOP,
+    ),
+    "forget_truth_ratio": Explanation(
+        "Whether the model prefers the true forgotten answer to wrong ones; 1 if it does not tell them apart.",
+        "Mean of min(R, 1/R), R the wrong answers' probability over the paraphrased true one's (geometric mean).",
+        _STOP,
+    ),
     "forget_quality": Explanation(
         "How alike this model and one that never saw the forgotten rows are on them; a p-value.",
         "Exact two-sample Kolmogorov-Smirnov test between the truth ratios of both on the forgotten questions "

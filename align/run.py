@@ -72,11 +72,13 @@ class RunDirectory:
         """
         lock = self.lock
         if not resume:
-            if lock:
+            if lock and self._has_begun():
                 raise UserError(
                     f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or "
                     "output=, or remove the directory."
                 )
+            if lock:  # of a start that failed before its first step
+                self.write(METRICS, "")
             return None
         if not lock:
             raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
@@ -91,6 +93,11 @@ class RunDirectory:
             raise UserError(f"{self.path} holds a finished run: there is nothing to resume.")
         found = self.checkpoints()
         return found[-1] if found else None
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything to lose: a step that was recorded, a checkpoint, or an end."""
+        stepped = any(record.get("step", 0) for record in self.metrics())
+        return stepped or bool(self.checkpoints()) or (self.path / VERDICT).exists()
 
     def require_writable(self) -> None:
         """Make the directory and try a file in it. Raises UserError where that fails."""

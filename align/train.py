@@ -143,7 +143,8 @@ def _finish(
     trainer.save_model(str(directory.path / MODEL))
     store = trainer.reference.store if trainer.reference else None
     judged = _judge(recipe, trainer, directory, evaluation, stopped, seconds)
-    data = [Path(source_name(source)).name if source.path else source_name(source) for source in recipe.data.rows]
+    named = [*recipe.data.rows, *(recipe.data.retain or [])]
+    data = [Path(source_name(source)).name if source.path else source_name(source) for source in named]
     trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.lines()[1:-3])
     if directory.writer:
         shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
@@ -305,7 +306,7 @@ def _quieten(main: bool) -> None:
     for name in ("trainer", "trainer_utils"):
         logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="peft")
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")  # TRL's, of itself
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")  # TRL's own
 
 
 def _silent(*_: Any) -> None:

@@ -235,7 +235,9 @@ def _seed(given: str | dict[str, Any]) -> int:
 
 
 def _from_world(split: str, given: str | dict[str, Any], rows: Rows) -> TofuSets:
-    """The world's own people for TOFU's authors. It has one forget set, whatever ``split`` is called."""
+    """The world's own people for TOFU's authors."""
+    if split != "forget":
+        raise UserError(f"The generated world has one split to forget, called forget; found {split!r}.")
     seed, size = _seed(given), given.get("size") if isinstance(given, dict) else None
     found: dict[str, list[Fact]] = {}
     for key, kind in _WORLD.items():

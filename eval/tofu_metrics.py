@@ -173,6 +173,11 @@ def _score_quality(result: TofuResult, log: TofuLog, retain_log: TofuLog | None,
 def _note_quality(result: TofuResult, log: TofuLog, items: SetLog, others: SetLog) -> None:
     if items.ground_truth is not None and others.ground_truth is not None:
         apart = sum(a.split() != b.split() for a, b in zip(items.ground_truth, others.ground_truth, strict=True))
+        if apart > len(items) / 2:
+            raise UserError(
+                f"Forget quality compares two models on the same rows, but {apart} of {len(items)} forget rows have "
+                "another true answer in the retain log: name the retain model's log of the same split."
+            )
         if apart:
             result.notes.append(
                 f"{apart} of {len(items)} forget rows have another true answer in the retain log: is it of this split?"

@@ -413,3 +413,15 @@ def test_a_metrics_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     assert directory.metrics() == [{"step": 1}, {"step": 2}]
     directory.rewind_metrics(1)
     assert directory.metrics() == [{"step": 1}]
+
+
+def test_a_start_that_failed_before_its_first_step_is_no_run(tmp_path: Path) -> None:
+    """Its lock is overwritten; a run with a step or a checkpoint is not."""
+    run = RunDirectory(tmp_path)
+    run.write_lock({"recipe": {"name": "r"}})
+    run.append_metrics({"step": 0, "evaluation": {"utility": 0.5}})
+    assert run.begin({"name": "other"}, resume=False) is None
+    assert run.metrics() == []
+    run.append_metrics({"step": 1, "loss": 0.5})
+    with pytest.raises(UserError, match="already holds a run"):
+        run.begin({"name": "other"}, resume=False)

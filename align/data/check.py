@@ -91,6 +91,11 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
             echo("")
         for line in alternates_lines(recipe, any(p.role == "forget" and is_plain(rows) for p, rows in loaded)):
             echo(line)
+        if recipe.evaluate is not None:
+            from align.eval.check_suite import suite_lines
+
+            for line in [*suite_lines(recipe.evaluate, recipe.base), ""]:
+                echo(line)
     result = CheckReport(reports)
     echo(result.verdict())
     return result

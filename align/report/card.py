@@ -39,7 +39,7 @@ def model_card(facts: CardFacts) -> str:
     lines = ["---", header.to_yaml(), "---", "", f"# {facts.name}", ""]
     origin = f"`{facts.base_model}`" if facts.base_model else "a model of the author's own"
     what = "An adapter for" if facts.adapter else "Fine-tuned from"
-    lines += [f"{what} {origin}, trained with [align] on the following objective.", ""]
+    lines += [f"{what} {origin}, trained with align on the following objective.", ""]
     for name, objective in parts(facts.objective):
         fields = ", ".join(f"{k} = {v}" for k, v in vars(objective).items())
         lines += [f"- **{objective.title}** (`{name}`: {fields})", f"  {objective.equation}", f"  {objective.paper}"]
@@ -55,8 +55,7 @@ def model_card(facts: CardFacts) -> str:
         "",
         "## Limits",
         "",
-        "One seed. Numbers come from held-out pairs where the result says so; generated text was not judged. What else "
-        "this model does well or badly was not measured.",
+        "One seed. The result says where its numbers come from; what else this model does was not measured.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -146,7 +146,9 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="is a file"):
         load_sets("forget10", str(tmp_path / "file.json"))
     with pytest.raises(UserError, match="whole number"):
-        load_sets("forget10", "world:x")
+        load_sets("forget", "world:x")
+    with pytest.raises(UserError, match="one split to forget, called forget; found 'forget10'"):
+        load_sets("forget10", "world")
     with pytest.raises(UserError, match=r"nobody/TOFU.*network is switched off"):
         load_sets("forget10", "nobody/TOFU")
 

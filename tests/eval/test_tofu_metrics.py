@@ -296,7 +296,11 @@ def test_rows_of_another_split_are_noticed() -> None:
     texts = [f"answer {i}" for i in range(30)]
     log = replace(log, sets={**log.sets, "forget": replace(log.sets["forget"], ground_truth=texts)})
     moved = replace(other, sets={**other.sets, "forget": replace(other.sets["forget"], ground_truth=texts[::-1])})
-    assert any("30 of 30 forget rows have another true answer" in note for note in metrics(log, moved, seed=None).notes)
+    with pytest.raises(UserError, match="30 of 30 forget rows have another true answer in the retain log"):
+        metrics(log, moved, seed=None)
+    some = [*texts[:20], *texts[:19:-1]]
+    moved = replace(other, sets={**other.sets, "forget": replace(other.sets["forget"], ground_truth=some)})
+    assert any("10 of 30 forget rows have another true answer" in note for note in metrics(log, moved, seed=None).notes)
     assert not any("another true answer" in note for note in metrics(log, log, seed=None).notes)
 
 
