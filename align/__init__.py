@@ -33,27 +33,6 @@ if TYPE_CHECKING:
     from align.trainers.preference import PreferenceTrainer
     from align.trainers.unlearn import UnlearnTrainer
 
-_OBJECTIVES = (
-    "DPO",
-    "FLAT",
-    "IDK",
-    "IPO",
-    "KL",
-    "KTO",
-    "NLL",
-    "NPO",
-    "RMU",
-    "RPO",
-    "WGA",
-    "FlexDPO",
-    "GradAscent",
-    "Hinge",
-    "IdkDPO",
-    "SimNPO",
-    "SimPO",
-    "WeightedSum",
-)
-
 __all__ = [
     "DPO",
     "FLAT",
@@ -92,7 +71,7 @@ def __getattr__(name: str) -> Any:
         from align.trainers.unlearn import UnlearnTrainer
 
         return UnlearnTrainer
-    if name in _OBJECTIVES:
+    if name in __all__:
         from align import objectives
 
         return getattr(objectives, name)

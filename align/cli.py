@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from typing import Any
 
 from align import __version__
 from align.errors import Exit, UserError
+from align.eval_cli import add_suites
+from align.verbs import add_verb
 
 _TRAIN = """\
 examples:
@@ -92,19 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"align {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, summary: str, examples: str, run: Any) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.add_argument("--json", action="store_true", help="print plain JSON for scripts")
-        sub.set_defaults(run=run)
-        return sub
-
+    verb = partial(add_verb, verbs)
     train = verb("train", "run one recipe", _TRAIN, _train)
     _recipe_arguments(train)
     train.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint of the run")
@@ -115,24 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
         "explain", "explain an objective, a word of the verdict, a recipe or a key of one", _EXPLAIN, _explain
     )
     explained.add_argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation")
-    _eval_verb(verbs)
+    add_suites(verb("eval", "measure a model or score a log with a suite", _EVAL))
     verb("doctor", "say what this machine has and what is missing", _DOCTOR, _doctor)
     return parser
-
-
-def _eval_verb(verbs: Any) -> None:
-    from align.eval_cli import add_suites
-
-    summary = "measure a model or score a log with a suite"
-    evaluate = verbs.add_parser(
-        "eval",
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=_EVAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_suites(evaluate)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

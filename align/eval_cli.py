@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import Exit, UserError
+from align.run import write_atomically
+from align.verbs import add_verb
 
 if TYPE_CHECKING:
     from align.eval.log import MuseLog, TofuLog
     from align.eval.subject import Subject
 
-_OF_MODELS = (
-    "split",
-    "source",
-    "question",
-    "system",
-    "reference",
-    "gradnorm",
-)  # options that say how a model is measured
+# options that say how a model is measured
+_OF_MODELS = ("split", "source", "question", "system", "reference", "gradnorm")
 _TOFU = """\
 examples:
   align eval tofu runs/npo --split forget10 --retain runs/retain90 --out runs/npo/TOFU_EVAL.json
@@ -48,19 +44,7 @@ def add_suites(parser: argparse.ArgumentParser) -> None:
     """Add the suites to the verb ``eval``."""
     suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
 
-    def suite(name: str, summary: str, examples: str, run: Any) -> argparse.ArgumentParser:
-        sub = suites.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.add_argument("--json", action="store_true", help="print plain JSON for scripts")
-        sub.set_defaults(run=run)
-        return sub
-
+    suite = partial(add_verb, suites)
     tofu = suite("tofu", "what is forgotten of TOFU's people, and what it cost", _TOFU, run_tofu)
     _subject_arguments(tofu)
     tofu.add_argument("--split", metavar="NAME", help="the forget split: the run's, else forget10")
@@ -113,7 +97,7 @@ def run_tofu(args: argparse.Namespace) -> int:
     from align.eval.log import read_log
     from align.eval.tofu_metrics import metrics
 
-    base = _as_trained(args) if args.model and not args.source and not args.split else None
+    base = _as_trained(args) if args.model and not args.source else None
     args.rows = args.rows or "all"
     log = read_log(args.log) if args.log else _score_tofu(args.model, args, base)
     retain, file = None, _retain_file(args)
@@ -141,7 +125,6 @@ def run_relearn(args: argparse.Namespace) -> int:
     _check_out(args.out)
     _calm()
     from align.eval.finished_run import attack_run
-    from align.run import write_atomically
 
     echo = partial(print, file=sys.stderr if args.json else sys.stdout)
     durability = attack_run(
@@ -173,13 +156,15 @@ def _as_trained(args: argparse.Namespace) -> Path | None:
     settings = run.evaluate
     if settings is None or run.recipe is None:
         return None
-    args.source, args.split = settings.source, settings.split
-    args.rows, args.system = args.rows or settings.rows, args.system or settings.source.system
+    args.source, args.rows = settings.source, args.rows or settings.rows
+    args.system = args.system or settings.source.system
+    same = args.split in (None, settings.split) and args.question in (None, "question")
+    args.split = args.split or settings.split
     kept = run.directory.path / "eval" / "retain.json"
-    said = "the questions are those of the run's recipe"
-    if not args.retain and not args.retain_log and kept.is_file():
+    said = "the questions are from where the run's recipe has them"
+    if same and not args.retain and not args.retain_log and kept.is_file():
         args.retain_log = str(kept)
-        said += ", and so is the retain model"
+        said += ", and so is the retain model's log"
     print(said, file=sys.stderr if args.json else sys.stdout)
     return run.recipe.base
 
@@ -245,6 +230,8 @@ def _check_subject(args: argparse.Namespace, suite: str) -> None:
 def _check_out(out: str | None) -> None:
     if out and not Path(out).parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {Path(out).parent}.")
+    if out and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
+        raise UserError(f"--out {out}: no file can be written there; name another.")
 
 
 def _retain_file(args: argparse.Namespace) -> str | None:
@@ -260,7 +247,7 @@ def _report(args: argparse.Namespace, result: Any, log: TofuLog | MuseLog, retai
         return Exit.OK
     if args.out:
         text = json.dumps(log.to_json()).encode("utf-8")
-        Path(args.out).write_bytes(gzip.compress(text, mtime=0) if args.out.endswith(".gz") else text)
+        write_atomically(Path(args.out), gzip.compress(text, mtime=0) if args.out.endswith(".gz") else text)
     if args.json:
         print(json.dumps({**result.to_json(), "file": args.log or args.out, "retain_file": retain_file}, indent=1))
     else:

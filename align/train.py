@@ -70,11 +70,11 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     _quieten(main)
     say = echo if main else _silent
 
-    suite = _suite(recipe, directory, say)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
     data = load_data(recipe, tokenizer, objective.branches, say)
     if resume and directory.lock["data"] != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
+    suite = _suite(recipe, directory, say)  # before the model: a retain model is measured and gone by then
     lora = lora_config(recipe.model.lora)
     model = load_model(recipe.model, base=recipe.base)
     check_targets(model, lora)

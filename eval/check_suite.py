@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.eval.log import read_log
-from align.eval.tofu_data import load_sets
+from align.eval.log import TofuLog, read_log
+from align.eval.tofu_data import TofuSets, load_sets
 from align.recipe_sections import located
 
 if TYPE_CHECKING:
@@ -23,15 +23,22 @@ def suite_lines(settings: Evaluate, base: Path) -> list[str]:
         return [*lines, "  no retain model (evaluate.retain), so there will be no forget quality and no best step"]
     file = base / Path(settings.retain).expanduser()
     if file.is_file():
-        asked = read_log(file).sets.get("forget")
-        found, wanted = 0 if asked is None else len(asked), len(sets.sets["forget"])
-        if found != wanted:
-            raise UserError(
-                f"evaluate.retain: {file} has {found} forget rows, but {settings.split} has {wanted}: name the log of "
-                "a retain model on this split."
-            )
+        target_log(file, sets)
         return [*lines, f"  compared with the log {settings.retain}"]
     place = located(settings.retain, base)
     if settings.retain.startswith((".", "/", "~")) and not Path(place).expanduser().exists():
         raise UserError(f"evaluate.retain: {settings.retain}: no such file or folder.")
     return [*lines, f"  compared with the model {settings.retain}, which is not loaded here"]
+
+
+def target_log(file: Path, sets: TofuSets) -> TofuLog:
+    """The log of a retain model. Raises ``UserError`` where it cannot be read or is of another number of rows."""
+    log = read_log(file)
+    asked = log.sets.get("forget")
+    found, wanted = 0 if asked is None else len(asked), len(sets.sets["forget"])
+    if found < wanted or (found > wanted and sets.rows == "all"):
+        raise UserError(
+            f"evaluate.retain: {file} has {found} forget rows, but {sets.split} has {wanted}: name the log of a retain "
+            "model on this split."
+        )
+    return log

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.eval import tofu
-from align.eval.log import TofuLog, read_log
+from align.eval.check_suite import target_log
+from align.eval.log import TofuLog
 from align.eval.subject import Subject
 from align.eval.tofu_data import TofuSets, load_sets
 from align.eval.tofu_metrics import TofuResult, metrics
@@ -67,9 +68,9 @@ def tofu_suite(settings: Evaluate, *, base: Path, kept: Path | None = None, say:
         return TofuSuite(sets)
     file = base / Path(settings.retain).expanduser()
     if file.is_file():
-        return TofuSuite(sets, read_log(file))
+        return TofuSuite(sets, target_log(file, sets))
     if kept is not None and kept.is_file():
-        return TofuSuite(sets, read_log(kept))
+        return TofuSuite(sets, target_log(kept, sets))
     say(f"evaluating the retain model {settings.retain}")
     subject = Subject.load(located(settings.retain, base), system=settings.source.system, echo=say)
     return TofuSuite(sets, tofu.evaluate(subject, sets, mia=False))

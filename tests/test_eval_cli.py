@@ -186,7 +186,11 @@ def test_a_run_is_asked_what_its_recipe_says(
     assert code == 0
     assert found["metrics"]["forget_quality"] == 1.0
     assert found["ks"]["n"] == 40
-    assert "the questions are those of the run's recipe, and so is the retain model" in err
+    assert "the questions are from where the run's recipe has them, and so is the retain model's log" in err
+    # that log answered the questions as they stand
+    code, out, _ = call(capsys, "tofu", str(run.path), "--question", "paraphrased_question", "--json")
+    assert code == 0
+    assert "forget_quality" in json.loads(out)["missing"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +205,7 @@ def test_a_run_is_asked_what_its_recipe_says(
         (("model", "--control", "--retain", "x.json"), "and x.json is a log: name a model as --retain"),
         (("model", "--retain", "x.json"), "There is no file x.json"),
         (("model", "--out", "nowhere/y.json"), "there is no folder nowhere"),
+        (("model", "--out", "questions"), "--out questions: no file can be written there"),
         (("./modle",), "./modle: no such folder. Did you mean 'model'?"),
     ],
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from tiny import tiny_tokenizer
@@ -16,7 +17,7 @@ from zoo import tiny_model
 
 from align.errors import UserError
 from align.eval import tofu
-from align.eval.log import read_log
+from align.eval.log import SetLog, TofuLog, read_log
 from align.eval.subject import Subject
 from align.eval.suites import TofuSuite, tofu_suite, trajectory
 from align.eval.tofu_data import TofuSets, load_sets
@@ -182,12 +183,16 @@ def test_without_a_retain_model_there_is_no_best_step(tmp_path: Path, knows: Any
 
 def test_the_retain_models_log_is_read_and_not_made_again(tmp_path: Path, suite: TofuSuite) -> None:
     assert suite.target is not None
-    (tmp_path / "retain.json").write_text(json.dumps(suite.target.to_json()))
+    whole = TofuLog({"forget": SetLog(loss=np.linspace(0.1, 3.0, 120))})
+    (tmp_path / "retain.json").write_text(json.dumps(whole.to_json()))
+    (tmp_path / "six.json").write_text(json.dumps(suite.target.to_json()))
     settings = Evaluate(split="forget", source=Source(world="1"), retain="retain.json")
     said: list[str] = []
     found = tofu_suite(settings, base=tmp_path, say=said.append)
     assert found.target is not None
-    assert found.target.sets["forget"].loss == pytest.approx(suite.target.sets["forget"].loss)
+    assert found.target.sets["forget"].loss == pytest.approx(whole.sets["forget"].loss)
     assert said == []
+    with pytest.raises(UserError, match="has 6 forget rows, but forget has 120"):  # before anything is measured
+        tofu_suite(settings.model_copy(update={"retain": "six.json"}), base=tmp_path, say=said.append)
     with pytest.raises(UserError):
         tofu_suite(settings.model_copy(update={"retain": "./missing"}), base=tmp_path, say=said.append)
