@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ CASES = ("full", "lora", "kl-full", "unlearn")
 MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter", "unlearn-kl")
 STORE = ("full-store-seed", "full-store", "full-store-again")
 
+# where DeepSpeed compiles: in the user's cache a build that was killed leaves a lock, and every later run waits for it
+BUILD = tempfile.TemporaryDirectory(prefix="align-extensions-")
+
 Launch = Callable[..., Path]
 
 
@@ -47,7 +51,8 @@ def _environment(label: str) -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "PYTHONWARNINGS": "ignore",
     }
-    return env | ({"DS_ACCELERATOR": "cpu"} if label.startswith("zero") else {"ACCELERATE_USE_CPU": "true"})
+    zero = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": BUILD.name}
+    return env | (zero if label.startswith("zero") else {"ACCELERATE_USE_CPU": "true"})
 
 
 def _need(label: str) -> None:
