@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe
+from align.recipe_sampling import Endpoint, Judge, Rounds, Sampling, Select, Server
 from align.recipe_sections import Alternates, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
 from align.train_defaults import EXPLAINED
 from align.train_keys import train_keys
@@ -35,6 +36,12 @@ _PAGES: tuple[tuple[str, type[Section]], ...] = (
     ("reference", Reference),
     ("watch", Watch),
     ("evaluate", Evaluate),
+    ("sampling", Sampling),
+    ("sampling.server", Server),
+    ("judge", Judge),
+    ("judge.endpoint", Endpoint),
+    ("select", Select),
+    ("rounds", Rounds),
 )
 
 

@@ -13,7 +13,7 @@ from align.errors import UserError
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe, packaged_recipes
 from align.recipe_messages import did_you_mean
-from align.recipe_sections import SECTIONS
+from align.recipe_sampling import SECTIONS
 from align.train_defaults import EXPLAINED
 from align.train_keys import train_keys
 from align.train_refused import REFUSED

@@ -30,7 +30,8 @@ from align.objectives import OBJECTIVES, Objective
 from align.recipe_checks import cross_checks
 from align.recipe_messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe_objective import Part, combined, parse_objective
-from align.recipe_sections import SECTIONS, Data, Evaluate, Model, Reference, Section, Watch, _or_empty
+from align.recipe_sampling import SECTIONS, Judge, Rounds, Sampling, Select
+from align.recipe_sections import Data, Evaluate, Model, Reference, Section, Watch, _or_empty
 from align.recipe_yaml import Document, override, parse, refusal
 from align.train_keys import OURS, check_train, spelled, train_keys
 
@@ -87,6 +88,10 @@ class Recipe(Section):
     )
     watch: Annotated[Watch, BeforeValidator(_or_empty)] = Watch()
     evaluate: Evaluate | None = Field(None, description="a test suite to run before, while and after training")
+    sampling: Sampling | None = Field(None, description="completions that the policy draws for online objectives")
+    judge: Judge | None = Field(None, description="who scores or compares those completions")
+    select: Select | None = Field(None, description="which of them are trained on")
+    rounds: Rounds | None = Field(None, description="sample, judge, select and train so many times")
     output: str = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
 
     _path: Path | None = PrivateAttr(None)

@@ -166,6 +166,12 @@ class Reference(Section):
         description="steps between moves of the reference to the policy (TR-DPO); null keeps it at the start",
     )
     sync_mix: float = Field(0.6, gt=0, le=1, description="how far it moves: 1 makes it the policy")
+    rows: str | None = Field(
+        None,
+        pattern="^[a-z_]+$",
+        description="take its log-probs from the rows, columns such as chosen_logp_previous for previous; no model is "
+        "kept then",
+    )
 
 
 class Evaluate(Section):
@@ -202,19 +208,3 @@ class Watch(Section):
     stop_on_drop: bool = Field(False, description="end the run at that warning, with exit code 4")
     generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
     prompts: list[str] = Field([], description="prompts of those generations")
-
-
-SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
-    ("model",): Model,
-    ("model", "lora"): Lora,
-    ("data",): Data,
-    ("data", "train"): Source,
-    ("data", "forget"): Source,
-    ("data", "retain"): Source,
-    ("data", "alternates"): Alternates,
-    ("data", "held_out"): Source,
-    ("evaluate",): Evaluate,
-    ("evaluate", "source"): Source,
-    ("reference",): Reference,
-    ("watch",): Watch,
-}

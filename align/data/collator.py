@@ -15,7 +15,8 @@ class TreeCollator:
 
     A branch ``b`` is the column ``b_ids`` with an optional target mask ``b_mask``. Branches share the row's
     ``prompt_ids``; one with a column ``b_prompt_ids`` is a tree of its own (a retain partner, say). A branch ``b_all``
-    is made of the columns of ``b``: a tree of its own, in which every token but the first is a target.
+    is made of the columns of ``b``: a tree of its own, in which every token but the first is a target. Numbers in
+    columns ``b_logp_<model>`` become the branch's anchors.
 
     Args:
         branches: names of the branches that an objective reads.
@@ -53,7 +54,7 @@ class TreeCollator:
                     f"Row {row.get('row', '?')}: {name}_mask has {len(mask)} entries, {sum(map(bool, mask))} of them "
                     f"targets, for {len(ids)} tokens; it must have one entry for each token and at least one target."
                 )
-            branch = Branch(name, ids, mask)
+            branch = Branch(name, ids, mask, anchors=_anchors(row, name))
             if own is None:
                 shared.append(branch)
             else:
@@ -66,3 +67,9 @@ class TreeCollator:
         """Positions that a row takes in a pack."""
         example = self.example(row)
         return example.tokens() + self.feed_last * sum(len(tree.branches) for tree in example.trees)
+
+
+def _anchors(row: Mapping[str, Any], name: str) -> dict[str, float] | None:
+    """Values of the columns ``<name>_logp_<model>``."""
+    start = f"{name}_logp_"
+    return {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)} or None

@@ -8,8 +8,9 @@ and no padding is computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,12 +19,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Branch:
-    """Token ids that follow a prompt; ``mask`` marks the target tokens (None: all are targets)."""
+    """Token ids that follow a prompt; ``mask`` marks the target tokens (None: all are targets).
+
+    ``anchors`` are log-probs of the whole branch, in nats, under models that are not in memory, by their names.
+    """
 
     name: str
     ids: Sequence[int]
     mask: Sequence[int] | None = None
     index: int = 0
+    anchors: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class TreeBatch:
     units: dict[str, float]
     examples: tuple[Example, ...]
     feeds_last: bool = False
+    anchors: dict[str, Tensor] = field(default_factory=dict)  # float32 [S] by name; nan where a branch has none
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
         """The same batch with its tensors on ``device``."""
@@ -147,6 +153,7 @@ class TreeBatch:
             self.units,
             self.examples,
             self.feeds_last,
+            {name: move(values) for name, values in self.anchors.items()},
         )
 
     def pin_memory(self) -> TreeBatch:
@@ -154,6 +161,7 @@ class TreeBatch:
         for name in ("input_ids", "position_ids", "positions", "targets", "owner", "lengths", "ends"):
             setattr(self, name, getattr(self, name).pin_memory())
         self.sequences = {name: ids.pin_memory() for name, ids in self.sequences.items()}
+        self.anchors = {name: values.pin_memory() for name, values in self.anchors.items()}
         return self
 
     def only(self, branches: Sequence[str]) -> TreeBatch:
@@ -226,6 +234,7 @@ def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last
     counts = np.asarray(lengths, dtype=np.int64)
     units = {"examples": float(len(examples))}
     units |= {f"tokens:{name}": float(counts[members].sum()) for name, members in names.items()}
+    units |= {f"sequences:{name}": float(len(members)) for name, members in names.items()}
     return TreeBatch(
         torch.from_numpy(np.concatenate(ids))[None],
         torch.from_numpy(np.concatenate(places))[None],
@@ -239,4 +248,12 @@ def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last
         units,
         tuple(laid),
         feed_last,
+        _anchors(laid),
     )
+
+
+def _anchors(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Anchors of every branch by name, in the order of sequence ids."""
+    found = [b.anchors or {} for example in examples for tree in example.trees for b in tree.branches]
+    names = sorted({name for anchors in found for name in anchors})
+    return {name: torch.tensor([anchors.get(name, math.nan) for anchors in found]) for name in names}

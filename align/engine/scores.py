@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Scores:
     lengths: Tensor
     aux_loss: Tensor | None = None  # load-balancing loss of a mixture of experts, already times its coefficient
     head: ReferenceHead | None = None  # kept for reads of this model's distributions
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)  # [S]: log-probs that the rows brought along, by name
 
     def sum(self, branch: str, read: str = "logp") -> Tensor:
         """Sum of a read over the target tokens of ``branch``, [B]; for ``logp`` in nats, EOS in, prompt out."""
@@ -54,6 +55,18 @@ class Scores:
     def of_sequence(self, sequence: Tensor | int, read: str = "logp") -> Tensor:
         """Values of a read at the target tokens of one sequence, [T_i]."""
         return self.tokens[read][self.owner == sequence]
+
+    def anchor(self, branch: str, name: str) -> Tensor:
+        """Log-prob of ``branch`` under the model ``name``, as its rows bring it along; [B] in nats."""
+        return self.anchors[name][self.sequences[branch]]
+
+    def anchored(self, name: str) -> Scores:
+        """Scores of which only sums are right: the whole log-prob under ``name`` on the first token of a sequence."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        real = self.lengths > 0
+        logp = self.anchors[name].new_zeros(len(self.owner))
+        logp[starts[real]] = self.anchors[name][real]
+        return Scores({"logp": logp}, self.owner, self.sequences, self.lengths)
 
     @classmethod
     def from_rows(cls, **branches: list[Tensor]) -> Scores:

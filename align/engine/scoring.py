@@ -269,4 +269,4 @@ class ScoringEngine:
         self.tokens += batch.input_ids.shape[1]
         aux = out.get("aux_loss")
         tokens = {read.name: out[read.name] for read in reads}
-        return Scores(tokens, batch.owner, batch.sequences, batch.lengths, aux_loss=aux, head=job.kept)
+        return Scores(tokens, batch.owner, batch.sequences, batch.lengths, aux, job.kept, batch.anchors)

@@ -91,7 +91,7 @@ def test_masked_tokens_are_fed_but_not_scored() -> None:
     scores = engine()(model, masked)
     assert torch.allclose(scores.tokens["logp"], engine()(model, whole).tokens["logp"][[1, 2, 5]], rtol=1e-6)
     assert scores.count("chosen").tolist() == [3.0]
-    assert masked.units == {"examples": 1.0, "tokens:chosen": 3.0}
+    assert masked.units == {"examples": 1.0, "tokens:chosen": 3.0, "sequences:chosen": 1.0}
 
 
 @pytest.mark.parametrize("mode", ["tree", "padded"])
