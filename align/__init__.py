@@ -5,6 +5,7 @@ Importing this package imports neither torch nor transformers; the names below l
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         DPO,
         FLAT,
         IDK,
+        INPO,
         IPO,
         KL,
         KTO,
@@ -21,22 +23,31 @@ if TYPE_CHECKING:
         NPO,
         RMU,
         RPO,
+        SPPO,
         WGA,
         FlexDPO,
         GradAscent,
         Hinge,
+        HyPO,
         IdkDPO,
+        SampledKL,
         SimNPO,
         SimPO,
+        SuperHF,
         WeightedSum,
     )
+    from align.trainers.hypo import HyPOTrainer
+    from align.trainers.inpo import INPOTrainer
     from align.trainers.preference import PreferenceTrainer
+    from align.trainers.rounds import RoundTrainer
+    from align.trainers.superhf import SuperHFTrainer
     from align.trainers.unlearn import UnlearnTrainer
 
 __all__ = [
     "DPO",
     "FLAT",
     "IDK",
+    "INPO",
     "IPO",
     "KL",
     "KTO",
@@ -44,18 +55,36 @@ __all__ = [
     "NPO",
     "RMU",
     "RPO",
+    "SPPO",
     "WGA",
     "FlexDPO",
     "GradAscent",
     "Hinge",
+    "HyPO",
+    "HyPOTrainer",
+    "INPOTrainer",
     "IdkDPO",
     "PreferenceTrainer",
+    "RoundTrainer",
+    "SampledKL",
     "SimNPO",
     "SimPO",
+    "SuperHF",
+    "SuperHFTrainer",
     "UnlearnTrainer",
     "WeightedSum",
     "__version__",
 ]
+
+
+_TRAINERS = {
+    "HyPOTrainer": "hypo",
+    "INPOTrainer": "inpo",
+    "PreferenceTrainer": "preference",
+    "RoundTrainer": "rounds",
+    "SuperHFTrainer": "superhf",
+    "UnlearnTrainer": "unlearn",
+}
 
 
 def __dir__() -> list[str]:
@@ -63,14 +92,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PreferenceTrainer":
-        from align.trainers.preference import PreferenceTrainer
-
-        return PreferenceTrainer
-    if name == "UnlearnTrainer":
-        from align.trainers.unlearn import UnlearnTrainer
-
-        return UnlearnTrainer
+    if name in _TRAINERS:
+        return getattr(import_module(f"align.trainers.{_TRAINERS[name]}"), name)
     if name in __all__:
         from align import objectives
 

@@ -14,6 +14,7 @@ from typing import Any
 from align import __version__
 from align.errors import Exit, UserError
 from align.eval_cli import add_suites
+from align.sample_cli import add_sample, add_show
 from align.verbs import add_verb
 
 _TRAIN = """\
@@ -99,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = verb("train", "run one recipe", _TRAIN, _train)
     _recipe_arguments(train)
     train.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint of the run")
+    train.add_argument(
+        "--allow-code", action="store_true", help="run the Python function that the recipe's judge names"
+    )
     _recipe_arguments(verb("check", "look for faults in a recipe and its data, without a model", _CHECK, _check))
     listed = verb("list", "name what exists, one line each", _LIST, _list)
     listed.add_argument("what", nargs="?", choices=("objectives", "recipes", "train"), help="by default the first two")
@@ -107,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     explained.add_argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation")
     add_suites(verb("eval", "measure a model or score a log with a suite", _EVAL))
+    add_sample(verbs)
+    add_show(verbs)
     verb("doctor", "say what this machine has and what is missing", _DOCTOR, _doctor)
     return parser
 
@@ -122,7 +128,7 @@ def _train(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.file, args.overrides)
     from align.train import run
 
-    result = run(recipe, resume=args.resume, echo=_echo(args.json))
+    result = run(recipe, resume=args.resume, allow_code=args.allow_code, echo=_echo(args.json))
     if args.json:
         _print_json(result)
     return Exit.OK

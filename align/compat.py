@@ -7,6 +7,8 @@ a run.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -18,6 +20,7 @@ _hub.HF_HUB_DISABLE_TELEMETRY = True  # read at import by the hub library, which
 import trl
 from accelerate.utils import fsdp2_prepare_model
 from packaging.version import Version
+from transformers.integrations import deepspeed as _deepspeed
 from trl import SFTConfig, SFTTrainer
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
@@ -27,6 +30,7 @@ __all__ = [
     "SFTConfig",
     "SFTTrainer",
     "fsdp2_prepare_model",
+    "loaded_whole",
     "prepare_deepspeed",
     "training_config",
     "unwrap_model_for_generation",
@@ -58,3 +62,19 @@ def training_config(**kwargs: Any) -> SFTConfig:
         return SFTConfig(**{**kwargs, **fixed})
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"train: {error}") from error
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Load models as one process alone would, whatever way training shards them."""
+    variable = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # ranks beside the first would get no weights
+    before, partition = os.environ.get(variable), _deepspeed._hf_deepspeed_config_weak_ref
+    _deepspeed.unset_hf_deepspeed_config()
+    os.environ[variable] = "false"
+    try:
+        yield
+    finally:
+        _deepspeed._hf_deepspeed_config_weak_ref = partition
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before

@@ -35,6 +35,7 @@ def objective_entry(name: str) -> dict[str, Any]:
         "when": cls.when,
         "branches": list(default.branches),
         "needs_reference": default.needs_reference,
+        "anchors": list(default.anchors),
         "coupled": default.coupled,
         "fields": [_field_entry(key, schema) for key, schema in fields.items()],
     }
@@ -69,10 +70,11 @@ def explain(name: str) -> dict[str, Any]:
     """
     if name in OBJECTIVES:
         return objective_entry(name)
+    from align.explain_online import ONLINE
     from align.explain_terms import TERMS
     from align.explain_unlearning import UNLEARNING
 
-    terms = TERMS | UNLEARNING
+    terms = TERMS | UNLEARNING | ONLINE
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()
@@ -147,6 +149,10 @@ def render(entry: dict[str, Any]) -> str:
     rows += _wrapped("when", entry["when"])
     rows += _wrapped("paper", entry["paper"])
     needs = f"branches {', '.join(entry['branches'])}; {'a' if entry['needs_reference'] else 'no'} reference"
+    if entry["anchors"]:
+        needs += (
+            f"; log-probs under the {' and the '.join(entry['anchors'])} policy, which rounds write beside the rows"
+        )
     rows += _wrapped("needs", f"{needs}{'; ' + entry['coupled'] if entry['coupled'] else ''}")
     rows.append("  fields")
     rows += _field_rows({field["name"]: field for field in entry["fields"]})
@@ -158,16 +164,23 @@ def _field_rows(fields: dict[str, dict[str, Any]]) -> list[str]:
     """Label, default and meaning of fields, one below the other."""
     rows = []
     for label, field in fields.items():
-        default = "none" if field["default"] is None else field["default"]
+        default = _plain(field["default"])
         allowed = f" ({field['allowed']})" if field["allowed"] else ""
         lines = textwrap.wrap(f"{field['description']}{allowed}", _WIDTH - 32) or [""]
-        rows.append(f"    {label:<16} {default!s:<10} {lines[0]}")
+        rows.append(f"    {label:<16} {default:<10} {lines[0]}")
         rows += [f"{'':<32}{line}" for line in lines[1:]]
     return rows
 
 
 def _example(fields: list[dict[str, Any]]) -> str:
-    return "".join(f", {field['name']}: {field['default']}" for field in fields[:2] if field["default"] is not None)
+    given = (field for field in fields[:2] if field["default"] is not None)
+    return "".join(f", {field['name']}: {_plain(field['default'])}" for field in given)
+
+
+def _plain(default: Any) -> str:
+    """A default as one writes it; of a number without end, such as a third, six digits."""
+    endless = isinstance(default, float) and len(str(default)) > 9
+    return "none" if default is None else f"{default:g}" if endless else str(default)
 
 
 def _wrapped(label: str, text: str) -> list[str]:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from align.recipe_messages import Path, Problem, unknown_choice
+from align.recipe_online import online_checks
 from align.recipe_unlearning import unlearning_checks
 
 # train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
@@ -233,4 +234,5 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _trackers,
     _watch,
     unlearning_checks,
+    online_checks,
 )

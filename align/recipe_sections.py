@@ -206,5 +206,9 @@ class Watch(Section):
         None, description="end the run when this holds after an evaluation, such as utility < 0.9 * start"
     )
     stop_on_drop: bool = Field(False, description="end the run at that warning, with exit code 4")
+    similarity_limit: float = Field(
+        0.3, gt=0, le=1, description="warn when kept samples of different prompts are more alike while rewards rise"
+    )
+    stop_on_collapse: bool = Field(False, description="end the run at that warning, with exit code 4")
     generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
     prompts: list[str] = Field([], description="prompts of those generations")

@@ -95,9 +95,9 @@ class RunDirectory:
         return found[-1] if found else None
 
     def _has_begun(self) -> bool:
-        """Whether there is anything to lose: a step that was recorded, a checkpoint, or an end."""
+        """Whether there is anything to lose: a step that was recorded, a checkpoint, a round, or an end."""
         stepped = any(record.get("step", 0) for record in self.metrics())
-        return stepped or bool(self.checkpoints()) or (self.path / VERDICT).exists()
+        return stepped or bool(self.checkpoints()) or (self.path / VERDICT).exists() or (self.path / "rounds").exists()
 
     def require_writable(self) -> None:
         """Make the directory and try a file in it. Raises UserError where that fails."""

@@ -17,6 +17,7 @@ from typing import Any
 from align.errors import Stopped, UserError
 from align.objectives.base import sources_of
 from align.recipe import Recipe, load_recipe
+from align.report.survivors import survivors_verdict
 from align.report.unlearning import unlearning_verdict
 from align.report.verdict import Verdict, verdict
 from align.run import METRICS, VERDICT, RunDirectory
@@ -44,7 +45,9 @@ class RunResult:
         return asdict(self)
 
 
-def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = print) -> RunResult:
+def run(
+    recipe: Recipe, *, resume: bool = False, allow_code: bool = False, echo: Callable[[str], Any] = print
+) -> RunResult:
     """Train as a recipe says and return what came of it. Every rank calls it; only the main process prints and writes.
 
     Raises:
@@ -53,6 +56,10 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     """
     # DeepSpeed, where installed, announces at import that there is no GPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    if recipe.rounds is not None:
+        from align.trainers.rounds import RoundTrainer
+
+        return RoundTrainer.of(recipe, allow_code=allow_code, echo=echo).train(resume=resume)
     from align.data.load import held_out_rows, load_data
     from align.data.tokenize import load_tokenizer
     from align.launch import check_launch
@@ -67,7 +74,7 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
     directory.require_writable()
-    _quieten(main)
+    quieten(main)
     say = echo if main else _silent
 
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
@@ -75,10 +82,11 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     if resume and directory.lock["data"] != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
     suite = _suite(recipe, directory, say)  # before the model: a retain model is measured and gone by then
+    judge = _scoring_judge(recipe, args, allow_code, say)
     lora = lora_config(recipe.model.lora)
     model = load_model(recipe.model, base=recipe.base)
     check_targets(model, lora)
-    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora)
+    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge)
     if resume and directory.lock["reference"] != trainer.digest:
         raise UserError(
             f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
@@ -91,6 +99,11 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
         directory.write_lock(_lock(recipe, trainer, data.digest))
     watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
     trainer.add_callback(watch)
+    if "survivor" in objective.branches:
+        from align.trainers.collapse import Collapse
+
+        limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
+        trainer.add_callback(Collapse(limit, stop=stop, echo=say))
     evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
     if evaluation is not None:
         trainer.add_callback(evaluation)
@@ -103,7 +116,9 @@ def run(recipe: Recipe, *, resume: bool = False, echo: Callable[[str], Any] = pr
     return _finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
 
 
-def _trainer(recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: Any, data: Any, lora: Any) -> Any:
+def _trainer(
+    recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: Any, data: Any, lora: Any, judge: Any
+) -> Any:
     """The trainer that goes with the rows."""
     from align.trainers.base import AlignTrainer
     from align.trainers.unlearn import UnlearnTrainer
@@ -113,6 +128,14 @@ def _trainer(recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: A
     if recipe.data.forget:
         kind = UnlearnTrainer
         own = {"retain_dataset": data.retain, "partner": recipe.data.partner, "alternates_each": data.each}
+    elif "sample" in objective.branches:
+        from align.trainers.hypo import HyPOTrainer
+
+        kind, own = HyPOTrainer, {"sampling": recipe.sampling}
+    elif "survivor" in objective.branches:
+        from align.trainers.superhf import SuperHFTrainer
+
+        kind, own = SuperHFTrainer, {"sampling": recipe.sampling, "judge": judge, "select": recipe.select}
     return kind(
         model,
         objective,
@@ -125,9 +148,19 @@ def _trainer(recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: A
         reference=recipe.reference.strategy,
         reference_sync=_sync(recipe),
         store_dir=_store_dir(recipe),
+        reference_rows=recipe.reference.rows,
         order=data.order,
         max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
     )
+
+
+def _scoring_judge(recipe: Recipe, args: Any, allow_code: bool, say: Callable[[str], Any]) -> Any:
+    """The judge of an objective that keeps the best samples, or None."""
+    if recipe.judge is None:
+        return None
+    from align.sampling.judge_function import load_judge
+
+    return load_judge(recipe.judge, base=recipe.base, allow_code=allow_code, device=args.device, say=say)
 
 
 def _finish(
@@ -177,6 +210,11 @@ def _judge(
         kept = "retain" in sources_of(trainer.objective.branches)
         return unlearning_verdict(
             records, run=str(directory.path), seconds=seconds, stopped=stopped, has_retain_term=kept, paths=paths
+        )
+    if "survivor" in trainer.objective.branches:
+        limit = recipe.watch.similarity_limit
+        return survivors_verdict(
+            records, run=str(directory.path), seconds=seconds, stopped=stopped, similarity_limit=limit, paths=paths
         )
     held_out = None
     if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
@@ -293,7 +331,7 @@ def _store_dir(recipe: Recipe) -> Path | None:
     return Path(cache) / "align" / "reference"
 
 
-def _quieten(main: bool) -> None:
+def quieten(main: bool) -> None:
     """Keep to our own lines: no bars, and from other ranks nothing but errors."""
     import datasets
     import transformers
@@ -314,18 +352,18 @@ def _silent(*_: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of ``accelerate launch ... -m align.train FILE [key=value ...] [--resume]``."""
+    """Entry of ``accelerate launch ... -m align.train FILE [key=value ...] [--resume] [--allow-code]``."""
     words = list(sys.argv[1:] if argv is None else argv)
-    resume = "--resume" in words
-    words = [w for w in words if w != "--resume"]
+    resume, allow_code = "--resume" in words, "--allow-code" in words
+    words = [w for w in words if w not in ("--resume", "--allow-code")]
     rank = int(os.environ.get("RANK", "0"))
     if not words or words[0] in ("-h", "--help"):
         if rank == 0:
-            print("usage: accelerate launch [...] -m align.train FILE [key=value ...] [--resume]")
+            print("usage: accelerate launch [...] -m align.train FILE [key=value ...] [--resume] [--allow-code]")
         return 0 if words else 2
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        run(load_recipe(words[0], words[1:]), resume=resume)
+        run(load_recipe(words[0], words[1:]), resume=resume, allow_code=allow_code)
         _leave(together=True)
     except (UserError, Stopped) as error:
         if rank == 0:

@@ -17,6 +17,7 @@ TESTED: Mapping[str, str] = {
     "peft": "0.21.2",
     "safetensors": "0.8.0",
     "huggingface_hub": "2.4.0",
+    "httpx2": "2.16.2",
     "pydantic": "2.14.3",
     "PyYAML": "6.0.3",
     "rich": "15.0.0",

@@ -45,7 +45,8 @@ def llama(vocabulary: int, seed: int = 0) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config)
 
 
-def _common(folder: str) -> dict[str, Any]:
+def common(folder: str) -> dict[str, Any]:
+    """Arguments of every trainer here."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": folder,
@@ -122,7 +123,7 @@ class Trl(Way):
 
     def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, folder: str) -> None:
         raw = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
-        config = DPOConfig(max_length=None, **_common(folder))
+        config = DPOConfig(max_length=None, **common(folder))
         super().__init__(
             DPOTrainer(model=policy, ref_model=reference, args=config, train_dataset=raw, processing_class=_tokenizer())
         )
@@ -139,7 +140,7 @@ class Ours(Way):
     def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, folder: str) -> None:
         start = copy.deepcopy(reference)  # the reference is the policy as it is handed over
         trainer = PreferenceTrainer(
-            start, DPO(), training_config(**_common(folder)), train_dataset=Dataset.from_list([_ROW]),
+            start, DPO(), training_config(**common(folder)), train_dataset=Dataset.from_list([_ROW]),
             processing_class=_tokenizer(),
         )  # fmt: skip
         super().__init__(trainer)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
+from align.engine.scoring import causal_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,30 +37,59 @@ def generate_batch(
 
     ``in_step`` goes on until all processes are done, which a sharded model needs.
     """
+    ends = end_ids(model, tokenizer)
+    pad = padding(tokenizer, ends)
+    ids, mask = left_padded(prompts, pad, device)
+    with greedy(model, ends, pad, max_new_tokens) as settings:
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, synced_gpus=in_step)
+    return [_text(tokenizer, row, ends, stop) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def padding(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int:
+    """A token to pad with; it is masked, so any will do where the tokenizer has none."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*ends, 0)[0]
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device, *, least: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 [R, W] each, with the prompts' ends in one column and at ``least`` so many of these.
+
+    The mask is explicit: where padding and end-of-text are one token, none could be told from the ids.
+    """
+    width = max(least, *map(len, prompts))
+    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+@contextmanager
+def greedy(model: Any, ends: Sequence[int], pad: int, max_new_tokens: int) -> Iterator[Any]:
+    """Settings for ``generate`` that take the likeliest token, with a cache.
+
+    Meanwhile the checkpoint's own settings are laid aside: whatever is left open is filled in from them. Router logits
+    are switched off, too: transformers' loss of them fails on padded rows with a cache.
+    """
     from transformers import GenerationConfig
 
-    ends = end_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    # an explicit mask: where padding and end-of-text are one token, none could be told from the ids
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    # every value said: what is left open would be filled in from the checkpoint's own settings
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
-    )
-    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, synced_gpus=in_step)
-    return [_text(tokenizer, row, ends, stop) for row in out[:, width:].tolist()]
+    inner = causal_model(model)
+    own, config = inner.generation_config, inner.config.get_text_config()
+    routed = getattr(config, "output_router_logits", False)
+    inner.generation_config = GenerationConfig()
+    if routed:
+        config.output_router_logits = False
+    try:
+        yield GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad,
+        )
+    finally:
+        inner.generation_config = own
+        if routed:
+            config.output_router_logits = True
 
 
 def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -26,10 +26,10 @@ def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrai
     Raises:
         UserError: where there is no such model or it cannot be read.
     """
-    where = _folder(name)
+    where = model_folder(name)
     source = str(where or name)
     adapter = where is not None and (where / _ADAPTER).exists()
-    base = _base_of(where) if adapter and where is not None else source
+    base = adapter_base(where) if adapter and where is not None else source
     model = _model(base, source, dtype or "auto")
     if adapter:
         from peft import PeftModel
@@ -37,7 +37,7 @@ def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrai
         try:
             model = PeftModel.from_pretrained(model, source)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{source}: the adapter cannot be loaded ({_first_line(error)}).") from error
+            raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
     with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else base
     try:
         tokenizer = load_tokenizer(Model(id=with_tokenizer))
@@ -46,7 +46,7 @@ def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrai
     return model, tokenizer
 
 
-def _folder(name: str) -> Path | None:
+def model_folder(name: str) -> Path | None:
     """The folder that holds the model, or None for a Hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -67,7 +67,7 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def _base_of(adapter: Path) -> str:
+def adapter_base(adapter: Path) -> str:
     """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
     try:
         base = json.loads((adapter / _ADAPTER).read_text()).get("base_model_name_or_path")
@@ -87,10 +87,10 @@ def _model(base: str, source: str, dtype: DType) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         under = "" if base == source else f", which the adapter {source} was trained on,"
         raise UserError(
-            f"{base}{under} cannot be loaded ({_first_line(error)}). It must be a run, a folder with config.json and "
+            f"{base}{under} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
             "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")

@@ -192,8 +192,20 @@ def test_packaged_recipes(name: str) -> None:
 
 def test_packaged_recipes_say_how_to_run_themselves() -> None:
     for name, file in packaged_recipes().items():
-        if name.startswith("preference/"):
-            assert f"align train {name}\n" in file.read_text(encoding="utf-8")
+        if name.startswith(("preference/", "online/")):
+            assert re.search(rf"^#   run .*align train {re.escape(name)}\s", file.read_text(encoding="utf-8"), re.M)
+
+
+def test_recipes_that_sample_are_listed_and_say_what_is_not_known() -> None:
+    recipes = {name: file for name, file in packaged_recipes().items() if name.startswith("online/")}
+    large = {name: file for name, file in recipes.items() if not name.startswith("online/world-")}
+    text = next(iter(large.values())).with_name("README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"align train (online/[\w.-]+)", text))
+    assert named == set(large)
+    for name, file in large.items():
+        header = file.read_text(encoding="utf-8").split("\nname:")[0]
+        assert "#   time     not yet measured" in header, name
+        assert "#   source   " in header, name
 
 
 def test_dump_gives_an_equal_recipe(here: Path) -> None:
@@ -261,7 +273,7 @@ BAD = {
     "key like no other": (
         GOOD + "watch: {colour: red}\n",
         "r.yaml:8  watch.colour: unknown key. Keys here: every, probe_pairs, chosen_drop_nats, stop_when, "
-        "stop_on_drop, generate_every, prompts.",
+        "stop_on_drop, similarity_limit, stop_on_collapse, generate_every, prompts.",
     ),
     "train key": (
         GOOD + "  learning_rat: 5e-6\n",

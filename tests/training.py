@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,20 @@ from zoo import VOCABULARY, tiny_model, token_ids
 
 from align.compat import training_config
 from align.objectives.base import sources_of
+from align.recipe_sampling import Sampling
+from align.sampling.judges import ScoreJudge
 from align.trainers.base import AlignTrainer
+from align.trainers.hypo import HyPOTrainer
 from align.trainers.preference import PreferenceTrainer
+from align.trainers.superhf import SuperHFTrainer
 
 # The Trainer collects garbage at the end of every run; what is imported by now need not be looked through each time.
 assert peft.PeftModel
 gc.collect()
 gc.freeze()
+
+
+ANCHORS = [(side, who) for side in ("chosen", "rejected") for who in ("initial", "previous")]
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -34,7 +42,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pairs(count: int, seed: int = 0) -> Dataset:
-    """Prepared pairs of very different lengths."""
+    """Prepared pairs of very different lengths, with log-probs under two models that nobody has."""
     ids = token_ids(seed)
     return Dataset.from_list(
         [
@@ -43,6 +51,7 @@ def pairs(count: int, seed: int = 0) -> Dataset:
                 "chosen_ids": ids(1 + 7 * i % 12),
                 "rejected_ids": ids(1 + 3 * i % 10),
                 "row": i,
+                **{f"{side}_logp_{who}": -1.0 - (i * k) % 7 for k, (side, who) in enumerate(ANCHORS, 1)},
             }
             for i in range(count)
         ]
@@ -65,6 +74,25 @@ def forget_rows(count: int, seed: int = 0) -> Dataset:
             for i in range(count)
         ]
     )
+
+
+SAMPLING = Sampling(samples=2, max_new_tokens=4, batch_size=3)
+
+
+class Longest(ScoreJudge):
+    """Likes long answers, and words of high numbers."""
+
+    name = "longest"
+
+    def score(self, prompts: Any, responses: Sequence[str]) -> list[float]:
+        return [len(text) + sum(int(word[1:]) for word in text.split()) / 100 for text in responses]
+
+
+def prompts(count: int, seed: int = 0) -> Dataset:
+    """Prepared prompts."""
+    ids = token_ids(seed)
+    rows = [{"prompt_ids": ids(1 + 5 * i % 9), "prompt": json.dumps(f"prompt {i}"), "row": i} for i in range(count)]
+    return Dataset.from_list(rows)
 
 
 def arguments(folder: Path, **changes: Any) -> Any:
@@ -95,8 +123,15 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
     """
     own = ("eval_dataset", "peft_config", "callbacks", "reference", "store_dir", "order", "max_tokens_per_microbatch")
     mine = {k: options.pop(k) for k in own if k in options}
-    forgets = not {"forget", "alternate", "retain"}.isdisjoint(sources_of(getattr(objective, "branches", ())))
-    return (AlignTrainer if forgets else PreferenceTrainer)(
+    branches = getattr(objective, "branches", ())
+    forgets = not {"forget", "alternate", "retain"}.isdisjoint(sources_of(branches))
+    kind: Any = AlignTrainer if forgets else PreferenceTrainer
+    if "sample" in branches:
+        kind, mine = HyPOTrainer, {"sampling": SAMPLING, **mine}
+    elif "survivor" in branches:
+        kind, mine = SuperHFTrainer, {"sampling": SAMPLING, "judge": Longest(), **mine}
+        rows = prompts(20) if rows is None else rows
+    return kind(
         tiny_model() if model is None else model,
         objective,
         arguments(folder, **options),

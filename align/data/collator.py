@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.engine.layout import Branch, Example, Tree, pack
+import torch
+
+from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.errors import UserError
-from align.objectives.base import source_of
+from align.objectives.base import FRESH, source_of
 
 
 class TreeCollator:
@@ -16,7 +18,7 @@ class TreeCollator:
     A branch ``b`` is the column ``b_ids`` with an optional target mask ``b_mask``. Branches share the row's
     ``prompt_ids``; one with a column ``b_prompt_ids`` is a tree of its own (a retain partner, say). A branch ``b_all``
     is made of the columns of ``b``: a tree of its own, in which every token but the first is a target. Numbers in
-    columns ``b_logp_<model>`` become the branch's anchors.
+    columns ``b_logp_<model>`` become the branch's anchors. Branches that are drawn while training are left out here.
 
     Args:
         branches: names of the branches that an objective reads.
@@ -28,15 +30,22 @@ class TreeCollator:
         self.feed_last = feed_last
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
-        batch = pack([self.example(row) for row in rows], branches=self.branches, feed_last=self.feed_last)
+        batch = self.pack([self.example(row) for row in rows])
         # input_ids stand beside the batch for what transformers counts by itself (tokens, operations)
         return {"input_ids": batch.input_ids, "tree": batch}
+
+    def pack(self, examples: Sequence[Example]) -> TreeBatch:
+        """A batch that knows every branch, also one that no example has."""
+        batch = pack(examples, branches=self.branches, feed_last=self.feed_last)
+        for name in self.branches:
+            batch.sequences.setdefault(name, torch.empty(0, dtype=torch.long))
+        return batch
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """One row as an example."""
         shared: list[Branch] = []
         trees: list[Tree] = []
-        for name in self.branches:
+        for name in (branch for branch in self.branches if branch not in FRESH):
             source = source_of(name)
             ids = row.get(f"{source}_ids")
             if ids is None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STATUS, FLAGS = "_status", "_flags"  # columns of every encoded row: the reason to drop it, and the bits of its flags
 SAME_ANSWERS = "chosen equals rejected"
 SAME_AFTER_CUT = "the answers are equal once they are cut"
+CUT_ANCHOR = "it would be cut, and its log-probs are those of whole answers"
 NO_START = "prompt is empty and the answers do not start alike, so there is no token to start from"
 
 
@@ -50,7 +51,9 @@ class Encoder:
             bad = isinstance(finished, BadRow)
             values: dict[str, Any] = {} if isinstance(finished, BadRow) else dict(finished)
             if not isinstance(row, BadRow):
-                values |= {name: row[name] for name in ("label", "margin") if name in row}
+                values |= {name: row[name] for name in row if name in ("label", "margin") or "_logp_" in name}
+                if not bad and flags & TRUNCATED and any("_logp_" in name for name in row):
+                    bad, finished = True, BadRow(CUT_ANCHOR)
             for name in self.columns:
                 empty: Any = [] if name.endswith(("_ids", "_mask")) else None
                 out[name].append(number if name == "row" else values.get(name, empty))

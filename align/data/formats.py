@@ -2,11 +2,12 @@
 
 A canonical row holds ``prompt`` and one entry per branch, all of them strings or all of them lists of messages
 (``{"role": ..., "content": ...}``), and where given ``tools``, ``chat_template_kwargs``, ``label`` and ``margin``. An
-already tokenised row keeps its ``*_ids`` and ``*_mask`` columns instead.
+already tokenised row keeps its ``*_ids`` and ``*_mask`` columns instead, and the log-probs of its branches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -196,7 +197,15 @@ class _Tokenised:
                 if len(mask) != len(ids):
                     raise BadRow(f"{name}_mask and {name}_ids differ in length")
                 out[f"{name}_mask"] = [int(bool(m)) for m in mask]
+            out |= {key: _number(row, key) for key in row if key.startswith(f"{name}_logp_") and name != "prompt"}
         return out | extras(row, row.get("label") is not None)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"{name} is not a finite number")
+    return float(value)
 
 
 def _text(row: Mapping[str, Any]) -> Row:

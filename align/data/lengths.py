@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from align.data.collator import TreeCollator
-from align.objectives.base import source_of, sources_of
+from align.objectives.base import FRESH, source_of, sources_of
 
 
 def longest_sequence(dataset: Dataset, collator: TreeCollator) -> int:
@@ -27,7 +27,7 @@ def _lengths(dataset: Dataset, column: str) -> np.ndarray:
 
 
 def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
-    """Positions that every row takes in a pack, the shared prompt counted once."""
+    """Positions that every row takes in a pack, the shared prompt counted once; fresh samples are not there yet."""
 
     def lengths(column: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of every row, and whether it has any value at all."""
@@ -38,6 +38,7 @@ def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
     shares_prompt = np.zeros(len(dataset), dtype=bool)
     for name in collator.branches:
         source = source_of(name)
+        shares_prompt |= name in FRESH
         if f"{source}_ids" not in dataset.column_names:
             continue  # the collator says what is missing, with the row's columns
         total += lengths(f"{source}_ids")[0] + collator.feed_last

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.mixture import interleave, mix
+from align.data.prompts import prompt_rows
 from align.data.sources import load_source, source_name
 from align.data.tokenize import prepare
 from align.data.unlearning import alternate_texts, forget_rows, retain_rows
@@ -145,6 +146,13 @@ def _prepared(
     recipe: Recipe, source: Source, tokenizer: Any, branches: Sequence[str], say: Callable[[str], Any], what: str
 ) -> Any:
     rows = load_source(source, base=recipe.base)
+    from datasets import Dataset
+
+    if not branches:  # answers are drawn while training
+        if not isinstance(rows, Dataset):
+            raise UserError("data.train cannot be streamed here: prompts are shared out. Give it `rows:` instead.")
+        say(f"{what}: {source_name(source)}")
+        return prompt_rows(rows, tokenizer, say, **_limits(recipe, source))
     prepared, account = prepare(rows, tokenizer, branches, **_limits(recipe, source))
     if hasattr(prepared, "__len__"):
         say(f"{what}: {source_name(source)}")

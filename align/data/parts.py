@@ -50,6 +50,8 @@ class Part(NamedTuple):
 def parts_of(recipe: Recipe) -> list[Part]:
     """All parts, those to learn from first."""
     data, branches = recipe.data, sources_of(recipe.objective_value().branches)
+    if recipe.rounds is not None:  # rows are prompts, whose answers are sampled
+        branches = ()
     if data.forget is None:
         parts = [Part("train", source, branches) for source in data.train or []]
         return parts + [Part("held out", source, branches) for source in data.held_out or []]

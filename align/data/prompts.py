@@ -27,10 +27,12 @@ def prompt_rows(
     """
     if {"prompt", "prompt_ids", "row"} <= set(rows.column_names):
         return rows
+    account: Any
+    prepared: Any
     prepared, account = prepare(rows, tokenizer, (), **limits)
     for sentence in account.summary():
         say(f"  {sentence}")
-    raw = asked(rows, tokenizer, ())
+    raw: Any = asked(rows, tokenizer, ())
     form = recognise_dataset(raw, ())
     numbers = raw["row"][:] if "row" in raw.column_names else range(len(raw))
     place = {number: index for index, number in enumerate(numbers)}

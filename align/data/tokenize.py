@@ -98,7 +98,8 @@ def prepare(
     """Tokenise raw rows. Returns the prepared data set and an account of what happened to the rows.
 
     Prepared columns are ``prompt_ids`` (at least one token), ``<branch>_ids`` (at least one), ``<branch>_mask`` (1 for
-    target tokens; only where not all are targets), ``row``, and ``label`` or ``margin`` where the rows have them.
+    target tokens; only where not all are targets), ``row``, ``label`` or ``margin`` where the rows have them, and
+    ``<branch>_logp_<model>`` where they are tokenised already.
     ``max_length`` counts tokens of prompt and branch together. ``system`` is put before every conversation that has no
     system message of its own. Streams stay streams, and their account grows as they are read.
 
@@ -207,6 +208,8 @@ def _features(form: Format, branches: Sequence[str], columns: Sequence[str], mas
         features[f"{name}_ids"] = List(Value("int32"))
         if masked:
             features[f"{name}_mask"] = List(Value("int8"))
+        if form.tokenised:
+            features.update({key: Value("float64") for key in columns if key.startswith(f"{name}_logp_")})
     if form.kind == "unpaired":
         features["label"] = Value("bool")
     if "margin" in columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -58,15 +59,22 @@ class Scores:
 
     def anchor(self, branch: str, name: str) -> Tensor:
         """Log-prob of ``branch`` under the model ``name``, as its rows bring it along; [B] in nats."""
-        return self.anchors[name][self.sequences[branch]]
+        return self._anchor(name)[self.sequences[branch]]
 
     def anchored(self, name: str) -> Scores:
         """Scores of which only sums are right: the whole log-prob under ``name`` on the first token of a sequence."""
         starts = self.lengths.cumsum(0) - self.lengths
         real = self.lengths > 0
-        logp = self.anchors[name].new_zeros(len(self.owner))
-        logp[starts[real]] = self.anchors[name][real]
+        anchors = self._anchor(name)
+        logp = anchors.new_zeros(len(self.owner))
+        logp[starts[real]] = anchors[real]
         return Scores({"logp": logp}, self.owner, self.sequences, self.lengths)
+
+    def _anchor(self, name: str) -> Tensor:
+        """Anchors [S] under ``name``; nan where none has one, as in a micro-batch without examples."""
+        if name in self.anchors:
+            return self.anchors[name]
+        return torch.full(self.lengths.shape, math.nan, device=self.owner.device)
 
     @classmethod
     def from_rows(cls, **branches: list[Tensor]) -> Scores:

@@ -8,8 +8,10 @@ from align.objectives.flat import FLAT
 from align.objectives.flex_dpo import FlexDPO
 from align.objectives.grad_ascent import GradAscent
 from align.objectives.hinge import Hinge
+from align.objectives.hypo import HyPO
 from align.objectives.idk import IDK
 from align.objectives.idk_dpo import IdkDPO
+from align.objectives.inpo import INPO
 from align.objectives.ipo import IPO
 from align.objectives.kl import KL
 from align.objectives.kto import KTO
@@ -17,8 +19,11 @@ from align.objectives.nll import NLL
 from align.objectives.npo import NPO
 from align.objectives.rmu import RMU
 from align.objectives.rpo import RPO
+from align.objectives.sampled_kl import SampledKL
 from align.objectives.simnpo import SimNPO
 from align.objectives.simpo import SimPO
+from align.objectives.sppo import SPPO
+from align.objectives.superhf import SuperHF
 from align.objectives.wga import WGA
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -27,8 +32,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "flex_dpo": FlexDPO,
     "grad_ascent": GradAscent,
     "hinge": Hinge,
+    "hypo": HyPO,
     "idk": IDK,
     "idk_dpo": IdkDPO,
+    "inpo": INPO,
     "ipo": IPO,
     "kl": KL,
     "kto": KTO,
@@ -36,8 +43,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "npo": NPO,
     "rmu": RMU,
     "rpo": RPO,
+    "sampled_kl": SampledKL,
     "simnpo": SimNPO,
     "simpo": SimPO,
+    "sppo": SPPO,
+    "superhf": SuperHF,
     "wga": WGA,
 }
 
@@ -45,6 +55,7 @@ __all__ = [
     "DPO",
     "FLAT",
     "IDK",
+    "INPO",
     "IPO",
     "KL",
     "KTO",
@@ -53,14 +64,18 @@ __all__ = [
     "OBJECTIVES",
     "RMU",
     "RPO",
+    "SPPO",
     "WGA",
     "FlexDPO",
     "GradAscent",
     "Hinge",
+    "HyPO",
     "IdkDPO",
     "Objective",
+    "SampledKL",
     "SimNPO",
     "SimPO",
+    "SuperHF",
     "Term",
     "Terms",
     "WeightedSum",

@@ -24,9 +24,10 @@ class Term:
     """One additive part of a loss.
 
     ``losses`` are the per-item values (float32, any shape; their sum is what counts), ``unit`` names what the sum is
-    divided by: ``"examples"``, ``"tokens:<branch>"`` for the target tokens of a branch, or a sum of units such as
-    ``"tokens:alternate+tokens:retain"``. The divisor is added up over the whole optimizer step on all ranks, so
-    accumulation, packing and world size do not change the loss.
+    divided by: ``"examples"``, ``"sequences:<branch>"`` or ``"tokens:<branch>"`` for the sequences of a branch or their
+    target tokens, or a sum of units such as ``"tokens:alternate+tokens:retain"``. The divisor is added up over the
+    whole optimizer step on all ranks, so accumulation, packing and world size do not change the loss. ``"step"``
+    divides by nothing: the term is a sum over the optimizer step, and no part of an evaluation's loss, which has none.
     """
 
     losses: Tensor
@@ -73,6 +74,11 @@ class Objective:
         return self.branches if self.needs_reference else ()
 
     @property
+    def anchors(self) -> tuple[str, ...]:
+        """Models, ``initial`` or ``previous``, under which rows must bring log-probs along; see ``Scores.anchor``."""
+        return ()
+
+    @property
     def units(self) -> tuple[str, ...]:
         """Every ``Term.unit`` that this objective can return."""
         return ("examples",)
@@ -110,6 +116,10 @@ class WeightedSum(Objective):
     @property
     def reference_branches(self) -> tuple[str, ...]:
         return _unique(b for o, _ in self.parts for b in o.reference_branches)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        return _unique(a for o, _ in self.parts for a in o.anchors)
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -170,6 +180,9 @@ def pair_metrics(
     }
 
 
+FRESH = ("sample", "survivor")  # branches that are drawn from the policy while it trains: rows have no columns for them
+
+
 def source_of(branch: str) -> str:
     """The branch whose columns ``branch`` is made of: ``retain`` for ``retain_all``, else itself."""
     return branch.removesuffix("_all")
@@ -177,4 +190,4 @@ def source_of(branch: str) -> str:
 
 def sources_of(branches: Iterable[str]) -> tuple[str, ...]:
     """The branches that rows must have for a batch of ``branches``, each once."""
-    return tuple(dict.fromkeys(map(source_of, branches)))
+    return tuple(dict.fromkeys(source_of(branch) for branch in branches if branch not in FRESH))

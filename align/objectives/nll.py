@@ -60,12 +60,12 @@ def branch_read(branch: str, positions: Positions) -> str:
 
 
 def norm_unit(norm: Norm, branch: str) -> str:
-    """The ``Term.unit`` that a normalisation divides by."""
-    return f"tokens:{branch}" if norm == "token_mean" else "examples"
+    """The ``Term.unit`` that a normalisation divides by; an example may have several sequences of one branch."""
+    return f"tokens:{branch}" if norm == "token_mean" else f"sequences:{branch}"
 
 
 def normalised(losses: Tensor, policy: Scores, branch: str, norm: Norm) -> Term:
-    """Per-sequence sums of token losses [B] as a term with the given normalisation."""
+    """Sums of token losses [n], one for each sequence of the branch, as a term with the given normalisation."""
     if norm == "seq_mean":
         losses = losses / policy.count(branch).clamp(min=1)
     return Term(losses, norm_unit(norm, branch))

@@ -51,5 +51,6 @@ class RPO(Objective):
         # handbook scales a token sum with beta, openrlhf a per-sequence mean without it: they agree at one length only
         handbook = self.preset == "handbook"
         imitation = NLL(branch="chosen", norm="sum" if handbook else "seq_mean")(policy, reference)
-        sft = Term(imitation.losses[0].losses, imitation.losses[0].unit, eta * beta if handbook else eta)
+        # a pair has one chosen answer, so this divides as the likelihood term does
+        sft = Term(imitation.losses[0].losses, weight=eta * beta if handbook else eta)
         return Terms((*preference.losses, sft), {**preference.metrics, **imitation.metrics})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from align.engine.scores import Scores
 from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
-from align.objectives.base import Objective, WeightedSum
+from align.objectives.base import FRESH, Objective, WeightedSum
 from align.probes.probe_set import OTHER_ROWS
 
 SLOPE_WINDOW = 5  # readings that a slope is fitted to
@@ -243,8 +243,8 @@ def reward_margins(objective: Objective, now: ProbeScores, reference: ProbeScore
     if isinstance(objective, WeightedSum):
         found = (reward_margins(part, now, reference) for part, _ in objective.parts)
         return next((margins for margins in found if margins is not None), None)
-    if not {"chosen", "rejected"} <= set(objective.branches):
-        return None
+    if not {"chosen", "rejected"} <= set(objective.branches) or objective.anchors:
+        return None  # no pairs, or log-probs that probe rows do not bring along
     margins = []
     for i in range(now.chosen.numel()):
         metrics = objective(_pair(now, i), _pair(reference, i)).metrics
@@ -288,6 +288,7 @@ def _pair(scores: ProbeScores, i: int) -> Scores:
     logp = torch.stack([scores.chosen[i], scores.rejected[i]])
     lengths = torch.stack([scores.chosen_tokens[i], scores.rejected_tokens[i]]).long()
     sequences = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
+    sequences |= dict.fromkeys(FRESH, torch.empty(0, dtype=torch.long))  # none, for objectives that read them too
     return Scores({"logp": logp}, torch.tensor([0, 1]), sequences, lengths)
 
 

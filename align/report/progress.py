@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 HEADER_EVERY = 25
@@ -40,6 +40,28 @@ FORGETTING: Columns = (
     ("nll(retain)", "nll/retain", 11, 3, 3),
     *_SPEED,
 )
+# with fresh samples beside the pairs: the KL to the reference on them, in nats per sample
+HYBRID: Columns = (*PAIRS[:4], ("kl", "kl/sampled", 6, 3, 2), *PAIRS[4:])
+# the judge's scores of all samples and of those kept, and how alike the kept ones are
+SURVIVORS: Columns = (
+    ("step", "step", 5, 0, 0),
+    ("loss", "loss", 6, 3, 4),
+    ("reward", "reward/samples", 6, 3, 2),
+    ("kept", "reward/kept", 6, 3, 2),
+    ("alike", "similarity/survivors", 5, 3, 2),
+    ("kl", "kl_forward/survivor", 6, 3, 3),
+    ("tokens", "samples/tokens", 6, 3, 0),
+    *_SPEED,
+)
+
+
+def columns_for(branches: Collection[str]) -> Columns:
+    """The columns that suit an objective, by the branches that it reads."""
+    if "survivor" in branches:
+        return SURVIVORS
+    if "sample" in branches:
+        return HYBRID
+    return FORGETTING if {"forget", "alternate"} & set(branches) else PAIRS
 
 
 class Progress:

@@ -24,8 +24,10 @@ STILL_NATS = 1.0  # neither side moved by this much: the run hardly trained
 WIDE_ACCURACY = 0.1  # half width of the accuracy's interval beyond which more pairs are the first advice
 NO_MARGIN = 0.01  # start and reference are one model up to rounding: accuracy at the start is chance
 
+LAST = 5  # log steps whose estimates of the sampled KL are averaged
+
 NOT_MEASURED = "not measured"
-_SHOWN = ("learned", "suppression", "dispersion", "length", "next")
+_SHOWN = ("learned", "suppression", "dispersion", "length", "distance", "next")
 
 _MORE_PULL_ON_CHOSEN = {
     "dpo": "try objective.name=rpo, flex_dpo with a smaller beta_minus, or a larger beta",
@@ -104,6 +106,7 @@ def verdict(
         _length(records, end),
     ]
     by_name = {finding.name: finding for finding in findings}
+    findings += _sampled_kl(records)
     findings.append(Finding("next", "", _next(by_name, end, objective)))
     return Verdict(headline(run, seconds, stopped), tuple(findings), dict(paths or {}))
 
@@ -206,6 +209,16 @@ def _length(records: Sequence[Mapping[str, Any]], end: Mapping[str, Any]) -> Fin
     growth = sampled[-1] / sampled[0] - 1
     facts |= {"start_tokens": sampled[0], "end_tokens": sampled[-1], "growth": growth}
     return Finding("length", f"{growth:+.0%}", taught, facts)
+
+
+def _sampled_kl(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """With fresh samples: how far the policy went from the reference, by its own answers."""
+    seen = [value for record in records if (value := finite(record.get("kl/sampled"))) is not None]
+    if not seen:
+        return []
+    text = f"nats per fresh sample to the reference in the last {LAST} log steps or fewer (noisy; it may dip below 0)"
+    last = seen[-LAST:]
+    return [Finding("distance", f"{sum(last) / len(last):.2f}", text, {"readings": len(seen), "last": last})]
 
 
 def _next(found: Mapping[str, Finding], end: Mapping[str, Any], objective: str) -> str:

@@ -37,6 +37,7 @@ from align.launch import check_launch
 from align.objectives.base import Objective, sources_of
 from align.reference.digest import model_digest
 from align.reference.policy import ReferencePolicy, Strategy, choose, frozen
+from align.reference.rows import check_anchors
 from align.reference.store import LogProbStore, sequence_key
 from align.reference.sync import SyncReference
 from align.report.card import CardFacts, model_card
@@ -67,6 +68,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         reference_sync: (every, mix): each ``every`` steps the reference moves to ``mix`` * policy + (1 - ``mix``) *
             reference (TR-DPO, arXiv 2404.09656); None keeps it where it was at the start.
         store_dir: folder of the reference log-prob store; None for no store.
+        reference_rows: take the reference's log-probs from the rows, columns such as ``chosen_logp_initial`` for
+            ``initial``; no reference model is kept then.
         max_length: most tokens of prompt and answer together, None for no limit.
         truncation: what happens to longer rows: ``drop``, ``keep_start``, ``keep_end`` or ``prompt_left``.
         order: data-set order by epoch, a pure function; shuffled by seed and epoch if None.
@@ -78,6 +81,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
     """
 
     _tag_names: ClassVar = ["trl", "align"]
+    stores_reference: ClassVar = True  # whether rows come back, so that keeping their log-probs on disk is of use
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         reference: Strategy = "auto",
         reference_sync: tuple[int, float] | None = None,
         store_dir: str | Path | None = None,
+        reference_rows: str | None = None,
         max_length: int | None = 1024,
         truncation: str = "drop",
         order: Order | None = None,
@@ -107,10 +112,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         model = _load(model, args)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         switch_dropout_off(model)
-
         self.objective, self.order = objective, order
-        collator = TreeCollator(objective.branches, feed_last=feeds_last(objective.reads()))
-
+        collator = self.make_collator()
         say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
 
         def ready(data: Any) -> Any:
@@ -122,11 +125,13 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
         for rows in (*self.tables(train_dataset), *self.tables(eval_dataset)):
             _check_positions(model, rows, collator)
+            check_anchors(objective, reference_rows, rows)
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         self.digest: str | None = None
         if reference_sync is not None:
             store_dir = None  # what moves is not worth keeping
+        self.reference_rows = reference_rows
         kept = self._keep_reference(
             model, args, reference, store_dir, peft_config, collator, train_dataset, eval_dataset
         )
@@ -166,7 +171,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         *datasets: Any,
     ) -> tuple[Strategy, nn.Module | None, LogProbStore | None] | None:
         """Resolve the strategy while the policy still is what it was at the start, before anything wraps it."""
-        if not self.objective.needs_reference:
+        if not self.objective.needs_reference or self.reference_rows is not None:
             return None
         fresh = peft_config is not None
         if fresh and getattr(peft_config, "init_lora_weights", True) not in _HARMLESS_STARTS:
@@ -184,7 +189,9 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self.digest = gather_object([mine])[0]
         store = None
         # the store holds log-probs alone
-        stores = not any(r.needs_reference or isinstance(r, Hidden) for r in self.objective.reads())
+        stores = self.stores_reference and not any(
+            r.needs_reference or isinstance(r, Hidden) for r in self.objective.reads()
+        )
         if store_dir is not None and stores:
             about = {"model": model.config._name_or_path, "digest": self.digest, "compute_dtype": mixed}
             store = LogProbStore(Path(store_dir), self.digest, about)
@@ -195,6 +202,10 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         if resolved == "reload":
             return resolved, _load_again(model), store
         return resolved, frozen(model), store
+
+    def make_collator(self) -> TreeCollator:
+        """What turns prepared rows into batches."""
+        return TreeCollator(self.objective.branches, feed_last=feeds_last(self.objective.reads()))
 
     def prepared(self, data: Data, tokenizer: Any, seed: int, say: Callable[[str], Any], **limits: Any) -> Data:
         """Prepared rows as they are, raw ones tokenised with a word on what became of them."""

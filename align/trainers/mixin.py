@@ -43,6 +43,7 @@ class AlignMixin(_Trainer):
     objective: Objective
     engine: ScoringEngine
     reference: ReferencePolicy | None
+    reference_rows: str | None = None  # the anchor that stands for the reference, where rows bring its log-probs along
     order: Order | None = None
     token_budget: int | None = None
     step_examples: int  # examples of one optimizer step, all ranks together
@@ -65,6 +66,7 @@ class AlignMixin(_Trainer):
         """The micro-batches of one optimizer step, and what its loss is divided by, added up over all ranks."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if samples:
+            samples = self.completed(samples)
             self._window, self._missing = self._plan_window([s["tree"] for s in samples], device)
         return samples, None
 
@@ -210,7 +212,13 @@ class AlignMixin(_Trainer):
                 hidden=tuple(read for read in reads if isinstance(read, Hidden)),
             )
         policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
+        if self.reference_rows is not None and self.objective.needs_reference:
+            reference = policy.anchored(self.reference_rows)
         return policy, self.objective(policy, reference)
+
+    def completed(self, window: list[dict]) -> list[dict]:
+        """The micro-batches of one optimizer step, with what can only be added now that the policy is known."""
+        return window
 
     def _plan_window(self, batches: list[TreeBatch], device: torch.device) -> tuple[dict[str, float], list[bool]]:
         """Divisors of the step and, per micro-batch, whether any rank must compute reference rows."""

@@ -16,7 +16,7 @@ from align.data.collator import TreeCollator
 from align.data.packing import sequential_packs
 from align.errors import Stopped
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
-from align.report.progress import FORGETTING, PAIRS, Progress
+from align.report.progress import Progress, columns_for
 from align.run import RunDirectory
 
 PROBE_STATE = "probe.json"
@@ -89,7 +89,7 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        columns = FORGETTING if {"forget", "alternate"} & set(self.trainer.objective.branches) else PAIRS
+        columns = columns_for(self.trainer.objective.branches)
         self.progress = Progress(
             echo=self.echo, total_steps=state.max_steps, chosen_drop_nats=self.limit, columns=columns
         )

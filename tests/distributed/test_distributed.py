@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import load_file
 from saved_model import save_model
 
+from align.sampling.files import read_tables
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CONFIGS = {
@@ -33,6 +35,7 @@ CONFIGS = {
 }
 CASES = ("full", "lora", "kl-full", "unlearn")
 MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter", "unlearn-kl")
+FRESH = ("hypo", "superhf")
 STORE = ("full-store-seed", "full-store", "full-store-again")
 
 # where DeepSpeed compiles: in the user's cache a build that was killed leaves a lock, and every later run waits for it
@@ -142,6 +145,27 @@ def test_two_processes_have_the_losses_of_one(launch: Launch, label: str) -> Non
         assert [len(rank["flags"]) for rank in result["ranks"]] == [10, 10]
     assert _result(folder, label, "lora")["strategy"] == "adapter_off"
     assert _result(folder, label, "full")["strategy"] == ("reload" if label == "zero3" else "copy")
+
+
+@pytest.mark.parametrize(
+    "label", ["ddp", *(pytest.param(sharded, marks=pytest.mark.slow) for sharded in ("fsdp2", "zero3"))]
+)
+def test_fresh_samples_on_two_processes_are_those_of_one(launch: Launch, label: str) -> None:
+    launch("single", FRESH)
+    folder = launch(label, FRESH)
+    for case in FRESH:
+        _compare(folder, label, case)
+        one, two = (_drawn(folder / f"{name}-{case}/samples") for name in ("single", label))
+        assert one == two
+        assert len(one) == 33 * 3
+        ranks = {file.stem[-2:] for file in (folder / f"{label}-{case}/samples").iterdir()}
+        assert ranks == {"r0", "r1"}
+
+
+def _drawn(folder: Path) -> dict[tuple, tuple]:
+    """What was drawn, by step, prompt and sample."""
+    rows = read_tables(sorted(folder.iterdir()))
+    return {(r["step"], tuple(r["prompt_ids"]), r["index"]): (tuple(r["ids"]), r["selected"]) for r in rows}
 
 
 @pytest.mark.slow

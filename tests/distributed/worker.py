@@ -25,8 +25,12 @@ from saved_model import rows, tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
 
 from align.compat import training_config  # noqa: E402
-from align.objectives import DPO, KL, NLL, NPO, RMU, WeightedSum  # noqa: E402
+from align.objectives import DPO, KL, NLL, NPO, RMU, HyPO, SuperHF, WeightedSum  # noqa: E402
+from align.recipe_sampling import Sampling  # noqa: E402
+from align.sampling.judges import ScoreJudge  # noqa: E402
+from align.trainers.hypo import HyPOTrainer  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
+from align.trainers.superhf import SuperHFTrainer  # noqa: E402
 from align.trainers.unlearn import UnlearnTrainer  # noqa: E402
 
 GLOBAL_BATCH = 8
@@ -54,6 +58,33 @@ class Watched(Watching, PreferenceTrainer):
 
 class Unlearning(Watching, UnlearnTrainer):
     """Rows to forget."""
+
+
+class Hybrid(Watching, HyPOTrainer):
+    """Pairs, and fresh samples of their prompts."""
+
+
+class Imitating(Watching, SuperHFTrainer):
+    """Prompts, and the best fresh samples."""
+
+
+class Words(ScoreJudge):
+    """Likes words of high numbers."""
+
+    name = "words"
+
+    def score(self, prompts: Any, responses: Any) -> list[float]:
+        return [sum(int(word[1:]) for word in text.split()) / 100 for text in responses]
+
+
+def online(words: list[str], data: Dataset) -> tuple[Any, dict[str, Any]]:
+    """Trainer, objective and rows that draw samples while they train."""
+    sampling = Sampling(samples=3, max_new_tokens=5, batch_size=4)
+    if "hypo" in words:
+        return Hybrid, {"objective": HyPO(kl_weight=0.5), "train_dataset": data, "sampling": sampling}
+    prompts = data.select_columns(["prompt_ids"]).add_column("row", range(len(data)))
+    prompts = prompts.add_column("prompt", [json.dumps(f"prompt {i}") for i in range(len(data))])
+    return Imitating, {"objective": SuperHF(), "train_dataset": prompts, "sampling": sampling, "judge": Words()}
 
 
 def forgetting(words: list[str], data: Dataset) -> dict[str, Any]:
@@ -97,6 +128,9 @@ def build(folder: Path, label: str, case: str) -> Any:
     if "adapter" in words:  # one that has learned something, so that the reference is base and adapter
         learned = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(model), learned)
+    if {"hypo", "superhf"} & set(words):
+        kind, options = online(words, data)
+        return kind(model, args=args, processing_class=tokenizer(), **options)
     if "unlearn" in words:
         return Unlearning(model, args=args, processing_class=tokenizer(), **forgetting(words, data))
     return Watched(
@@ -133,7 +167,7 @@ def run(folder: Path, label: str, case: str) -> None:
     out = {
         "loss": [s["loss"] for s in steps],
         "grad_norm": [s["grad_norm"] for s in steps],
-        "margins": [s.get("rewards/margins", s.get("p/forget")) for s in steps],
+        "margins": [s.get("rewards/margins", s.get("p/forget", s.get("reward/kept"))) for s in steps],
         "eval_loss": evaluated.get("eval_loss", 0.0),
         "start_gap": trainer.start_gap,
         "mode": trainer.engine.mode,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from align.engine.scores import Scores
-from align.objectives import DPO, IPO, NLL, OBJECTIVES, RPO, FlexDPO, Hinge, Objective, SimPO
+from align.objectives import DPO, INPO, IPO, NLL, OBJECTIVES, RPO, SPPO, FlexDPO, Hinge, Objective, SimPO
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 
@@ -37,9 +37,10 @@ def pair() -> dict[str, Tensor]:
 def scores(pair: dict[str, Tensor], side: str) -> Scores:
     """One token for each answer carries its sum; the lengths are the true ones."""
     logp, lengths = torch.cat([pair[f"{side}_w"], pair[f"{side}_l"]]), torch.cat([pair["t_w"], pair["t_l"]])
-    return Scores(
-        {"logp": logp}, torch.arange(10), {"chosen": torch.arange(5), "rejected": torch.arange(5, 10)}, lengths
-    )
+    held = torch.cat([pair["r_w"], pair["r_l"]])
+    sequences = {"chosen": torch.arange(5), "rejected": torch.arange(5, 10)}
+    anchors = {"initial": held, "previous": held / 2}
+    return Scores({"logp": logp}, torch.arange(10), sequences, lengths, anchors=anchors)
 
 
 CASES = (
@@ -51,7 +52,9 @@ CASES = (
     "ipo_token",
     "handbook",
     "openrlhf",
+    "inpo",
     "simpo",
+    "sppo",
     "nll_sum",
     "nll_token",
 )
@@ -77,6 +80,9 @@ def expected(name: str, pair: dict[str, Tensor]) -> tuple[Objective, Tensor | fl
         "ipo_token": (IPO(), per_token / t_w, per_token / t_l),
         "handbook": (RPO(preset="handbook"), 0.01 * (s(0.01 * ratio) + 0.005), 0.01 * s(0.01 * ratio)),
         "openrlhf": (RPO(), 0.5 * s(0.5 * ratio) + 0.2 / t_w, 0.5 * s(0.5 * ratio)),
+        # a quarter of the reference and three quarters of half of it
+        "inpo": (INPO(0.1, 0.25), *[2 * (5 - (l_w - l_l) + 0.625 * (pair["r_w"] - pair["r_l"]))] * 2),
+        "sppo": (SPPO(), 2 * (5 - d_w), 2 * (5 + d_l)),
         "simpo": (SimPO(), simpo / t_w, simpo / t_l),
         "nll_sum": (NLL(norm="sum"), 1.0, 0.0),
         "nll_token": (NLL(), 5 / t_w.sum(), 0.0),
@@ -86,7 +92,8 @@ def expected(name: str, pair: dict[str, Tensor]) -> tuple[Objective, Tensor | fl
 @pytest.mark.parametrize("name", CASES)
 def test_pulls(name: str, pair: dict[str, Tensor]) -> None:
     objective, pull_w, pull_l = expected(name, pair)
-    divisor = {"examples": 1.0, "tokens:chosen": pair["t_w"].double().sum() / 5}  # B times the mean over pairs
+    # B times the mean over pairs
+    divisor = {"examples": 1.0, "sequences:chosen": 1.0, "tokens:chosen": pair["t_w"].double().sum() / 5}
     terms = objective(scores(pair, "l"), scores(pair, "r")).losses
     total = sum(term.weight * term.losses.sum() / divisor[term.unit] for term in terms)
     on_w, on_l = torch.autograd.grad(total, [pair["l_w"], pair["l_l"]])

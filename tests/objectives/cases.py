@@ -4,7 +4,11 @@ Sums: chosen -1.75 and -2 (reference -2.5 and -1.5), rejected -2 and -2.5 (refer
 are d_w = (0.75, -0.5), d_l = (-0.5, 0) and d_w - d_l = (1.25, -0.5); lengths are (3, 1) and (2, 4). For unlearning the
 same two rows have forget answers with the rejected ones' numbers and alternate answers with the chosen ones'; retained
 answers, of lengths (1, 2), sum to -1 and -0.75 (reference -0.5 and -1), with their prompts to -4 and -1.5. ``loss`` is
-what an optimizer step over just these pairs has: each term divided by its own unit. ``d_w`` and ``d_l`` are the pulls:
+what an optimizer step over just these pairs has: each term divided by its own unit. Samples, one of each prompt and of
+lengths (2, 3), sum to -2 and -2 (reference -1.5 and -3), so D = (-0.5, 1), by token (0.5, -1) and (0.25, 0.5, 0.25);
+survivors are the same. Anchors: ``initial`` is the reference, ``previous`` has log-ratios (0.25, -0.25) and (-1, 1).
+
+``d_w`` and ``d_l`` are the pulls:
 minus the gradient by the chosen (or alternate) sum, and the gradient by the rejected (or forget) sum, of the sum over
 pairs; None where tokens of an answer are not pulled alike.
 """
@@ -17,6 +21,7 @@ from align.objectives import (
     DPO,
     FLAT,
     IDK,
+    INPO,
     IPO,
     KL,
     KTO,
@@ -24,37 +29,48 @@ from align.objectives import (
     NPO,
     RMU,
     RPO,
+    SPPO,
     WGA,
     FlexDPO,
     GradAscent,
     Hinge,
+    HyPO,
     IdkDPO,
     Objective,
+    SampledKL,
     SimNPO,
     SimPO,
+    SuperHF,
     WeightedSum,
 )
 
 Rows = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def _with_unlearning(chosen: Rows, rejected: Rows, retain: Rows, retain_all: Rows) -> dict[str, Rows]:
+def _all_branches(chosen: Rows, rejected: Rows, retain: Rows, retain_all: Rows, sample: Rows) -> dict[str, Rows]:
     pair = {"chosen": chosen, "rejected": rejected}
-    return {**pair, "alternate": chosen, "forget": rejected, "retain": retain, "retain_all": retain_all}
+    forgetting = {"alternate": chosen, "forget": rejected, "retain": retain, "retain_all": retain_all}
+    return {**pair, **forgetting, "sample": sample, "survivor": sample}
 
 
-POLICY = _with_unlearning(
+POLICY = _all_branches(
     ((-0.5, -1.0, -0.25), (-2.0,)),
     ((-1.5, -0.5), (-0.25, -0.75, -1.0, -0.5)),
     ((-1.0,), (-0.5, -0.25)),
     ((-3.0, -1.0), (-0.25, -0.5, -0.5, -0.25)),
+    ((-0.5, -1.5), (-1.0, -0.25, -0.75)),
 )
-REFERENCE = _with_unlearning(
+REFERENCE = _all_branches(
     ((-0.75, -1.25, -0.5), (-1.5,)),
     ((-1.0, -0.5), (-0.5, -0.5, -1.25, -0.25)),
     ((-0.5,), (-0.5, -0.5)),
     ((-2.0, -0.5), (-0.25, -0.25, -0.5, -0.5)),
+    ((-1.0, -0.5), (-1.25, -0.75, -1.0)),
 )
+ANCHORS = {
+    "initial": {"chosen": (-2.5, -1.5), "rejected": (-1.5, -2.5)},
+    "previous": {"chosen": (-2.0, -1.75), "rejected": (-1.0, -3.5)},
+}
 # Over two words, the policy (1/2, 1/2) and the reference (1/4, 3/4) at every token: by hand, ln 3 / 4 * 3 - ln 2 and
 # ln 2 - ln 3 / 2.
 KL_FORWARD, KL_REVERSE = 0.13081203594113697, 0.14384103622589042
@@ -137,6 +153,23 @@ CASES: dict[str, tuple[Case, ...]] = {
         # the first margin, 1.25, is beyond 1 and stops pulling
         Case(Hinge(beta=1.0), (0.0, 1.5), 0.75, (0.0, 1.0), (0.0, 1.0)),
     ),
+    "hypo": (
+        # DPO at beta 0.5, plus a quarter of sampled_kl as below
+        Case(
+            HyPO(beta=0.5, kl_weight=0.25),
+            (0.3037006783, 1.0759394199),
+            0.6898200491,
+            (0.1743225677, 0.2810882504),
+            (0.1743225677, 0.2810882504),
+        ),
+        Case(
+            HyPO(beta=0.5, label_smoothing=0.1, kl_weight=0.0),
+            (0.4912006783, 0.8009394199),
+            0.6460700491,
+            (0.1243225677, 0.2310882504),
+            (0.1243225677, 0.2310882504),
+        ),
+    ),
     "idk": (
         # 3.75 nats over four alternate tokens and 1.75 over three retained ones: 5.5 / 7, not 3.75 / 4 + 1.75 / 3
         Case(IDK(), (2.75, 2.75), 0.7857142857, (1.0, 1.0), (0.0, 0.0)),
@@ -150,6 +183,15 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.6972902707, 1.1243530018),
             (0.6972902707, 1.1243530018),
         ),
+    ),
+    "inpo": (
+        # chosen 0.375 and -0.3125 above the mix, rejected -0.875 and 0.75: h = (1.25, -1.0625), aimed at 2
+        Case(INPO(eta=0.25, tau_ratio=0.25), (0.5625, 9.37890625), 4.970703125, (1.5, 6.125), (1.5, 6.125)),
+        # the initial policy alone, h = (1.25, -0.5), and the previous one alone, h = (1.25, -1.25)
+        Case(INPO(eta=0.25, tau_ratio=1.0), (0.5625, 6.25), 3.40625, (1.5, 5.0), (1.5, 5.0)),
+        Case(INPO(eta=0.25, tau_ratio=0.0), (0.5625, 10.5625), 5.5625, (1.5, 6.5), (1.5, 6.5)),
+        # h = (1.25, -1), aimed at 100
+        Case(INPO(), (9751.5625, 10201.0), 9976.28125, (197.5, 202.0), (197.5, 202.0)),
     ),
     "ipo": (
         # h = (0.75/3 + 0.5/2, -0.5/1 - 0/4) = (0.5, -0.5), aimed at 2
@@ -219,6 +261,13 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.1743225677, 0.2810882504),
         ),
     ),
+    "sampled_kl": (
+        # the value is the log-ratio itself, whichever estimator gives the gradient (tests/objectives/test_online.py)
+        Case(SampledKL(), (-0.5, 1.0), 0.25),
+        Case(SampledKL("score", baseline="leave_one_out"), (-0.5, 1.0), 0.25),
+        Case(SampledKL("score", clip=0.75), (-0.5, 1.0), 0.25),
+        Case(SampledKL("k2"), (-0.5, 1.0), 0.25),
+    ),
     "simnpo": (
         # log(1 + e^x) at x = 2 (-1 + 0.25, -0.625 + 0.25)
         Case(
@@ -238,6 +287,16 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.2782865290, 1.9253462253),
             (0.4174297935, 0.4813365563),
         ),
+    ),
+    "sppo": (
+        # targets 1 and -1: 0.25^2 + 0.5^2 and 1.5^2 + 1^2
+        Case(SPPO(beta=0.5), (0.3125, 3.25), 1.78125, (0.5, 3.0), (1.0, 2.0)),
+    ),
+    "superhf": (
+        # 4 nats over five tokens; the KL is the same at every token, so its mean over a sequence is, too
+        Case(SuperHF(kl_weight=0.5), (2.0 + KL_FORWARD / 2, 2.0 + KL_FORWARD / 2), 0.8 + KL_FORWARD / 2),
+        Case(SuperHF(0.5, released=True), (2.0 + KL_FORWARD / 2, 2.0 + KL_FORWARD / 2), 0.8 + KL_FORWARD),
+        Case(SuperHF(kl_weight=0.0), (2.0, 2.0), 0.8),
     ),
     "wga": (
         # such as -1.5 e^-1.5 - 0.5 e^-0.5; six tokens

@@ -338,7 +338,7 @@ def test_positions_choose_the_branch() -> None:
     both = WeightedSum(((NLL(branch="retain", positions="all"), 1.0), (KL(branch="forget", positions="all"), 1.0)))
     assert both.branches == ("retain_all", "forget_all")
     assert both.units == ("tokens:retain_all", "tokens:forget_all")
-    assert NLL(branch="retain", positions="all", norm="sum").units == ("examples",)
+    assert NLL(branch="retain", positions="all", norm="sum").units == ("sequences:retain_all",)
 
 
 def test_a_recipes_list_is_the_method() -> None:

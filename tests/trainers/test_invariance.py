@@ -29,9 +29,12 @@ from align.objectives import (
     RPO,
     WGA,
     Hinge,
+    HyPO,
     Objective,
+    SampledKL,
     SimNPO,
     SimPO,
+    SuperHF,
     Term,
     Terms,
     WeightedSum,
@@ -45,6 +48,11 @@ OBJECTIVES_AND_SUMS: dict[str, Objective] = {
     # alone it is at its minimum from the start
     "kl": WeightedSum(((NLL(), 1.0), (KL(), 2.0))),
     "kl-reverse": WeightedSum(((NLL(), 1.0), (KL(branch="rejected", direction="reverse", norm="sum"), 0.5))),
+    "hypo": HyPO(kl_weight=0.5, baseline="leave_one_out"),
+    "sampled_kl": WeightedSum(((DPO(), 1.0), (SampledKL("k2"), 0.5))),  # alone it has no slope at the start
+    "hypo-to-go": HyPO(kl_weight=0.5, estimator="reward_to_go"),
+    "superhf": SuperHF(kl_weight=2.0),
+    "superhf-released": SuperHF(released=True),
     "rpo-handbook": RPO("handbook", beta=0.3, eta=0.5),
     "simnpo": SimNPO(beta=0.3),  # a random model is so sure of nothing that the default has no slope there
     "flat": WeightedSum(((FLAT("jeffrey"), 30.0),)),  # nor are the probabilities more than some hundredths

@@ -1,0 +1,132 @@
+"""Pairs of a round with the four log-probs that training reads: both answers under two earlier policies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from accelerate.utils import gather_object
+
+from align.engine.probe import probe
+from align.engine.scoring import ScoringEngine, attach
+from align.errors import UserError
+from align.eval.subject import Subject
+from align.recipe import Recipe
+from align.rounds.policy import World, loaded
+from align.rounds.stages import Round
+from align.sampling.files import write_table
+
+_IDS = pa.list_(pa.int32())
+_LOGPS = [f"{branch}_logp_{model}" for model in ("initial", "previous") for branch in ("chosen", "rejected")]
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("prompt_ids", _IDS),
+        ("chosen_ids", _IDS),
+        ("rejected_ids", _IDS),
+        *((name, pa.float64()) for name in _LOGPS),  # nats, of whole answers
+    ]
+)
+
+
+def dropped(round: Round) -> Counter[str]:
+    """Prompts that gave no pair, and samples that were left aside, by reason."""
+    total: Counter[str] = Counter()
+    for notes in round.notes():
+        total.update(notes["dropped"])
+    return total
+
+
+def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Callable[[str], Any]) -> None:
+    """Score the chosen pairs under the round's policy and the initial one, one model at a time, and write them.
+
+    Raises:
+        UserError: where no pair is left.
+    """
+    lines = round.lines("judged")
+    pairs = _chosen(lines)
+    why = ", ".join(f"{count:,} {reason}" for reason, count in dropped(round).most_common())
+    if not pairs:
+        raise UserError(
+            f"Round {round.number}: no pair is left of {len(round.prompts):,} prompts ({why}). The judge must tell "
+            "answers apart: draw more of them (sampling.samples), longer ones, or at a higher temperature."
+        )
+    cut = sum(line["finish"] == "length" for line in lines)
+    say(
+        f"{len(pairs):,} pairs of {len(round.prompts):,} prompts"
+        + (f"; dropped: {why}" if why else "")
+        + (f"; {cut:,} of {len(lines):,} samples end at the length limit" if cut else "")
+    )
+    with loaded(recipe, run, round.number, world) as policy:
+        subject = _subject(policy, world, say)
+        _check_server(subject, round)
+        previous = _logps(subject, pairs)
+        del subject
+    initial = previous
+    if round.number > 1:
+        with loaded(recipe, run, 1, world) as policy:
+            initial = _logps(_subject(policy, world, say), pairs)
+    if world.rank == 0:
+        rows = [
+            {**pair, **_named(before, "initial"), **_named(of, "previous")}
+            for pair, before, of in zip(pairs, initial, previous, strict=True)
+        ]
+        write_table(round.pairs, rows, SCHEMA)
+
+
+def _chosen(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Prompt and both answers of every pair, in the order of the prompts."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line["selected"] in ("chosen", "rejected"):
+            pair = found.setdefault(line["row"], {"row": line["row"], "prompt_ids": line["prompt_ids"]})
+            pair[f"{line['selected']}_ids"] = line["ids"]
+    return list(found.values())
+
+
+def _named(logps: Mapping[str, float], model: str) -> dict[str, float]:
+    return {f"{branch}_logp_{model}": value for branch, value in logps.items()}
+
+
+def _subject(policy: Sequence[Any], world: World, say: Callable[[str], Any]) -> Subject:
+    """A model and its tokenizer under our engine."""
+    model, tokenizer = policy
+    attach(model)
+    engine = ScoringEngine()
+    probe(engine, model, world.device, lambda flag: all(gather_object([bool(flag)])))
+    return Subject(
+        model,
+        tokenizer,
+        engine,
+        device=world.device,
+        rank=world.rank,
+        world=world.size,
+        autocast=world.autocast,
+        say=say,
+    )
+
+
+def _logps(subject: Subject, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Summed log-probs, in nats, of both answers of every pair."""
+    branches = [{name: pair[f"{name}_ids"] for name in ("chosen", "rejected")} for pair in pairs]
+    values = subject.score([pair["prompt_ids"] for pair in pairs], branches, where="pair")
+    return [{name: float(reads["logp"].sum()) for name, reads in row.items()} for row in values]
+
+
+def _check_server(subject: Subject, round: Round) -> None:
+    """Where a server drew the samples: that it has the weights whose name it bears."""
+    lines, theirs = round.server_logps()
+    if not lines:
+        return
+    from align.sampling.server import check_weights
+
+    values = subject.score([line["prompt_ids"] for line in lines], [{"sample": line["ids"]} for line in lines])
+    try:
+        gap = check_weights(theirs, [row["sample"]["logp"].tolist() for row in values])
+    except UserError as error:
+        raise UserError(f"{error}\nBefore that remove {round.folder}, whose samples are another model's.") from error
+    if gap is not None:
+        subject.say(f"the server's log-probs differ from ours by {gap:.2g} nats a token")

@@ -1,0 +1,167 @@
+"""The policy of a round: which it is, how every process loads it whole, and the recipe that trains it on."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from align.compat import loaded_whole
+from align.data.tokenize import load_tokenizer
+from align.errors import DoesNotFit, Stopped, UserError
+from align.models import load_model
+from align.recipe import Recipe
+from align.recipe_sections import Lora, Model
+from align.reference.digest import model_digest
+from align.run import write_atomically
+
+PAIRS = "pairs.parquet"
+TRAIN = "train"
+_POLICY = "policy.json"
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, and what forwards compute in.
+
+    ``mixed`` is the type of mixed precision in training, or None: log-probs are computed in it here, too.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mixed: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, args: Any) -> World:
+        """The processes that ``TrainingArguments`` found."""
+        name = "bf16" if args.bf16 else "fp16" if args.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        state: PartialState = args.distributed_state
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+        return cls(state.process_index, state.num_processes, args.device, mixed)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
+
+    def together(self, work: Callable[[], Any]) -> None:
+        """Do this process's share; when all have done theirs, or one of them could not, go on or raise on all.
+
+        Raises:
+            UserError: of the first process that could not.
+        """
+        if self.size == 1:
+            work()
+            return
+        problem = None
+        try:
+            work()
+        except UserError as error:
+            problem = (type(error).__name__, str(error))
+        for found in gather_object([problem]):
+            if found is not None:
+                kinds = {kind.__name__: kind for kind in (UserError, DoesNotFit, Stopped)}
+                raise kinds.get(found[0], UserError)(found[1])
+
+
+def round_folder(run: Path, number: int) -> Path:
+    """Where the files of a round are; the first is round 1."""
+    return run / "rounds" / f"{number:02d}"
+
+
+def policy_section(recipe: Recipe, run: Path, number: int) -> Model:
+    """The model section of the policy at the start of a round: the recipe's own, or what the last round trained."""
+    if number == 1:
+        return recipe.model
+    trained = str((round_folder(run, number - 1) / TRAIN / "model").resolve())
+    if recipe.model.lora is not None:  # the same adapter goes on; what is under it never changes
+        return recipe.model.model_copy(update={"lora": Lora(adapter=trained)})
+    return recipe.model.model_copy(update={"id": trained, "revision": None})
+
+
+@contextlib.contextmanager
+def loaded(recipe: Recipe, run: Path, number: int, world: World) -> Iterator[list[Any]]:
+    """The policy at the start of a round and its tokenizer, whole on every process, and gone afterwards.
+
+    They come as a list that is emptied at the end: pass them on, since a name of one's own would keep the model in
+    memory. All processes call it together.
+
+    Raises:
+        UserError: where it cannot be loaded, or is another than it was when the round began.
+    """
+    section = policy_section(recipe, run, number)
+    found: list[Any] = []
+
+    def load() -> None:
+        tokenizer = load_tokenizer(section, base=recipe.base)
+        with loaded_whole():
+            model = load_model(section, base=recipe.base)
+        if world.rank == 0:
+            _remember(round_folder(run, number) / _POLICY, model_digest(model, adapters=True, compute_dtype=""))
+        # a quantised one is on its device already
+        found.extend(((model if section.load_in else model.to(world.device)).eval(), tokenizer))
+
+    world.together(load)
+    try:
+        yield found
+    finally:
+        found.clear()
+        free()
+
+
+def policy_digest(recipe: Recipe, run: Path, number: int) -> str:
+    """Digest of the policy at the start of a round, on every process; loads it once, on the first one."""
+    file = round_folder(run, number) / _POLICY
+    if not file.exists():
+        with loaded_whole():
+            model = load_model(policy_section(recipe, run, number), base=recipe.base)
+        _remember(file, model_digest(model, adapters=True, compute_dtype=""))
+    return json.loads(file.read_text())["digest"]
+
+
+def free() -> None:
+    """Give memory back before the next model comes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
+    """The ordinary recipe of a round's training."""
+    assert recipe.rounds is not None
+    folder = round_folder(run, number)
+    raw = recipe.dump()
+    for name in ("sampling", "judge", "select", "rounds"):
+        del raw[name]
+    section = policy_section(recipe, run, number)
+    raw["model"] = section.model_dump()
+    if section.lora is not None and section.lora.adapter is not None:
+        raw["model"]["lora"] = {"adapter": section.lora.adapter}
+    raw["name"] = f"{recipe.name}-{number:02d}"
+    raw["seed"] = (recipe.seed + number) % 2**32
+    # rows are whole answers with the log-probs of whole answers: none is cut
+    raw["data"] = {"train": {"path": str((folder / PAIRS).resolve())}, "max_length": recipe.data.max_length}
+    raw["objective"] = recipe.objective
+    raw["reference"] = {"rows": recipe.rounds.reference} if recipe.objective_value().needs_reference else {}
+    raw["output"] = str(folder / TRAIN)
+    return Recipe.from_dict(raw, name=recipe.path.name if recipe.path else "recipe", base=recipe.base)
+
+
+def _remember(file: Path, digest: str) -> None:
+    """Write down a policy's digest, or compare it with what was written down."""
+    if not file.exists():
+        write_atomically(file, json.dumps({"digest": digest}) + "\n")
+    elif json.loads(file.read_text())["digest"] != digest:
+        raise UserError(
+            f"{file.parent}: the policy that this round was begun with has changed. Put it back (pin model.revision "
+            "for one on the Hub), or start anew."
+        )

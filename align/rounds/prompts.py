@@ -1,0 +1,78 @@
+"""Prompts of all rounds: each is fresh, and which round has which follows from the seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from align.data.mixture import mix
+from align.data.prompts import prompt_rows
+from align.data.sources import load_source, source_name
+from align.data.tokenize import load_tokenizer
+from align.errors import UserError
+from align.recipe import Recipe
+from align.sampling.files import write_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROMPTS = "prompts.parquet"
+_SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("row", pa.int64()),
+        ("prompt", pa.string()),  # JSON: a text or messages
+        ("prompt_ids", pa.list_(pa.int32())),
+    ]
+)
+
+
+def deal(recipe: Recipe, dataset: Dataset | None, file: Path, say: Callable[[str], Any]) -> None:
+    """Write the prompts of all rounds, in a seeded order.
+
+    Args:
+        dataset: rows to take them from; None for the recipe's sources.
+
+    Raises:
+        UserError: where there are too few.
+    """
+    assert recipe.rounds is not None
+    assert recipe.sampling is not None
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    limit = recipe.data.max_length
+    limits: dict[str, Any] = {
+        "max_length": None if limit is None else limit - recipe.sampling.max_new_tokens,  # answers need room
+        "truncation": recipe.data.truncation,
+    }
+    if dataset is not None:
+        parts = [prompt_rows(dataset, tokenizer, say, **limits)]
+    else:
+        parts = []
+        for source in recipe.data.train or []:
+            say(f"prompts: {source_name(source)}")
+            rows: Any = load_source(source, base=recipe.base)
+            parts.append(prompt_rows(rows, tokenizer, say, system=source.system, **limits))
+    mixture = mix(parts, [1.0] * len(parts), seed=recipe.seed)
+    count = recipe.rounds.count
+    each = recipe.rounds.prompts or max(1, len(mixture) // count)
+    if len(mixture) < count * each:
+        raise UserError(
+            f"{count} rounds of {each:,} fresh prompts each need {count * each:,}, and there are {len(mixture):,}. "
+            "Lower rounds.prompts or rounds.count, or add prompts."
+        )
+    order = mixture.indices(0)[: count * each].tolist()
+    lines = [
+        # several sources number their rows alike: the place among all tells these apart
+        {**row, "round": place // each + 1, "row": row["row"] if len(parts) == 1 else index}
+        for place, (index, row) in enumerate(zip(order, mixture.dataset.select(order), strict=True))
+    ]
+    write_table(file, [{name: line[name] for name in _SCHEMA.names} for line in lines], _SCHEMA)
+
+
+def digest(file: Path) -> str:
+    """Hex SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

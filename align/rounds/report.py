@@ -1,0 +1,92 @@
+"""What came of the rounds: read from their files, printed as a table, kept in the verdict and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe
+from align.report.card import CardFacts, model_card
+from align.rounds.pairs import dropped
+from align.rounds.policy import TRAIN
+from align.rounds.stages import Round
+from align.run import RunDirectory
+from align.sampling.files import read_tables
+
+_COLUMNS = ("round", "pairs", "dropped", "score", "tokens", "cut", "bias", "loss", "accuracy")
+
+
+def record(round: Round) -> dict[str, Any]:
+    """Everything that is measured in a round.
+
+    ``score`` is the judge's mean (None for one that compares), ``tokens`` the mean length of the samples, ``truncated``
+    the share of them that the limit cut off, ``position_bias`` the mean of P(first shown is better) - 1/2, ``loss``
+    that of the first and of the last log step, ``accuracy`` the training pairs' at the last one: at the start margins
+    are 0 but for rounding.
+    """
+    lines = round.lines("judged")
+    scores = [line["score"] for line in lines if line["score"] is not None]
+    notes = round.notes()
+    bias, compared = (sum(note.get("bias", (0, 0))[i] for note in notes) for i in (0, 1))
+    trained = [r for r in RunDirectory(round.folder / TRAIN).metrics() if "loss" in r]
+    return {
+        "round": round.number,
+        "prompts": len(round.prompts),
+        "samples": len(lines),
+        "score": sum(scores) / len(scores) if scores else None,
+        "tokens": sum(len(line["ids"]) for line in lines) / len(lines),
+        "truncated": sum(line["finish"] == "length" for line in lines) / len(lines),
+        "dropped": dict(dropped(round)),
+        "pairs": len(read_tables([round.pairs])),
+        "comparisons": compared,
+        "ties": sum(note.get("ties", 0) for note in notes),
+        "position_bias": bias / compared if compared else None,
+        "loss": [trained[0]["loss"], trained[-1]["loss"]] if trained else None,
+        "accuracy": trained[-1].get("rewards/accuracies") if trained else None,
+        "steps": trained[-1]["step"] if trained else 0,
+    }
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each round, under a line of names."""
+    rows = [_COLUMNS, *(_cells(record) for record in records)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+    score, bias, loss, accuracy = (record[key] for key in ("score", "position_bias", "loss", "accuracy"))
+    return (
+        str(record["round"]),
+        f"{record['pairs']:,}",
+        f"{record['prompts'] - record['pairs']:,}",
+        "-" if score is None else f"{score:.4g}",
+        f"{record['tokens']:.1f}",
+        f"{record['truncated']:.1%}",
+        "-" if bias is None else f"{bias:+.3f}",
+        "-" if loss is None else f"{loss[0]:.4g} to {loss[1]:.4g}",
+        "-" if accuracy is None else f"{accuracy:.3f}",
+    )
+
+
+def card(recipe: Recipe, data: Sequence[str], records: Sequence[Mapping[str, Any]], versions: Mapping[str, Any]) -> str:
+    """The model card of a run in rounds."""
+    base = recipe.model.id
+    sections = {"rounds": recipe.rounds, "sampling": recipe.sampling, "select": recipe.select}
+    settings = {name: _set(section.model_dump(exclude={"server"})) for name, section in sections.items() if section}
+    facts = CardFacts(
+        recipe.name,
+        recipe.objective_value(),
+        base_model=None if Path(base).exists() else base,
+        adapter=recipe.model.lora is not None,
+        data=data,
+        settings={**settings, "seed": recipe.seed},
+        versions=versions,
+        verdict=table(records),
+    )
+    return model_card(facts)
+
+
+def _set(section: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in section.items() if value not in (None, []))

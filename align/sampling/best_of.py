@@ -1,0 +1,348 @@
+"""``align sample``: completions of prompts, judged, and the best of them kept as a data set.
+
+Sampling first and judging after it, so that the model and its judge need not fit into memory together. Both go in parts
+that are kept on disk; under a launcher with several processes these are dealt out. Draws depend on seed, row and prompt
+alone, so neither parts nor processes nor a resume change them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.data.load import digest
+from align.data.preparation import plural
+from align.data.prompts import prompt_of, prompt_rows
+from align.data.sources import load_source
+from align.data.tokenize import load_tokenizer
+from align.errors import UserError
+from align.eval.load import load_checkpoint, model_folder
+from align.eval.subject import positions
+from align.recipe_sampling import Judge, Sampling
+from align.recipe_sections import Model, Source
+from align.reference.digest import model_digest
+from align.rounds.policy import World, free
+from align.rounds.stages import by_prompt
+from align.sampling.choose import Keep, compare, score
+from align.sampling.files import sample_of, sample_row
+from align.sampling.judges import CompareJudge, Judging
+from align.sampling.kept import check_name, completion_row, extras, pair_row, tokenised_otherwise, write
+from align.sampling.parts import STAGES, Parts, Stage
+from align.sampling.result import Result
+from align.sampling.sample import Sample, prompt_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Line = dict[str, Any]  # of a table of samples
+Draw = Callable[[list, list], list[list[Sample]]]  # prompts and their keys to samples
+Say = Callable[[str], Any]
+
+PART = 32  # prompts of a part; a constant, so that a resume finds the same parts
+_SAY_EVERY = 10.0  # seconds between lines of progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to sample, and what to keep of it.
+
+    ``amount`` is how many with ``keep`` top, and the score to exceed with above. ``length_penalty`` is taken off a
+    score for each natural log of its text's characters before anything is ranked.
+
+    Raises:
+        UserError: for settings that contradict each other.
+    """
+
+    source: Source
+    model: str
+    out: Path
+    sampling: Sampling = field(default_factory=Sampling)
+    judge: Judge | None = None
+    keep: Keep = "all"
+    amount: float | None = None
+    length_penalty: float = 0.0
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    allow_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.out)
+        samples = self.sampling.samples
+        if self.judge is None:
+            if self.keep != "all":
+                raise UserError(f"--keep {self.keep} needs someone who judges: give --judge, or --keep all.")
+            if self.length_penalty:
+                raise UserError("--length-penalty is taken off scores, and nothing scores: give --judge.")
+            return
+        if self.keep == "pair" and samples < 2:
+            raise UserError("--keep pair needs at least two samples of each prompt: raise --n.")
+        if self.keep == "top" and not 1 <= (self.amount or 0) <= samples:
+            raise UserError(f"--keep top:K takes a K from 1 to --n, here {samples}.")
+        if self.judge.pair or self.judge.endpoint:
+            self.check_compares()
+
+    def check_compares(self) -> None:
+        """Refuse what a judge that compares cannot do. Raises UserError."""
+        if self.keep not in ("best", "pair"):
+            raise UserError(f"--keep {self.keep} needs scores, and this judge compares: --keep best or --keep pair.")
+        if self.length_penalty:
+            raise UserError("--length-penalty is taken off scores, and this judge compares: leave it out.")
+        if self.sampling.samples < 2 or self.sampling.samples & (self.sampling.samples - 1):
+            raise UserError(
+                f"A judge that compares holds a tournament, which takes 2, 4, 8, 16 ... samples: --n is "
+                f"{self.sampling.samples}."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """All that samples, scores and choices depend on, but for the model's weights and the prompts."""
+        drawn = self.sampling.model_dump(exclude={"batch_size", "server"})
+        judge = self.judge.model_dump(exclude_none=True) if self.judge else None
+        return {
+            "source": self.source.model_dump(exclude_defaults=True),
+            "model": self.model,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "sampling": {**drawn, "server": self.sampling.server is not None},
+            "judge": judge,
+            "keep": self.keep,
+            "amount": self.amount,
+            "length_penalty": self.length_penalty,
+        }
+
+
+def sample(job: Job, *, resume: bool = False, say: Say = print) -> Result | None:
+    """Do a job and write its data set. Under a launcher every process calls it; all but the first return None.
+
+    Args:
+        resume: go on with a call that was interrupted; its settings must have been the same.
+        say: takes a sentence for people.
+
+    Raises:
+        UserError: for everything the caller can mend; what was sampled and judged by then stays on disk.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, parse_flag_from_env
+
+    # told so, or it would not look for other processes where there is no accelerator
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    # who is done waits for the others, however long these sample; a launcher ends the rest where one dies
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+    world = World(state.process_index, state.num_processes, state.device)
+    work = _Work(job, world, say if world.rank == 0 else _silent)
+    world.together(lambda: work.prepare(resume))
+    world.together(work.begin)  # all have looked before one writes
+    world.together(work.draw)
+    free()  # the judge may need the memory
+    if job.judge is not None:
+        world.together(work.ask)
+    drawn = sum(gather_object([work.tokens])) if world.size > 1 else work.tokens
+    return _finish(work, drawn) if world.rank == 0 else None
+
+
+class _Work:
+    """One call on one process. ``extras`` are by row; ``tokens`` were drawn by this process within ``seconds``."""
+
+    def __init__(self, job: Job, world: World, say: Say) -> None:
+        self.job, self.world, self.say = job, world, say
+        self.tokens, self.seconds = 0, 0.0
+        self.judge: Judging | None = None
+
+    def prepare(self, resume: bool) -> None:
+        """Look at everything that can be wrong; nothing is written, and no judge's weights are read."""
+        job = self.job
+        self.parts = Parts(job.out, resume=resume)
+        rows: Any = load_source(job.source, base=Path())
+        if job.judge is not None:
+            self._early_judge(job.judge)
+        model, self.tokenizer = load_checkpoint(job.model, job.dtype)
+        found, self.prompts = _prompts(rows, self.tokenizer, positions(model), job.source.system, self.say)
+        self.extras = {p["row"]: extras(rows[p["row"]]) for p in self.prompts}
+        weights = model_digest(model, adapters=True, compute_dtype="")
+        self.settings = {**job.settings(), "digest": weights, "prompts": digest(found)}
+        self.parts.check(self.settings)
+        # listed before any process writes, so that all deal the same parts
+        self.todo = {stage: self.parts.missing(stage, self.count) for stage in STAGES}
+        self._drawer = self._server(weights) if job.sampling.server is not None else self._local(model)
+
+    def begin(self) -> None:
+        """Start the folder of parts, on the first process."""
+        if self.world.rank == 0:
+            self.parts.begin(self.settings)
+        self.say(f"what is done is kept in {self.parts.folder}: a call that is interrupted goes on with --resume")
+
+    @property
+    def count(self) -> int:
+        """Parts of the prompts."""
+        return math.ceil(len(self.prompts) / PART)
+
+    # ---- sampling
+
+    def draw(self) -> None:
+        """Sample this process's share of what is missing, and let go of the model."""
+        began = time.monotonic()
+        for number in self._mine("samples", "sampled"):
+            prompts = self.prompts[number * PART : (number + 1) * PART]
+            ids = [p["prompt_ids"] for p in prompts]
+            drawn = self._drawer(ids, [prompt_key(i, p["row"]) for i, p in zip(ids, prompts, strict=True)])
+            rows = [sample_row(0, p, s) for p, group in zip(prompts, drawn, strict=True) for s in group]
+            self.tokens += sum(len(row["ids"]) for row in rows)
+            self.parts.write("samples", number, rows, {})
+        self.seconds = time.monotonic() - began
+        del self._drawer
+
+    def _local(self, model: Any) -> Draw:
+        import torch
+
+        from align.sampling.sampler import Sampler
+
+        device = self.world.device
+        model = model.to(device).eval()
+        sampler = Sampler(self.job.sampling, self.tokenizer, self.job.seed, say=self.say)
+
+        def draw(prompts: list, keys: list) -> list[list[Sample]]:
+            with torch.no_grad():
+                return sampler(model, prompts, keys, 0, device=device)
+
+        return draw
+
+    def _server(self, weights: str) -> Draw:
+        """Raises ``UserError`` where the server does not serve the model."""
+        from align.sampling.server import ServerSampler, policy_name
+
+        job = self.job
+        served = ServerSampler(
+            job.sampling,
+            self.tokenizer,
+            job.seed,
+            policy_name(weights),
+            cache=self.parts.folder / "answers",
+            checkpoint=model_folder(job.model) or Path(job.model),
+            say=self.say,
+        )
+        served.require_served()
+        return lambda prompts, keys: served(prompts, keys, 0)
+
+    def _mine(self, stage: Stage, done: str) -> Iterator[int]:
+        """The missing parts that this process makes; says how far all are."""
+        missing = self.todo[stage]
+        if 0 < len(missing) < self.count:
+            self.say(f"{done} before: {self.count - len(missing):,} of {self.count:,} parts")
+        said = time.monotonic()
+        for number in missing[self.world.rank :: self.world.size]:
+            yield number
+            if time.monotonic() - said > _SAY_EVERY:
+                made = (self.count - len(self.parts.missing(stage, self.count))) * PART
+                self.say(f"{done}: {min(made, len(self.prompts)):,} of {len(self.prompts):,} prompts")
+                said = time.monotonic()
+
+    # ---- judging
+
+    def ask(self) -> None:
+        """Judge this process's share of what is missing, and mark what is kept."""
+        job = self.job
+        judge = self.judge or self._load_judge()
+        for number in self._mine("judged", "judged"):
+            rows = self.parts.rows("samples", number)
+            groups = list(by_prompt(rows))
+            if isinstance(judge, CompareJudge):
+                notes = compare(judge, groups, pairs=job.keep == "pair")
+            else:
+                notes = score(judge, groups, job.keep, job.amount, job.length_penalty)
+            self.parts.write("judged", number, rows, notes)
+
+    def _early_judge(self, settings: Judge) -> None:
+        """Load a judge without weights, and look for one with: its mistakes are said before anything is drawn."""
+        name = settings.reward or settings.pair
+        if name is None:
+            self.judge = self._load_judge()
+        elif model_folder(name) is None:  # which raises where a folder is meant that is not there
+            load_tokenizer(Model(id=name, revision=settings.revision))
+
+    def _load_judge(self) -> Judging:
+        from align.sampling.judge_function import load_judge
+
+        job = self.job
+        assert job.judge is not None
+        device = self.world.device
+        judge = load_judge(job.judge, base=Path(), allow_code=job.allow_code, device=device, say=self.say)
+        if isinstance(judge, CompareJudge):
+            job.check_compares()
+        return judge
+
+
+def _prompts(
+    rows: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None, system: str | None, say: Say
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Prompts that leave room for a token, as a data set and as rows that can be answered; what is dropped is said.
+
+    Raises:
+        UserError: where none is left.
+    """
+    if "prompt_ids" in rows.column_names:
+        raise UserError(
+            "The rows are tokenised already (prompt_ids), and whoever reads completions needs prompts as text: give "
+            "text or messages."
+        )
+    found = prompt_rows(rows, tokenizer, say, system=system, max_length=None if limit is None else limit - 1)
+    listed: list[dict[str, Any]] = list(found)
+    # a completion is written as a turn of its own, so a turn that is only begun cannot be gone on with
+    prompts = [p for p in listed if isinstance(t := prompt_of(p["prompt"]), str) or t[-1]["role"] != "assistant"]
+    if len(prompts) < len(listed):
+        say(f"  {plural(len(listed) - len(prompts), 'row')} dropped: the prompt ends with an assistant's turn.")
+    if not prompts:
+        raise UserError("No row has a prompt that can be answered: give prompts that end with the user's turn.")
+    return found, prompts
+
+
+# ---- output
+
+
+def _finish(work: _Work, tokens: int) -> Result:
+    """Write the data set from what is kept, take the parts away, and count."""
+    job, parts = work.job, work.parts
+    result = Result(str(job.out), job.keep, len(work.prompts), tokens=tokens, seconds=work.seconds)
+    rows: list[dict[str, Any]] = []
+    drawn: list[dict[str, tuple[list[int], Sample]]] = []
+    stage: Stage = "samples" if job.judge is None else "judged"
+    for number in range(work.count):
+        result.add_notes(parts.notes(stage, number))
+        for group in by_prompt(parts.rows(stage, number)):
+            for line in group:
+                result.add(line)
+            for made, of in _rows(job.keep, group, work.extras[group[0]["row"]]):
+                rows.append(made)
+                drawn.append({name: (line["prompt_ids"], sample_of(line)) for name, line in of.items()})
+    if not rows:
+        raise UserError(
+            f"Nothing is left to keep of {result.samples:,} samples ({result.reasons()}). They and their scores are in "
+            f"{parts.folder / stage}."
+        )
+    result.rows = len(rows)
+    result.otherwise, result.unusable = tokenised_otherwise(rows, drawn, work.tokenizer)
+    write(job.out, rows)
+    parts.remove()
+    return result
+
+
+def _rows(keep: Keep, group: list[Line], extra: Line) -> Iterator[tuple[dict[str, Any], dict[str, Line]]]:
+    """Rows of the data set from the samples of one prompt, each with what its branches were made from."""
+    if keep == "pair":
+        marked = {line["selected"]: line for line in group}
+        if "chosen" in marked:
+            chosen, rejected = marked["chosen"], marked["rejected"]
+            yield pair_row(chosen, rejected, extra), {"chosen": chosen, "rejected": rejected}
+        return
+    scored = any(line["score"] is not None for line in group)
+    for line in group:
+        if keep == "all" or line["selected"]:
+            yield completion_row(line, extra, scored=scored, whole=keep == "all"), {"completion": line}
+
+
+def _silent(_: str) -> None:
+    """Where the first process speaks for all."""

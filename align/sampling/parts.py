@@ -1,0 +1,96 @@
+"""Long work in parts: files beside an output that is not finished, so that an interrupted call can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from align.errors import UserError
+from align.run import differences, write_atomically
+from align.sampling.files import read_tables, write_table
+
+Stage = Literal["samples", "judged"]
+STAGES: tuple[Stage, ...] = ("samples", "judged")
+
+
+class Parts:
+    """The folder ``OUT.parts``: settings in ``manifest.json``, and tables of samples by stage and number.
+
+    A part is there whole or not at all. Nothing is written before ``begin``.
+
+    Raises:
+        UserError: where ``out`` is there already, or cannot be written, or there is nothing to go on with, or something
+            that would be lost.
+    """
+
+    def __init__(self, out: Path, *, resume: bool) -> None:
+        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        self._manifest = self.folder / "manifest.json"
+        if not out.parent.is_dir():
+            raise UserError(f"--out {out}: there is no folder {out.parent}.")
+        if not os.access(out.parent, os.W_OK) or out.is_dir():
+            raise UserError(f"--out {out}: no file can be written there; name another.")
+        if out.exists():
+            end = "so there is nothing to resume." if resume else "so it would be lost: name another --out."
+            raise UserError(f"--out {out} is there already, {end}")
+        if resume and not self._manifest.is_file():
+            raise UserError(f"{self.folder} holds no samples to go on with: leave out --resume.")
+        if not resume and self._manifest.is_file():
+            raise UserError(
+                f"{self.folder} holds the samples of a call that was interrupted: go on with it by --resume, name "
+                "another --out, or remove the folder."
+            )
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises ``UserError`` where a part that is there was made with other settings."""
+        if not self._manifest.is_file():
+            return
+        try:
+            before = json.loads(self._manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._manifest} cannot be read ({error}): remove {self.folder}.") from error
+        changed = list(differences(before, _plain(settings)))
+        if changed:
+            raise UserError(
+                f"{self.folder} was started otherwise ({'; '.join(changed)}): call with the same settings to go on, or "
+                "name another --out."
+            )
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, on one process."""
+        if not self._manifest.is_file():
+            write_atomically(self._manifest, json.dumps(_plain(settings), indent=1, ensure_ascii=False) + "\n")
+
+    def missing(self, stage: Stage, count: int) -> list[int]:
+        """Which of the parts 0 to ``count`` - 1 are still to be made."""
+        return [number for number in range(count) if not self._table(stage, number).is_file()]
+
+    def write(self, stage: Stage, number: int, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> None:
+        """Keep one part, with what else is to be known of it: plain values."""
+        # the table last: it is what says that the part is there
+        write_atomically(self._table(stage, number).with_suffix(".json"), json.dumps(dict(notes)) + "\n")
+        write_table(self._table(stage, number), rows)
+
+    def rows(self, stage: Stage, number: int) -> list[dict[str, Any]]:
+        """Lines of one part."""
+        return read_tables([self._table(stage, number)])
+
+    def notes(self, stage: Stage, number: int) -> dict[str, Any]:
+        """What was kept beside a part."""
+        return json.loads(self._table(stage, number).with_suffix(".json").read_text(encoding="utf-8"))
+
+    def remove(self) -> None:
+        """Take everything away, once the output is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _table(self, stage: Stage, number: int) -> Path:
+        return self.folder / stage / f"part-{number:05d}.parquet"
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(settings))

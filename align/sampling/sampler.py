@@ -1,0 +1,320 @@
+"""Completions from a model in this process, by transformers' own ``generate``.
+
+The next token is the likeliest of the warped logits plus Gumbel noise, which is an exact draw from their softmax. The
+noise is keyed by seed, step, prompt, sample, position and token, so a completion depends neither on the rows beside it
+nor on how many processes there are: in float32 on a CPU exactly; elsewhere logits themselves change in their last bits
+with the shape of a batch, and completions repeat where that shape does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from align.errors import UserError
+from align.eval.generate import end_ids, greedy, left_padded, padding, plan_batches
+from align.eval.subject import positions
+from align.recipe_sampling import Sampling
+from align.sampling.noise import gumbel, signed
+from align.sampling.sample import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Batch = list[tuple[int, int]]  # sequences: (prompt, sample)
+
+_REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # caches whose rows may be repeated; exactly these classes
+
+
+class Sampler:
+    """Draws ``settings.samples`` completions of every prompt.
+
+    Args:
+        settings: lengths, temperature and the like.
+        tokenizer: of the model; with the model it knows the tokens that end a text.
+        seed: of all draws.
+        say: takes a sentence for people, each once.
+
+    Attributes:
+        shares_prompts: whether a prompt is encoded once for its samples of a batch; None before the first batch. It is
+            where the model's cache is one of keys and values by position; elsewhere every sample reads its prompt.
+
+    Raises:
+        UserError: where a stop text is empty.
+    """
+
+    def __init__(
+        self,
+        settings: Sampling,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        *,
+        say: Callable[[str], Any] = print,
+    ) -> None:
+        if "" in settings.stop:
+            raise UserError("sampling.stop has an empty text, before which every completion would end: take it out.")
+        self.settings, self.tokenizer, self.seed, self.say = settings, tokenizer, seed, say
+        self.shares_prompts: bool | None = None
+        self._said: set[str] = set()
+
+    def __call__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[int],
+        step: int,
+        *,
+        device: torch.device,
+        in_step: bool = False,
+    ) -> list[list[Sample]]:
+        """Completions by prompt, then by sample.
+
+        Args:
+            model: a model with ``generate``, in evaluation mode, as ``unwrap_model_for_generation`` gives it.
+            prompts: token ids, at least one each.
+            keys: what the draws of each prompt are keyed by, any integers; see ``prompt_key``.
+            step: optimizer step or round; other steps draw other completions.
+            device: where the model computes.
+            in_step: all processes run equally many forward passes, which a sharded model needs; each calls with prompts
+                of its own, some perhaps with none.
+
+        Raises:
+            UserError: where a prompt is empty or leaves no room for a completion.
+        """
+        if model.training:
+            raise ValueError("a model that samples must be in evaluation mode, or dropout and checkpointing would act")
+        draw = _Draw(self, model, prompts, [signed(key) for key in keys], step, device, in_step)
+        found: dict[tuple[int, int], Sample] = {}
+        mine = self._batches(prompts, positions(model))
+        for room in _rooms([room for room, _ in mine], in_step):
+            if mine and mine[0][0] == room:
+                _, batch = mine.pop(0)
+                found |= zip(batch, draw(batch, room), strict=True)
+            else:
+                draw.nothing()
+        return [[found[p, s] for s in range(self.settings.samples)] for p in range(len(prompts))]
+
+    def _batches(self, prompts: Sequence[Sequence[int]], limit: int | None) -> list[tuple[int, Batch]]:
+        """Batches with the number of new tokens that they have room for, the roomiest first.
+
+        Rows of a batch have equal room, so that no row goes on beyond the model's positions while others end.
+        """
+        most, samples = self.settings.max_new_tokens, self.settings.samples
+        by_room: dict[int, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            room = most if limit is None else min(most, limit - len(prompt))
+            if not len(prompt):
+                raise UserError(f"Prompt {number} is empty; a completion needs at least one token to start from.")
+            if room < 1:
+                start = self.tokenizer.decode(list(prompt[:20]))
+                raise UserError(
+                    f"Prompt {number} ({start!r}...) has {len(prompt)} tokens, which leaves no room for a completion: "
+                    f"the model reads {limit} at most. Leave it out or shorten it."
+                )
+            by_room.setdefault(room, []).append(number)
+        if any(room < most for room in by_room):
+            self.say_once(
+                f"sampling: some completions end before {most} new tokens, since the model reads {limit} tokens at most"
+            )
+        found: list[tuple[int, Batch]] = []
+        for room in sorted(by_room, reverse=True):
+            rows = [(number, sample) for number in by_room[room] for sample in range(samples)]
+            plan = plan_batches([len(prompts[number]) for number, _ in rows], self.settings.batch_size)
+            found += [(room, [rows[i] for i in batch]) for batch in plan]
+        return found
+
+    def say_once(self, sentence: str) -> None:
+        """Say a sentence that was not said before."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self.say(sentence)
+
+
+class _Draw:
+    """One call of a sampler: ``draw(batch, room)`` gives the samples of a batch of sequences."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[int],
+        step: int,
+        device: torch.device,
+        in_step: bool,
+    ) -> None:
+        self.sampler, self.model, self.prompts, self.keys = sampler, model, prompts, keys
+        self.step, self.device, self.in_step = step, device, in_step
+        self.settings, self.tokenizer = sampler.settings, sampler.tokenizer
+        self.ends = end_ids(model, self.tokenizer)
+        # a special token is no part of a text, but it ends one as well
+        special = [text for text in self.settings.stop if text in self.tokenizer.all_special_tokens]
+        self.ends += [i for i in self.tokenizer.convert_tokens_to_ids(special) if i not in self.ends]
+        self.stop = [text for text in self.settings.stop if text not in special]
+        if self.stop and not self.ends:
+            raise UserError(
+                "sampling.stop needs an end-of-text token to close a completion with, and neither tokenizer nor model "
+                "names one: set the tokenizer's eos_token."
+            )
+        self.pad = padding(self.tokenizer, self.ends)
+
+    def __call__(self, batch: Batch, room: int) -> list[Sample]:
+        numbers = sorted({number for number, _ in batch})
+        # two columns at least: every prompt then has a part to encode and a last token to go on from
+        ids, mask = left_padded([self.prompts[n] for n in numbers], self.pad, self.device, least=2)
+        place = self._tensor([numbers.index(number) for number, _ in batch])
+        noise = _Noise(
+            (self.sampler.seed, self.step),
+            self._tensor([self.keys[number] for number, _ in batch]),
+            self._tensor([sample for _, sample in batch]),
+            ids.shape[1],
+        )
+        out = self._generate(ids, mask, place, room, noise)
+        new = out[:, ids.shape[1] :].tolist()
+        return [self._sample(index, row) for (_, index), row in zip(batch, new, strict=True)]
+
+    def nothing(self) -> None:
+        """The forwards of a batch without a draw, since other processes need them."""
+        token = int(self.pad == 0)  # any but padding
+        self._generate(self._tensor([[token] * 2]), self._tensor([[1, 1]]), self._tensor([0]), 1, None)
+
+    def _tensor(self, values: list) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+    def _generate(self, ids: Tensor, mask: Tensor, place: Tensor, room: int, noise: _Noise | None) -> Tensor:
+        """Prompts [P, W] repeated as ``place`` [R] says, with up to ``room`` new tokens behind them: [R, W + T]."""
+        options: dict[str, Any] = {}
+        cache = None if self.sampler.shares_prompts is False else self._prefilled(ids, mask)
+        if cache is not None:
+            cache.batch_select_indices(place)
+            options["past_key_values"] = cache
+        if noise is not None:
+            options["logits_processor"] = LogitsProcessorList([*_warpers(self.settings), noise])
+            if self.stop:
+                options["stopping_criteria"] = StoppingCriteriaList([_Stops(self, noise.width)])
+        with greedy(self.model, self.ends, self.pad, room) as settings:
+            return self.model.generate(
+                input_ids=ids[place],
+                attention_mask=mask[place],
+                generation_config=settings,
+                synced_gpus=self.in_step,
+                **options,
+            )
+
+    def _prefilled(self, ids: Tensor, mask: Tensor) -> DynamicCache | None:
+        """The cache of all but the last token of each prompt, or None where its rows cannot be repeated."""
+        # a prompt of one token has only padding here: the token itself is read instead, and masked from then on
+        first, seen = ids[:, :-1].clone(), mask[:, :-1].clone()
+        first[:, -1] = torch.where(seen[:, -1] == 1, first[:, -1], ids[:, -1])
+        seen[:, -1] = 1
+        with greedy(self.model, self.ends, self.pad, 1) as settings:
+            # a token that is thrown away: it costs no further forward, and ``generate`` knows each model's inputs
+            settings.return_dict_in_generate = True
+            out = self.model.generate(
+                input_ids=first,
+                attention_mask=seen,
+                generation_config=settings,
+                synced_gpus=self.in_step,
+            )
+        cache = out.past_key_values
+        layers = getattr(cache, "layers", [])
+        self.sampler.shares_prompts = (
+            type(cache) is DynamicCache
+            and all(type(layer) in _REPEATABLE for layer in layers)
+            and cache.get_seq_length() == ids.shape[1] - 1  # no virtual tokens of an adapter
+        )
+        if self.sampler.shares_prompts:
+            return cache
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in layers})) or type(cache).__name__
+        self.sampler.say_once(
+            f"sampling: each sample reads its prompt again, since the model's cache ({kinds}) cannot be repeated"
+        )
+        return None
+
+    # ---- what was drawn
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decoded, without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def stops(self, ids: Sequence[int]) -> bool:
+        """Whether the text has a stop text in it."""
+        text = self.text(ids)
+        return any(stop in text for stop in self.stop)
+
+    def _sample(self, index: int, row: list[int]) -> Sample:
+        """A sample from new tokens [T]; behind its end there may be padding, a special token or one that ends."""
+        end = next((i for i, token in enumerate(row) if token in self.ends), len(row))
+        ids = row[:end]
+        if self.stop and self.stops(ids):
+            text = self.text(ids)
+            cut = min(text.index(stop) for stop in self.stop if stop in text)
+            kept = next(n for n in range(len(ids), -1, -1) if len(self.text(ids[:n])) <= cut)
+            own = self.tokenizer.eos_token_id
+            close = self.ends[0] if own is None else own
+            return Sample(index, (*ids[:kept], close), text[:cut], "stop")
+        return Sample(index, tuple(row[: end + 1]), self.text(ids), "end" if end < len(row) else "length")
+
+
+class _Noise(LogitsProcessor):
+    """Adds noise to scores [R, V]; ``draws`` are seed and step, ``width`` the columns before the first new token."""
+
+    def __init__(self, draws: tuple[int, int], keys: Tensor, samples: Tensor, width: int) -> None:
+        self.draws, self.keys, self.samples, self.width = draws, keys, samples, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores + gumbel(*self.draws, self.keys, self.samples, input_ids.shape[1] - self.width, scores.shape[1])
+
+
+class _Stops(StoppingCriteria):
+    """Ends rows whose text has a stop text in it; the last tokens are looked at first."""
+
+    def __init__(self, draw: _Draw, width: int) -> None:
+        self.draw, self.width = draw, width
+        self.tail = max(len(stop.encode()) for stop in draw.stop) + 4  # most tokens have a byte at least
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        rows = input_ids[:, self.width :].tolist()
+        ended = [self.draw.stops(row[-self.tail :]) and self.draw.stops(row) for row in rows]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _warpers(settings: Sampling) -> list[LogitsProcessor]:
+    """transformers' own, in its own order; those that would change nothing are left out."""
+    found: list[LogitsProcessor] = []
+    if settings.temperature != 1:
+        found.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k is not None:
+        found.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        found.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p is not None:
+        found.append(MinPLogitsWarper(settings.min_p))
+    return found
+
+
+def _rooms(mine: list[int], in_step: bool) -> list[int]:
+    """The new tokens of every batch to compute, descending: of each number as many as the process with most has."""
+    counts = Counter(mine)
+    if in_step:
+        from accelerate.utils import gather_object
+
+        for others in gather_object([counts]):
+            counts |= others
+    return sorted(counts.elements(), reverse=True)

@@ -1,0 +1,196 @@
+"""OnlineTrainer: completions drawn from the policy once per optimizer step, for all of its micro-batches."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.compat import unwrap_model_for_generation
+from align.data.collator import TreeCollator
+from align.data.packing import Order
+from align.engine.layout import Branch, Example, Tree
+from align.errors import UserError
+from align.objectives import Objective
+from align.recipe_sampling import Sampling
+from align.sampling.files import read_tables, sample_row, write_table
+from align.sampling.sample import Sample, prompt_key
+from align.sampling.sampler import Sampler
+from align.trainers.base import AlignTrainer
+
+FOLDER = "samples"
+
+Row = tuple[Example, str | None]  # an example whose first tree gets the samples, and its prompt as JSON where known
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Places of the samples that are trained on, and scores (None: not scored), for each prompt."""
+
+    kept: list[Sequence[int]]
+    scores: list[list[float | None]]
+
+
+class OnlineTrainer(AlignTrainer):
+    """Fills the objective's branch ``branch`` with fresh samples of each row's prompt.
+
+    Samples are drawn from the current weights, before the step's first micro-batch is scored; they depend on the seed,
+    the step and the prompt, so neither batches nor processes nor a resume change them. ``<output_dir>/samples`` keeps
+    all of them.
+
+    Args:
+        sampling: how completions are drawn.
+    """
+
+    branch: ClassVar[str]
+    stores_reference = False  # fresh rows never come back
+
+    def __init__(
+        self, model: Any, objective: Objective, args: Any = None, *, sampling: Sampling, **kwargs: Any
+    ) -> None:
+        if sampling.server is not None:
+            raise UserError(
+                "sampling.server: a server has the weights of a checkpoint, but this objective needs those of the "
+                "current step: leave it out, or train in rounds."
+            )
+        self.sampling = sampling
+        super().__init__(model, objective, args, **kwargs)
+        self.sampler = Sampler(sampling, self.processing_class, self.args.seed, say=self.say)
+        self._unwritten: list[dict[str, Any]] = []
+        self.add_callback(_Keep(self))
+
+    # ---- one optimizer step
+
+    def completed(self, window: list[dict]) -> list[dict]:
+        """The step's micro-batches with fresh samples in them."""
+        if self.branch not in self.objective.branches:
+            return window
+        step = self.state.global_step + 1
+        parts = [self.prompts(micro["tree"]) for micro in window]
+        flat = [row for part in parts for row in part]
+        drawn = self._draw(flat, step)
+        picked = self.pick(flat, drawn)
+        self._note(step, flat, drawn, picked)
+        chosen = iter([[group[i] for i in kept] for group, kept in zip(drawn, picked.kept, strict=True)])
+        out = []
+        for part in parts:
+            examples = [self._with(example, next(chosen)) for example, _ in part]
+            batch = self.data_collator.pack([example for example in examples if example.trees[0].branches])
+            out.append({"input_ids": batch.input_ids, "tree": batch})
+        return out
+
+    @abstractmethod
+    def prompts(self, micro: Any) -> list[Row]:
+        """The prompts of a micro-batch."""
+
+    def pick(self, rows: Sequence[Row], drawn: list[list[Sample]]) -> Picked:
+        """Which samples of each prompt are trained on; all of them unless overridden."""
+        return Picked([range(len(group)) for group in drawn], [[None] * len(group) for group in drawn])
+
+    def _draw(self, rows: Sequence[Row], step: int) -> list[list[Sample]]:
+        prompts = [example.trees[0].prompt for example, _ in rows]
+        keys = [prompt_key(prompt, example.row) for prompt, (example, _) in zip(prompts, rows, strict=True)]
+        model = self.model_wrapped
+        was_training = model.training
+        in_step = self.engine.sharded and self.accelerator.num_processes > 1
+        with unwrap_model_for_generation(model, self.accelerator) as plain, torch.no_grad():
+            plain.eval()
+            with self.accelerator.autocast():
+                drawn = self.sampler(plain, prompts, keys, step, device=self.args.device, in_step=in_step)
+        model.train(was_training)
+        return drawn
+
+    def _with(self, example: Example, samples: Sequence[Sample]) -> Example:
+        first, *others = example.trees
+        fresh = tuple(Branch(self.branch, sample.ids, index=sample.index) for sample in samples)
+        return replace(example, trees=(Tree(first.prompt, (*first.branches, *fresh)), *others))
+
+    # ---- records
+
+    def _note(
+        self,
+        step: int,
+        rows: Sequence[Row],
+        drawn: list[list[Sample]],
+        picked: Picked,
+    ) -> None:
+        samples = [sample for group in drawn for sample in group]
+        self.count("samples/tokens", [len(sample.ids) for sample in samples])
+        self.count("samples/truncated", [float(sample.truncated) for sample in samples])
+        for (example, text), group, kept, scores in zip(rows, drawn, picked.kept, picked.scores, strict=True):
+            ids = [int(i) for i in example.trees[0].prompt]
+            shown = json.dumps(self.processing_class.decode(ids), ensure_ascii=False) if text is None else text
+            prompt = {"row": example.row, "prompt": shown, "prompt_ids": ids}
+            for place, (sample, score) in enumerate(zip(group, scores, strict=True)):
+                marked = "kept" if place in kept else ""
+                self._unwritten.append(sample_row(step, prompt, sample, score=score, selected=marked))
+
+    def count(self, name: str, values: Sequence[float]) -> None:
+        """Add values to a metric that is logged as their mean over all ranks."""
+        pair = torch.tensor([float(sum(values)), float(len(values))], device=self.args.device)
+        self._meter.add({name: (pair[0], pair[1])})
+
+    def write_samples(self) -> None:
+        """Write what was drawn since the last call."""
+        if not self._unwritten:
+            return
+        name = f"{self._unwritten[0]['step']:06d}-r{self.args.process_index}.parquet"
+        write_table(Path(self.args.output_dir) / FOLDER / name, self._unwritten)
+        self._unwritten = []
+
+    def forget_samples_after(self, step: int) -> None:
+        """Take back what this process wrote beyond ``step``: a resumed run draws it again."""
+        for file in sorted((Path(self.args.output_dir) / FOLDER).glob(f"*-r{self.args.process_index}.parquet")):
+            rows = read_tables([file])
+            kept = [row for row in rows if row["step"] <= step]
+            if not kept:
+                file.unlink()
+            elif len(kept) < len(rows):
+                write_table(file, kept)
+
+    # ---- data
+
+    def training_rows(self, dataset: Any, collator: TreeCollator, args: Any) -> tuple[Any, Sequence[int], Order]:
+        """Rows with room for their samples, so that a token budget holds with them."""
+        rows, lengths, order = super().training_rows(dataset, collator, args)
+        if self.branch not in self.objective.branches:
+            return rows, lengths, order
+        room = self.room()
+        if self.token_budget is not None and max(lengths) + room > self.token_budget:
+            raise UserError(
+                f"The longest row has {max(lengths)} tokens and its samples may have {room} more, but "
+                f"train.max_tokens_per_microbatch is {self.token_budget}. Raise it, or lower sampling.max_new_tokens, "
+                "sampling.samples or data.max_length."
+            )
+        return rows, [length + room for length in lengths], order
+
+    def room(self) -> int:
+        """Most positions that the samples of one row take in a pack."""
+        return self.sampling.samples * self.sampling.max_new_tokens
+
+
+class _Keep(TrainerCallback):
+    """Writes samples at log steps and before saves, so that those of a checkpoint's steps are there."""
+
+    def __init__(self, trainer: OnlineTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.forget_samples_after(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_log or control.should_save:
+            self.trainer.write_samples()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.write_samples()

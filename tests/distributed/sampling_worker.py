@@ -1,0 +1,88 @@
+"""One process that samples from the policy of a trainer, however it is wrapped.
+
+    python tests/distributed/sampling_worker.py FOLDER
+
+FOLDER holds ``model/``. Every process draws for its share of the prompts, then the first one for all of them, and
+writes ``<LABEL>-<rank>.json``, LABEL being the environment's ALIGN_TEST_LABEL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsdp_on_cpu import allow
+
+allow()
+
+from datasets import Dataset  # noqa: E402
+
+from align.compat import training_config, unwrap_model_for_generation  # noqa: E402
+from align.objectives import NLL  # noqa: E402
+from align.recipe_sampling import Sampling  # noqa: E402
+from align.sampling.sample import prompt_key  # noqa: E402
+from align.sampling.sampler import Sampler  # noqa: E402
+from align.trainers.base import AlignTrainer  # noqa: E402
+
+SETTINGS = Sampling(samples=3, max_new_tokens=10, batch_size=4, temperature=0.9, top_p=0.95, stop=["w7", "w33 "])
+# the last two leave room for less than ten tokens
+LENGTHS = (5, 1, 9, 3, 12, 7, 4, 18, 20)
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 97, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def trained(folder: Path) -> AlignTrainer:
+    """A trainer on the saved model, wrapped as it trains; its step changes nothing."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    rows = [{"prompt_ids": [5, 6, 7 + i], "forget_ids": [8, 9 + i]} for i in range(4)]
+    args = training_config(
+        output_dir=str(folder / "out"), per_device_train_batch_size=4 // world, max_steps=1, learning_rate=0.0,
+        report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, gradient_checkpointing=True,
+        **({"ddp_backend": "gloo"} if deepspeed else {"use_cpu": True}),
+    )  # fmt: skip
+    trainer = AlignTrainer(str(folder / "model"), NLL(branch="forget"), args, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    return trainer
+
+
+def draw(trainer: AlignTrainer, sampler: Sampler, rows: list[int]) -> dict[str, Any]:
+    chosen = [prompts()[row] for row in rows]
+    keys = [prompt_key(ids, row) for ids, row in zip(chosen, rows, strict=True)]
+    in_step = trainer.engine.sharded and trainer.accelerator.num_processes > 1
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as plain, torch.no_grad():
+        plain.eval()
+        found = sampler(plain, chosen, keys, 3, device=trainer.args.device, in_step=in_step)
+    return {str(row): [astuple(s) for s in samples] for row, samples in zip(rows, found, strict=True)}
+
+
+def main() -> None:
+    folder, label = Path(sys.argv[1]), os.environ["ALIGN_TEST_LABEL"]
+    trainer = trained(folder)
+    accelerator = trainer.accelerator
+    rank, world = accelerator.process_index, accelerator.num_processes
+    sampler = Sampler(SETTINGS, trainer.processing_class, seed=11)
+    rows = list(range(len(LENGTHS)))
+    out = {
+        "world": world,
+        "sharded": trainer.engine.sharded,
+        "shared": draw(trainer, sampler, rows[rank::world]),
+        "first": draw(trainer, sampler, rows if rank == 0 else []),
+        "shares_prompts": sampler.shares_prompts,
+    }
+    (folder / f"{label}-{rank}.json").write_text(json.dumps(out))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
