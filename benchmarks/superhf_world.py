@@ -1,12 +1,12 @@
 """SuperHF on the generated world with and without its KL prior: reward, and whether answers become one answer.
 
-    python benchmarks/superhf_world.py              seeds 0 to 3, two runs each, in a few minutes
+    python benchmarks/superhf_world.py              eight seeds, two runs each, in a few minutes
     python benchmarks/superhf_world.py --json       the numbers
 
-The recipe online/world-superhf, whose settings were chosen on seed 0. Before and after training ``SAMPLES`` answers are
-drawn to each of the 120 questions and scored with the rule that was trained against. The change of the reward has an
-interval over questions (paired bootstrap); similarity is METEOR between best-of-``SAMPLES`` answers to different
-questions, mean over ``PAIRS`` random pairs.
+The recipe online/world-superhf, whose settings were chosen on seeds 0 and 3. Before and after training
+``SAMPLES`` answers are drawn to each of the 120 questions and scored with the rule that was trained against. The change
+of the reward has an interval over questions (paired bootstrap); similarity is METEOR between best-of-``SAMPLES``
+answers to different questions, mean over ``PAIRS`` random pairs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from align.train import run
 
 SAMPLES, NEW_TOKENS, PAIRS = 8, 24, 200
 LIMIT = 0.3
-WEIGHTS = (0.35, 0.0)
+WEIGHTS = (0.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def claims(found: dict[float, list[Outcome]]) -> dict[str, bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 3, 1, 2, 7, 8, 10, 11])
     parser.add_argument("--folder", type=Path, help="keep models here, and use those that are there")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

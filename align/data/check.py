@@ -127,7 +127,9 @@ def check_rows(
     assert is_table(prepared)  # as `table` is
     keys = Keys()
     traits = _collect(table, form, keys)
-    findings = [*_dropped(account), *_tokens(account), *_doubles(keys), *_traits(traits, account)]
+    findings = [*_dropped(account), *_tokens(account)]
+    # answers that are not read have no faults
+    findings += [*_doubles(keys), *_traits(traits, account)] if branches else _same_prompts(keys)
     others_are, why = _SHARED.get(role, _SHARED["train"])
     if held_out is not None:
         if not isinstance(held_out, Keys):
@@ -138,7 +140,9 @@ def check_rows(
     findings += _lengths(account, prepared)
     findings += _fine(findings, account, form, None if held_out is None else others_are)
     shown = preview(prepared[0], tokenizer, branches, colour=colour) if len(prepared) else []
-    return SetReport(name, f"{role}, {form.name}", _UNITS.get(form.kind, "row"), findings, account, shown)
+    return SetReport(
+        name, f"{role}, {form.name}", _UNITS.get(form.kind, "row") if branches else "prompt", findings, account, shown
+    )
 
 
 @contextmanager
@@ -293,6 +297,12 @@ def _doubles(keys: Keys) -> Iterator[Finding]:
     if against.count:
         note = "the same pair is also there the other way round"
         yield Finding.of("warning", "contradiction", "chosen and rejected contradict another row", against, note)
+
+
+def _same_prompts(keys: Keys) -> Iterator[Finding]:
+    again = _repeated(keys.prompts)
+    if again.count:
+        yield Finding.of("warning", "duplicate", "the same prompt again", again)
 
 
 def _repeated(groups: Mapping[bytes, list[int]]) -> Tally:

@@ -89,10 +89,10 @@ def verdict(
     """The verdict on a run from what it recorded.
 
     ``records``: of ``metrics.jsonl``, in order. What counts is a ``probe`` (``ProbeReading.to_json``; a record may also
-    be such a reading itself), the first as the start and the last as the end, and ``generated_tokens``, the mean length
-    of sampled answers. ``pairs`` says which rows were probed; ``held_out``, if more pairs were evaluated, is
-    ``{"end": accuracy, "n": pairs, "start": accuracy or None}``. ``objective`` is its name in the recipe (the first, of
-    several). ``stopped`` is why a guard ended the run.
+    be such a reading itself), the first as the start and the last as the end, and ``generated_tokens`` (of an online
+    run ``samples/tokens``), the mean length of sampled answers. ``pairs`` says which rows were probed; ``held_out``, if
+    more pairs were evaluated, is ``{"end": accuracy, "n": pairs, "start": accuracy or None}``. ``objective`` is its
+    name in the recipe (the first, of several). ``stopped`` is why a guard ended the run.
     """
     readings = [probe for record in records if (probe := _reading(record)) is not None]
     start: Mapping[str, Any] = readings[0] if len(readings) > 1 else {}
@@ -195,7 +195,8 @@ def _dispersion(end: Mapping[str, Any]) -> Finding:
 
 
 def _length(records: Sequence[Mapping[str, Any]], end: Mapping[str, Any]) -> Finding:
-    sampled = [value for record in records if (value := finite(record.get("generated_tokens"))) is not None]
+    lengths = (record.get("generated_tokens", record.get("samples/tokens")) for record in records)
+    sampled = [value for length in lengths if (value := finite(length)) is not None]
     chosen, rejected = finite(end.get("chosen_length")), finite(end.get("rejected_length"))
     taught = ""
     if chosen is not None and rejected:

@@ -12,6 +12,7 @@ from tiny import tiny_tokenizer
 from align.data.check import check_rows, run_check
 from align.data.findings import CheckReport
 from align.data.preview import preview
+from align.data.prompts import prompt_of, prompt_rows
 from align.data.sources import from_rows
 from align.errors import UserError
 from align.recipe import Recipe
@@ -279,3 +280,29 @@ class TestRecipe:
     def test_of_a_stream_the_first_rows(self):
         report = check_rows(from_rows(good(1200)).to_iterable_dataset(), tiny_tokenizer(chat=False), PAIR)
         assert report.preparation.rows_in == 1000
+
+
+class TestPrompts:
+    def test_answers_that_are_not_read_have_no_faults(self):
+        rows = [pair(f"one {i % 3}", "same", "same") for i in range(4)]
+        report = check_rows(rows, tiny_tokenizer(chat=False), (), name="prompts")
+        assert [(f.code, f.first) for f in report.findings if f.severity == "warning"] == [("duplicate", (3,))]
+        assert "4 prompts" in report.lines()[0]
+
+
+def test_prompts_keep_their_text_and_their_ids():
+    rows = [{"prompt": "the sea"}, {"prompt": ""}, {"prompt": "a stone"}]
+    said: list[str] = []
+    found = prompt_rows(from_rows(rows), tiny_tokenizer(chat=False), said.append)
+    assert found["row"][:] == [0, 2]
+    assert [prompt_of(text) for text in found["prompt"][:]] == ["the sea", "a stone"]
+    assert found["prompt_ids"][0] == tiny_tokenizer(chat=False)("the sea").input_ids
+    assert any("1 row dropped: prompt is empty (row 1)." in line for line in said)
+    assert prompt_rows(found, tiny_tokenizer(chat=False), said.append) is found
+    talk = [{"role": "user", "content": "the sea"}]
+    whole = prompt_rows(from_rows([{"prompt": talk}]), tiny_tokenizer(), said.append, system="be brief")
+    assert prompt_of(whole["prompt"][0]) == [{"role": "system", "content": "be brief"}, *talk]
+    rendered = tiny_tokenizer().apply_chat_template(
+        prompt_of(whole["prompt"][0]), add_generation_prompt=True, return_dict=True
+    )
+    assert whole["prompt_ids"][0] == rendered["input_ids"]
