@@ -1,6 +1,6 @@
 """SuperHF on the generated world with and without its KL prior: reward, and whether answers become one answer.
 
-    python benchmarks/superhf_world.py              eight seeds, two runs each, in a few minutes
+    python benchmarks/superhf_world.py              ten seeds, two runs each, in a few minutes
     python benchmarks/superhf_world.py --json       the numbers
 
 The recipe online/world-superhf, whose settings were chosen on seeds 0 and 3. Before and after training
@@ -38,7 +38,7 @@ from align.train import run
 
 SAMPLES, NEW_TOKENS, PAIRS = 8, 24, 200
 LIMIT = 0.3
-WEIGHTS = (0.5, 0.0)
+WEIGHTS = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,14 @@ def claims(found: dict[float, list[Outcome]]) -> dict[str, bool]:
             o.similarity_after > LIMIT and o.warned for o in without
         ),
         "with it the reward rises": all(o.change["low"] > 0 for o in with_prior),
-        f"with it similarity stays below {LIMIT}, without a warning": all(
-            o.similarity_after < LIMIT and not o.warned for o in with_prior
-        ),
+        f"with it similarity ends below {LIMIT}": all(o.similarity_after < LIMIT for o in with_prior),
+        "with it no run warns on its way": not any(o.warned for o in with_prior),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 3, 1, 2, 7, 8, 10, 11])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 3, 1, 2, 7, 8, 10, 11, 12, 13])
     parser.add_argument("--folder", type=Path, help="keep models here, and use those that are there")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
