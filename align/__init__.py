@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SuperHF,
         WeightedSum,
     )
+    from align.recipe_sampling import Judge, Rounds, Sampling, Select
     from align.trainers.hypo import HyPOTrainer
     from align.trainers.inpo import INPOTrainer
     from align.trainers.preference import PreferenceTrainer
@@ -64,9 +65,13 @@ __all__ = [
     "HyPOTrainer",
     "INPOTrainer",
     "IdkDPO",
+    "Judge",
     "PreferenceTrainer",
     "RoundTrainer",
+    "Rounds",
     "SampledKL",
+    "Sampling",
+    "Select",
     "SimNPO",
     "SimPO",
     "SuperHF",
@@ -92,6 +97,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("Judge", "Rounds", "Sampling", "Select"):
+        return getattr(import_module("align.recipe_sampling"), name)
     if name in _TRAINERS:
         return getattr(import_module(f"align.trainers.{_TRAINERS[name]}"), name)
     if name in __all__:

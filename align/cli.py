@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        again = " Go on: the same command with --resume." if hasattr(args, "resume") else ""
+        print(f"Interrupted.{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,8 @@ from align.explain_terms import Explanation
 ONLINE: dict[str, Explanation] = {
     "reward": Explanation(
         "The judge's mean score of the samples that were drawn, before the best are kept.",
-        'The first and the last quarter of the log steps are compared; "rose" and "fell" take two standard errors.',
+        'The first and the last quarter of the log steps are compared; "rose" and "fell" take two standard errors, '
+        'anything less is "not clear".',
         "It was trained against, so it flatters the model: let another judge score new samples (align sample), and "
         "read it with the likeness of answers: align explain collapse.",
     ),
@@ -32,6 +33,14 @@ ONLINE: dict[str, Explanation] = {
         "Raise objective.kl_weight to hold it down; a KL near 0 with an accuracy near the start's means little was "
         "learned.",
     ),
+    "rounds": Explanation(
+        "Sample, judge, select and train, again and again; each round starts from the last one's policy.",
+        "One line a round: pairs, prompts dropped, the judge's mean score, how alike chosen answers to different "
+        "prompts are, tokens of a sample, the share cut off, the judge's position bias, the loss of the first and the "
+        "last log step, and the training pairs' accuracy at the last one.",
+        "These numbers say whether rounds work as meant, not whether the model is better: let another judge score new "
+        "samples (align sample). INPO's loss starts near 1 / (4 eta^2) and stays large: its target is 1 / (2 eta).",
+    ),
     "position bias": Explanation(
         "How much a comparing judge prefers whatever it is shown first.",
         "Mean over comparisons of P(first shown is better) - 1/2, both orders; 0 is none, 0.5 is always the first.",
@@ -39,3 +48,4 @@ ONLINE: dict[str, Explanation] = {
         "another judge or another template.",
     ),
 }
+ONLINE["bias"] = ONLINE["position bias"]  # the heading of its column

@@ -8,7 +8,7 @@ from typing import Any
 from align.objectives import Objective
 from align.recipe_messages import Path, Problem
 from align.recipe_objective import combined, parse_objective
-from align.recipe_sections import Reference
+from align.recipe_sections import Reference, Watch
 
 _JUDGES = ("reward", "pair", "endpoint", "function")
 _SCORE, _COMPARE = ("reward", "function"), ("pair", "endpoint", "function")  # a function may do either
@@ -27,6 +27,7 @@ def online_checks(raw: Mapping[str, Any]) -> list[Problem]:
         *_survivor(raw, branches),
         *_rounds(raw, branches),
         *_select(raw),
+        *_guard(raw, branches),
         *_rows(raw),
     ]
 
@@ -71,11 +72,29 @@ def _used(raw: Mapping[str, Any], branches: set[str] | None) -> list[Problem]:
     if raw.get("sampling") is not None and not branches & {"sample", "survivor"}:
         text = "nothing is sampled: the objective reads no fresh samples (hypo and superhf do), and rounds: is not set."
         problems.append(Problem(("sampling",), text))
+    problems += _alone(branches)
     for name in ("judge", "select"):
         if raw.get(name) is not None and "survivor" not in branches:
             text = "nothing is judged: the objective keeps no best samples (superhf does), and rounds: is not set."
             problems.append(Problem((name,), text))
     return problems
+
+
+def _alone(branches: set[str]) -> list[Problem]:
+    if branches != {"sample"}:
+        return []
+    text = "reads fresh samples alone, which would only hold the model where it is; add a loss on pairs, as in hypo."
+    return [Problem(("objective",), text)]
+
+
+def _guard(raw: Mapping[str, Any], branches: set[str] | None) -> list[Problem]:
+    """The guard against collapse looks at survivors."""
+    if branches is None or "survivor" in branches:
+        return []
+    text = "the guard looks at samples that are kept by score (superhf), and none are; remove it."
+    watch, fields = _section(raw, "watch"), Watch.model_fields
+    keys = ("similarity_limit", "stop_on_collapse")
+    return [Problem(("watch", key), text) for key in keys if watch.get(key, fields[key].default) != fields[key].default]
 
 
 def _fresh(raw: Mapping[str, Any], branches: set[str] | None) -> list[Problem]:
@@ -145,7 +164,7 @@ def _round_data(data: Mapping[str, Any]) -> list[Problem]:
     if data.get("forget") is not None:
         problems.append(Problem(("data", "forget"), "rounds sample answers to prompts; give them as data.train."))
     if data.get("held_out") is not None:
-        text = "pairs of others have no log-probs of the reference; remove it, and evaluate the finished run."
+        text = "rounds know the reference's log-probs of their own pairs alone; remove it, evaluate the end."
         problems.append(Problem(("data", "held_out"), text))
     train = data.get("train")
     listed = [((i,), item) for i, item in enumerate(train)] if isinstance(train, list) else [((), train)]

@@ -16,6 +16,13 @@ from align.errors import UserError
 
 LOCK = "recipe.lock.yaml"
 METRICS = "metrics.jsonl"
+# keys of a recipe that change how fast or from where something comes, and nothing that comes
+_MAY_CHANGE = (
+    "sampling.batch_size:",
+    *(f"sampling.server.{key}:" for key in ("url", "key_env", "concurrency", "timeout", "retries")),
+    *(f"judge.endpoint.{key}:" for key in ("url", "key_env", "concurrency", "timeout", "retries", "max_calls")),
+    *(f"judge.endpoint.{key}:" for key in ("price_in", "price_out", "cache")),
+)
 VERDICT = "verdict.json"  # written last: a run that has one is finished
 
 
@@ -74,15 +81,16 @@ class RunDirectory:
         if not resume:
             if lock and self._has_begun():
                 raise UserError(
-                    f"{self.path} already holds a run. Go on with it: --resume; or start another: set name= or "
-                    "output=, or remove the directory."
+                    f"{self.path} already holds a run. Go on with it: --resume (in Python resume=True); or "
+                    "start another: set name= or output=, or remove the directory."
                 )
             if lock:  # of a start that failed before its first step
                 self.write(METRICS, "")
             return None
         if not lock:
             raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
-        changed = list(differences(lock.get("recipe", {}), dict(recipe)))
+        lines = differences(lock.get("recipe", {}), dict(recipe))
+        changed = [line for line in lines if not line.startswith(_MAY_CHANGE)]
         if changed:
             raise UserError(
                 f"{self.path} was started with another recipe, so it cannot be resumed with this one:\n"

@@ -183,7 +183,7 @@ def _finish(
         shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
     for line in ["", *judged.lines()]:
         say(line)
-    directory.write_json(VERDICT, judged.to_json())
+    directory.write_json(VERDICT, {**judged.to_json(), "steps": trainer.state.global_step})
     return RunResult(
         str(directory.path),
         trainer.state.global_step,

@@ -66,7 +66,11 @@ def test_what_goes_together_is_accepted_and_written_out_the_same(values: dict[st
         (ROUNDS, {"sampling": {"samples": 1}}, "sampling.samples: a pair needs two samples"),
         (ROUNDS, {"objective": {"name": "nll", "branch": "completion"}}, "objective: rounds make pairs"),
         (ROUNDS, {"objective": {"name": "hypo"}}, "rounds: the objective draws samples of its own"),
-        (ROUNDS, {"data": {"train": {"path": "a"}, "held_out": {"path": "b"}}}, "data.held_out: pairs of others"),
+        (
+            ROUNDS,
+            {"data": {"train": {"path": "a"}, "held_out": {"path": "b"}}},
+            "data.held_out: rounds know",
+        ),
         (ROUNDS, {"data": {"train": {"path": "a", "streaming": True}}, "train": {"max_steps": 3}}, "train.streaming"),
         (ROUNDS, {"data": {"train": [{"path": "a"}, {"path": "b", "weight": 2.0}]}}, "data.train.1.weight: every"),
         (ROUNDS, {"data": {"forget": {"path": "a"}}}, "data.forget: rounds sample answers"),

@@ -91,6 +91,11 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
             echo("")
         for line in alternates_lines(recipe, any(p.role == "forget" and is_plain(rows) for p, rows in loaded)):
             echo(line)
+        if recipe.judge is not None:
+            named = recipe.judge.model_dump(exclude_none=True, exclude={"dtype", "revision"})
+            kind, value = next(iter(named.items()))
+            echo(f"Judge  {kind}: {value if isinstance(value, str) else value['url']}   not looked at before the run")
+            echo("")
         if recipe.evaluate is not None:
             from align.eval.check_suite import suite_lines
 

@@ -21,12 +21,15 @@ def prompt_rows(
     """Prompts as text and as token ids: columns ``row``, ``prompt_ids`` and ``prompt``, which is JSON (``prompt_of``).
 
     ``prompt_ids`` end where an answer starts: behind a text, or behind the template's header of an assistant's turn.
-    ``limits`` are those of ``prepare``. Prepared rows are returned as they are.
+    ``limits`` are those of ``prepare``. Prepared rows are returned as they are. Numbers in a column ``row`` of the rows
+    themselves are taken where no two are alike, since draws, scores and pairs go by them; else rows are counted.
 
     Raises ``UserError`` where the format is not recognised or no row is left.
     """
-    if {"prompt", "prompt_ids", "row"} <= set(rows.column_names):
-        return rows
+    if "row" in rows.column_names and len(set(rows["row"][:])) < len(rows):
+        rows = rows.remove_columns("row")
+    if {"prompt", "prompt_ids"} <= set(rows.column_names):
+        return rows if "row" in rows.column_names else rows.add_column("row", range(len(rows)))
     account: Any
     prepared: Any
     prepared, account = prepare(rows, tokenizer, (), **limits)

@@ -171,7 +171,9 @@ class TreeBatch:
         examples = []
         for example in self.examples if self.units["examples"] else ():
             kept = ((tree, tuple(b for b in tree.branches if b.name in branches)) for tree in example.trees)
-            examples.append(Example(tuple(Tree(tree.prompt, some) for tree, some in kept if some), example.row))
+            trees = tuple(Tree(tree.prompt, some) for tree, some in kept if some)
+            if trees:
+                examples.append(Example(trees, example.row))
         return pack(examples, branches=branches, feed_last=self.feeds_last).to(self.targets.device)
 
     def branches(self) -> list[tuple[Tree, Branch]]:

@@ -14,6 +14,7 @@ from typing import Any
 from align.eval.stats import finite
 from align.report.verdict import NOT_MEASURED, Finding, Verdict, headline
 
+CUT = 0.5  # share of samples that the length limit cut off, beyond which that is the first advice
 PART = 4  # the first and the last quarter of the log steps are compared
 
 
@@ -57,9 +58,9 @@ def _reward(records: Sequence[Mapping[str, Any]]) -> Finding:
     text = f"{mean(last):.2f}, start {mean(first):.2f} (mean over log steps, n {len(last)} each)"
     facts = {"start": mean(first), "end": mean(last), "n": len(last)}
     if len(last) < 3:
-        return Finding("reward", "not shown", f"{text}: too few log steps to tell", facts)
+        return Finding("reward", "not clear", f"{text}: too few log steps to tell", facts)
     error = math.sqrt((stdev(first) ** 2 + stdev(last) ** 2) / len(last))
-    word = "rose" if change > 2 * error else "fell" if change < -2 * error else "not shown"
+    word = "rose" if change > 2 * error else "fell" if change < -2 * error else "not clear"
     return Finding("reward", word, text, facts | {"standard_error": error})
 
 
@@ -91,7 +92,9 @@ def _length(records: Sequence[Mapping[str, Any]]) -> Finding:
     first, last = (mean(part) for part in _ends(values))
     growth = last / first - 1 if first else 0.0
     text = f"samples have {last:.0f} tokens, start {first:.0f}; {mean(_ends(cut)[1]):.0%} are cut off" if cut else ""
-    return Finding("length", f"{growth:+.0%}", text, {"start": first, "end": last})
+    return Finding(
+        "length", f"{growth:+.0%}", text, {"start": first, "end": last, "cut": mean(_ends(cut)[1]) if cut else 0.0}
+    )
 
 
 def _next(found: Mapping[str, Finding]) -> str:
@@ -100,6 +103,8 @@ def _next(found: Mapping[str, Finding]) -> str:
     if alike.word == "collapsed":
         more = "raise objective.kl_weight" if kl.word != NOT_MEASURED else "give the objective a KL term"
         return f"{more}, or lower train.learning_rate: the answers have become one answer"
+    if found["length"].facts.get("cut", 0.0) > CUT:
+        return "raise sampling.max_new_tokens, or say what ends an answer (sampling.stop): most samples are cut off"
     if reward.word == "fell":
         return "lower train.learning_rate, or look at what is kept: align show samples RUN --best"
     if reward.word != "rose":

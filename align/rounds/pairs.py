@@ -16,7 +16,7 @@ from align.errors import UserError
 from align.eval.subject import Subject
 from align.recipe import Recipe
 from align.rounds.policy import World, loaded
-from align.rounds.stages import Round
+from align.rounds.stages import Round, by_prompt
 from align.sampling.files import write_table
 
 _IDS = pa.list_(pa.int32())
@@ -77,14 +77,14 @@ def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Calla
         write_table(round.pairs, rows, SCHEMA)
 
 
-def _chosen(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _chosen(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Prompt and both answers of every pair, in the order of the prompts."""
-    found: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        if line["selected"] in ("chosen", "rejected"):
-            pair = found.setdefault(line["row"], {"row": line["row"], "prompt_ids": line["prompt_ids"]})
-            pair[f"{line['selected']}_ids"] = line["ids"]
-    return list(found.values())
+    found = []
+    for group in by_prompt(lines):
+        picked = {f"{line['selected']}_ids": line["ids"] for line in group if line["selected"]}
+        if picked:
+            found.append({"row": group[0]["row"], "prompt_ids": group[0]["prompt_ids"], **picked})
+    return found
 
 
 def _named(logps: Mapping[str, float], model: str) -> dict[str, float]:

@@ -153,6 +153,7 @@ def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
     raw["objective"] = recipe.objective
     raw["reference"] = {"rows": recipe.rounds.reference} if recipe.objective_value().needs_reference else {}
     raw["output"] = str(folder / TRAIN)
+    raw["train"] = {"logging_first_step": True, **raw["train"]}  # a short round has a loss to show, too
     return Recipe.from_dict(raw, name=recipe.path.name if recipe.path else "recipe", base=recipe.base)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,22 @@ from align.report.card import CardFacts, model_card
 from align.rounds.pairs import dropped
 from align.rounds.policy import TRAIN
 from align.rounds.stages import Round
-from align.run import RunDirectory
+from align.run import VERDICT, RunDirectory
 from align.sampling.files import read_tables
+from align.sampling.similarity import among
 
-_COLUMNS = ("round", "pairs", "dropped", "score", "tokens", "cut", "bias", "loss", "accuracy")
+_COLUMNS = ("round", "pairs", "dropped", "score", "alike", "tokens", "cut", "bias", "loss", "accuracy")
+_PAIRS = 64  # pairs of chosen answers whose likeness is measured
 
 
 def record(round: Round) -> dict[str, Any]:
     """Everything that is measured in a round.
 
-    ``score`` is the judge's mean (None for one that compares), ``tokens`` the mean length of the samples, ``truncated``
-    the share of them that the limit cut off, ``position_bias`` the mean of P(first shown is better) - 1/2, ``loss``
-    that of the first and of the last log step, ``accuracy`` the training pairs' at the last one: at the start margins
-    are 0 but for rounding.
+    ``score`` is the judge's mean (None for one that compares), ``similarity`` the METEOR likeness of chosen answers to
+    different prompts (a reward that rises with it is a collapse), ``tokens`` the mean length of the samples,
+    ``truncated`` the share of them that the limit cut off, ``position_bias`` the mean of P(first shown better) - 1/2,
+    ``loss`` that of the first and of the last log step, ``accuracy`` the training pairs' at the last one: at the start
+    margins are 0 but for rounding.
     """
     lines = round.lines("judged")
     scores = [line["score"] for line in lines if line["score"] is not None]
@@ -35,6 +40,7 @@ def record(round: Round) -> dict[str, Any]:
         "prompts": len(round.prompts),
         "samples": len(lines),
         "score": sum(scores) / len(scores) if scores else None,
+        "similarity": _alike([line["text"] for line in lines if line["selected"] == "chosen"], round.number),
         "tokens": sum(len(line["ids"]) for line in lines) / len(lines),
         "truncated": sum(line["finish"] == "length" for line in lines) / len(lines),
         "dropped": dict(dropped(round)),
@@ -44,8 +50,16 @@ def record(round: Round) -> dict[str, Any]:
         "position_bias": bias / compared if compared else None,
         "loss": [trained[0]["loss"], trained[-1]["loss"]] if trained else None,
         "accuracy": trained[-1].get("rewards/accuracies") if trained else None,
-        "steps": trained[-1]["step"] if trained else 0,
+        "steps": json.loads((round.folder / TRAIN / VERDICT).read_text())["steps"],
     }
+
+
+def _alike(chosen: Sequence[str], seed: int) -> float | None:
+    """Mean similarity of at most ``_PAIRS`` random pairs, one answer to each prompt; None for fewer than two."""
+    if len(chosen) < 2:
+        return None
+    value = among(chosen, pairs=_PAIRS, seed=seed)
+    return None if math.isnan(value) else value
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -57,14 +71,16 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
     score, bias, loss, accuracy = (record[key] for key in ("score", "position_bias", "loss", "accuracy"))
+    alike = record["similarity"]
     return (
         str(record["round"]),
         f"{record['pairs']:,}",
         f"{record['prompts'] - record['pairs']:,}",
         "-" if score is None else f"{score:.4g}",
+        "-" if alike is None else f"{alike:.2f}",
         f"{record['tokens']:.1f}",
         f"{record['truncated']:.1%}",
-        "-" if bias is None else f"{bias:+.3f}",
+        "-" if bias is None else f"{round(bias, 3) + 0:+.3f}",  # no minus before a zero
         "-" if loss is None else f"{loss[0]:.4g} to {loss[1]:.4g}",
         "-" if accuracy is None else f"{accuracy:.3f}",
     )

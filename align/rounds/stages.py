@@ -77,20 +77,19 @@ class Round:
         return [json.loads(self.file("judged", part).with_suffix(".json").read_text()) for part in self.parts]
 
 
-def draw_part(round: Round, part: int, draw: Draw) -> None:
-    """Sample one part and write it."""
+def draw_part(
+    round: Round, part: int, draw: Draw, logps: Callable[[], Sequence[Sequence[float]]] | None = None
+) -> None:
+    """Sample one part and write it; ``logps`` gives a server's log-probs of what was drawn, to compare with our own."""
     prompts = round.prompts[part * PART : (part + 1) * PART]
     ids = [list(prompt["prompt_ids"]) for prompt in prompts]
     keys = [prompt_key(own, prompt["row"]) for own, prompt in zip(ids, prompts, strict=True)]
     drawn = draw(ids, keys, round.number)
     lines = [sample_row(round.number, p, sample) for p, group in zip(prompts, drawn, strict=True) for sample in group]
-    write_table(round.file("samples", part), lines)
-
-
-def note_logps(round: Round, part: int, logps: Sequence[Sequence[float]]) -> None:
-    """Keep a server's log-probs of the first samples of a part, to compare with our own."""
-    file = round.file("samples", part).with_suffix(".json")
-    write_atomically(file, json.dumps([list(values) for values in logps[:COMPARED]]) + "\n")
+    file = round.file("samples", part)
+    if logps is not None:
+        write_atomically(file.with_suffix(".json"), json.dumps([list(values) for values in logps()[:COMPARED]]) + "\n")
+    write_table(file, lines)  # last: it is what says that the part is there
 
 
 def judge_part(round: Round, part: int, judge: Judging, select: Select) -> None:

@@ -34,7 +34,7 @@ def score(
         UserError: for a score that is not finite.
     """
     rows = [row for group in groups for row in group if row["text"].strip()]
-    scores = judge.score([prompt_of(row["prompt"]) for row in rows], [row["text"] for row in rows])
+    scores = judge.score([prompt_of(row["prompt"]) for row in rows], [row["text"] for row in rows]) if rows else []
     for row, value in zip(rows, scores, strict=True):
         if not math.isfinite(value):
             raise UserError(f"The judge's score of sample {row['index']} to row {row['row']} is {value}, not a number.")

@@ -268,7 +268,7 @@ class Client:
     def _kept(self) -> str:
         if self.cache is None:
             return ""
-        return f" The answers so far are kept in {self.cache}: the same command goes on from there."
+        return f" The answers so far are kept in {self.cache}: the same call again goes on from there (with --resume)."
 
     def _blotted(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) >= _SECRET else text

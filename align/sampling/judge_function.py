@@ -26,19 +26,22 @@ if TYPE_CHECKING:
     from align.recipe_sampling import Judge
 
 
+Function = Callable[..., Any]
+
+
 class FunctionJudge(ScoreJudge):
     """A function ``(prompts, responses)`` that returns one number per response; higher is better.
 
     Args:
-        spec: ``module:function``; the module lies beside the recipe or is installed.
+        spec: ``module:function``, whose module lies beside the recipe or is installed; or the function itself.
         base: the recipe's folder.
 
     Raises:
         UserError: where there is no such function.
     """
 
-    def __init__(self, spec: str, base: Path | None = None) -> None:
-        self.name, self.function = spec, load_function(spec, base)
+    def __init__(self, spec: str | Function, base: Path | None = None) -> None:
+        self.name, self.function = _named(spec, base)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """One number per response. Raises ``UserError`` where the function fails or returns something else."""
@@ -51,9 +54,9 @@ class FunctionComparison(CompareJudge):
     It is asked in both orders, as every judge that compares. Arguments and errors are those of ``FunctionJudge``.
     """
 
-    def __init__(self, spec: str, base: Path | None = None) -> None:
+    def __init__(self, spec: str | Function, base: Path | None = None) -> None:
         super().__init__()
-        self.name, self.function = spec, load_function(spec, base)
+        self.name, self.function = _named(spec, base)
 
     def prefer_first(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[float]:
         """Probability that the response shown first is preferred. Raises ``UserError`` as ``FunctionJudge.score``."""
@@ -65,6 +68,39 @@ class FunctionComparison(CompareJudge):
                     "probability that a is better, from 0 to 1."
                 )
         return values
+
+
+def as_judge(
+    judge: Judging | Judge | Function,
+    *,
+    allow_code: bool = False,
+    device: torch.device | None = None,
+    say: Callable[[str], Any] = print,
+) -> Judging:
+    """A judge from what a Python caller hands over: a judge, settings of one, or a function.
+
+    Raises:
+        UserError: where it is none of these, or as ``load_judge``.
+    """
+    from align.recipe_sampling import Judge
+
+    if isinstance(judge, ScoreJudge | CompareJudge):
+        return judge
+    if isinstance(judge, Judge):
+        return load_judge(judge, base=Path.cwd(), allow_code=allow_code, device=device, say=say)
+    if not callable(judge) or isinstance(judge, type):
+        raise UserError(
+            f"judge is {judge!r}; it must be a judge (align.sampling.judges), align.Judge(...), or a function of "
+            "(prompts, responses) or (prompts, a, b)."
+        )
+    return (FunctionComparison if {"a", "b"} <= _parameters(judge) else FunctionJudge)(judge)
+
+
+def _named(spec: str | Function, base: Path | None) -> tuple[str, Function]:
+    """What a function is called in messages, and the function."""
+    if isinstance(spec, str):
+        return spec, load_function(spec, base)
+    return f"{spec.__module__}:{getattr(spec, '__qualname__', type(spec).__qualname__)}", spec
 
 
 def load_judge(
@@ -131,7 +167,8 @@ def load_function(spec: str, base: Path | None) -> Callable[..., Any]:
             raise UserError(f"judge.function: {name} imports {error.name}, which is not installed.") from error
         beside = sorted(path.stem for path in base.glob("*.py")) if base is not None else []
         raise UserError(
-            f"judge.function: there is no module {name}, beside the recipe or installed." + did_you_mean(name, beside)
+            f"judge.function: there is no module {name}, in {base or Path.cwd()} or installed."
+            + did_you_mean(name, beside)
         ) from error
     except Exception as error:
         raise UserError(f"judge.function: importing {name} failed: {_told(error)}.") from error

@@ -41,7 +41,8 @@ class CompareJudge(ABC):
         first = self.prefer_first([*prompts, *prompts], [*a, *b], [*b, *a])
         total, count = self.bias
         self.bias = (total + sum((first[i] + first[n + i]) / 2 - 0.5 for i in range(n)), count + n)
-        return [(first[i] + 1 - first[n + i]) / 2 for i in range(n)]
+        # in this order equal answers give exactly one half, which is a tie
+        return [0.5 + (first[i] - first[n + i]) / 2 for i in range(n)]
 
     @abstractmethod
     def prefer_first(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[float]:

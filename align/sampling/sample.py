@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Prompt = str | list[dict[str, str]]  # a text, or the messages of a conversation that ends with the user's
 Finish = Literal["end", "stop", "length"]
@@ -32,6 +32,15 @@ class Sample:
     def truncated(self) -> bool:
         """Whether the limit cut it off."""
         return self.finish == "length"
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Every special token of a tokenizer, by its text: those that have a name (EOS and the like) and all others.
+
+    Decoding leaves all of them out of a text, so none is ever seen as a text that ends one.
+    """
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return named | {token.content: int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def prompt_key(ids: Sequence[int], row: int) -> int:

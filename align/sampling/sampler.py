@@ -32,7 +32,7 @@ from align.eval.generate import end_ids, greedy, left_padded, padding, plan_batc
 from align.eval.subject import positions
 from align.recipe_sampling import Sampling
 from align.sampling.noise import gumbel, signed
-from align.sampling.sample import Sample
+from align.sampling.sample import Sample, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,8 +164,9 @@ class _Draw:
         self.settings, self.tokenizer = sampler.settings, sampler.tokenizer
         self.ends = end_ids(model, self.tokenizer)
         # a special token is no part of a text, but it ends one as well
-        special = [text for text in self.settings.stop if text in self.tokenizer.all_special_tokens]
-        self.ends += [i for i in self.tokenizer.convert_tokens_to_ids(special) if i not in self.ends]
+        known = special_tokens(self.tokenizer)
+        special = [text for text in self.settings.stop if text in known]
+        self.ends += [known[text] for text in special if known[text] not in self.ends]
         self.stop = [text for text in self.settings.stop if text not in special]
         if self.stop and not self.ends:
             raise UserError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.sampling.http import Client
-from align.sampling.sample import Finish, Sample
+from align.sampling.sample import Finish, Sample, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,9 +75,11 @@ class ServerSampler:
         self.retokenised = 0
         self._said: set[str] = set()
         # a special token is no part of a text, but it ends one as well
-        special = [text for text in settings.stop if text in tokenizer.all_special_tokens]
+        known = special_tokens(tokenizer)
+        special = [text for text in settings.stop if text in known]
         self._stop = [text for text in settings.stop if text not in special]
-        self._ends = [int(i) for i in tokenizer.convert_tokens_to_ids(special)]
+        self._ends = [known[text] for text in special]
+        self._special = set(known.values())
 
     def __call__(self, prompts: Sequence[Sequence[int]], keys: Sequence[int], step: int) -> list[list[Sample]]:
         """Samples of each prompt (token ids).
@@ -179,7 +181,7 @@ class ServerSampler:
         elif choice["finish_reason"] == "length":
             ids, finish = drawn or [end], "length"
         else:  # a token that ends text is special, be it the tokenizer's own or another that the model knows
-            ended = given is not None and (drawn[-1] in self.tokenizer.all_special_ids or drawn[-1] == end)
+            ended = given is not None and (drawn[-1] in self._special or drawn[-1] == end)
             ids, finish = drawn if ended else [*drawn, end], "end"
         logps = [] if given is None else _logps(choice, len(drawn))
         shared = next(

@@ -297,7 +297,7 @@ def _shortened(text: str, most: int) -> str:
 
 def _about(row: Mapping[str, Any]) -> str:
     score = row["score"]
-    parts = ["not scored" if score is None or math.isnan(score) else f"score {score:.4g}"]
+    parts = [] if score is None or math.isnan(score) else [f"score {score:.4g}"]
     parts += [plain(row["selected"])] if row["selected"] else []
     ends = {"end": "ended", "stop": "ended by a stop text", "length": "cut at the limit"}
     return ", ".join([*parts, ends.get(row["finish"], plain(str(row["finish"]))), plural(len(row["ids"]), "token")])

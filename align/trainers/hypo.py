@@ -8,7 +8,7 @@ from align.engine.layout import TreeBatch
 from align.errors import UserError
 from align.objectives import HyPO, Objective
 from align.recipe_sampling import Sampling
-from align.trainers.online import OnlineTrainer, Row
+from align.trainers.online import OnlineTrainer, Row, check_settings
 
 # an estimate of the policy's own KL needs draws from the policy itself, and from nothing narrower
 _EXACT: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": None, "min_p": None, "stop": []}
@@ -31,6 +31,7 @@ class HyPOTrainer(OnlineTrainer):
         self, model: Any, objective: Objective | None = None, args: Any = None, *, sampling: Sampling, **kwargs: Any
     ) -> None:
         objective = HyPO() if objective is None else objective
+        check_settings(sampling=sampling)
         for name, exact in _EXACT.items():
             if (given := getattr(sampling, name)) != exact:
                 raise UserError(
@@ -38,6 +39,12 @@ class HyPOTrainer(OnlineTrainer):
                     f"(it is {exact!r} then)."
                 )
         super().__init__(model, objective, args, sampling=sampling, **kwargs)
+        for name, module in self.model.named_modules():
+            if "lora_dropout" in name and getattr(module, "p", 0) > 0 and self.branch in objective.branches:
+                raise UserError(
+                    f"The adapter has a dropout of {module.p:g}, with which log-probs are not those of the policy that "
+                    "drew the samples, and the KL would be wrong: set it to 0 (model.lora.dropout)."
+                )
 
     def prompts(self, micro: TreeBatch) -> list[Row]:
         return [(example, None) for example in micro.examples] if micro.units["examples"] else []

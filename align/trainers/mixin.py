@@ -86,7 +86,7 @@ class AlignMixin(_Trainer):
         parts = [t.weight * t.losses.sum() / max(self._window[t.unit], 1.0) for t in terms.losses]
         loss = torch.stack(parts).sum()
         if policy.aux_loss is not None:
-            loss = loss + policy.aux_loss * (batch.units["examples"] / self._window["examples"])
+            loss = loss + policy.aux_loss * (batch.units["examples"] / max(self._window["examples"], 1.0))
         finite = torch.isfinite(loss.detach())
         self._finite = finite if self._finite is None else self._finite & finite
         # gradients are averaged over ranks, but the divisor is already that of all ranks

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.compat import unwrap_model_for_generation
@@ -17,8 +19,10 @@ from align.data.collator import TreeCollator
 from align.data.packing import Order
 from align.engine.layout import Branch, Example, Tree
 from align.errors import UserError
+from align.eval.subject import positions
 from align.objectives import Objective
-from align.recipe_sampling import Sampling
+from align.objectives.base import sources_of
+from align.recipe_sampling import Rounds, Sampling, Select
 from align.sampling.files import read_tables, sample_row, write_table
 from align.sampling.sample import Sample, prompt_key
 from align.sampling.sampler import Sampler
@@ -54,6 +58,12 @@ class OnlineTrainer(AlignTrainer):
     def __init__(
         self, model: Any, objective: Objective, args: Any = None, *, sampling: Sampling, **kwargs: Any
     ) -> None:
+        check_settings(sampling=sampling)
+        if not sources_of(objective.branches) and self.branch == "sample":
+            raise UserError(
+                "The objective reads fresh samples alone, which would only hold the model where it is: add a loss on "
+                "pairs, as in hypo."
+            )
         if sampling.server is not None:
             raise UserError(
                 "sampling.server: a server has the weights of a checkpoint, but this objective needs those of the "
@@ -63,7 +73,27 @@ class OnlineTrainer(AlignTrainer):
         super().__init__(model, objective, args, **kwargs)
         self.sampler = Sampler(sampling, self.processing_class, self.args.seed, say=self.say)
         self._unwritten: list[dict[str, Any]] = []
+        self._check_room()
         self.add_callback(_Keep(self))
+
+    def prepared(self, data: Any, tokenizer: Any, seed: int, say: Callable[[str], Any], **limits: Any) -> Any:
+        """Rows with numbers, by which equal prompts get draws of their own."""
+        rows: Any = super().prepared(data, tokenizer, seed, say, **limits)
+        numbered = not isinstance(rows, Dataset) or "row" in rows.column_names
+        return rows if numbered else rows.add_column("row", range(len(rows)))
+
+    def _check_room(self) -> None:
+        """Prompts that fill the model's positions would end the run at the step that has them."""
+        limit, rows = positions(self.model), self.train_dataset
+        if limit is None or not isinstance(rows, Dataset) or self.branch not in self.objective.branches:
+            return
+        lengths = pc.list_value_length(rows.with_format("arrow")["prompt_ids"])
+        for place, length in enumerate(lengths.to_pylist()):
+            if length >= limit:
+                raise UserError(
+                    f"Row {rows[place]['row']} has a prompt of {length} tokens, which leaves no room for an answer: "
+                    f"the model reads {limit} at most. Set data.max_length lower, or leave the row out."
+                )
 
     # ---- one optimizer step
 
@@ -145,8 +175,11 @@ class OnlineTrainer(AlignTrainer):
         self._unwritten = []
 
     def forget_samples_after(self, step: int) -> None:
-        """Take back what this process wrote beyond ``step``: a resumed run draws it again."""
-        for file in sorted((Path(self.args.output_dir) / FOLDER).glob(f"*-r{self.args.process_index}.parquet")):
+        """Take back what was written beyond ``step``: a resumed run draws it again. Processes share the files out."""
+        mine, world = self.accelerator.process_index, self.accelerator.num_processes
+        for file in sorted((Path(self.args.output_dir) / FOLDER).glob("*-r*.parquet")):
+            if int(file.stem.split("-r")[1]) % world != mine:  # there may have been more processes before
+                continue
             rows = read_tables([file])
             kept = [row for row in rows if row["step"] <= step]
             if not kept:
@@ -173,6 +206,15 @@ class OnlineTrainer(AlignTrainer):
     def room(self) -> int:
         """Most positions that the samples of one row take in a pack."""
         return self.sampling.samples * self.sampling.max_new_tokens
+
+
+def check_settings(**given: Any) -> None:
+    """Refuse settings of another type than those of a recipe's section, which ``align`` exports by the same names."""
+    kinds = {"sampling": Sampling, "select": Select, "rounds": Rounds}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kinds[name]):
+            kind = kinds[name].__name__
+            raise UserError(f"{name} is a {type(value).__name__}; it must be align.{kind}(...), see docs/config.md.")
 
 
 class _Keep(TrainerCallback):

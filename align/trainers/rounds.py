@@ -29,10 +29,12 @@ from align.rounds.pairs import make_pairs
 from align.rounds.policy import TRAIN, World, free, loaded, policy_digest, policy_section, round_folder, train_recipe
 from align.rounds.prompts import PROMPTS, deal, digest
 from align.rounds.report import card, record, table
-from align.rounds.stages import Round, Stage, check_judge, draw_part, judge_part, note_logps
+from align.rounds.stages import Round, Stage, check_judge, draw_part, judge_part
 from align.run import LOCK, METRICS, VERDICT, RunDirectory
 from align.sampling.files import read_tables
+from align.sampling.judge_function import Function, as_judge
 from align.sampling.judges import Judging
+from align.trainers.online import check_settings
 from align.versions import TESTED, installed
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class RoundTrainer:
         objective: on pairs; DPO unless given.
         args: of every round's training. ``output_dir`` is the run directory, ``seed`` that of all draws.
         train_dataset: prompts, in any format; answers in it are left aside.
-        judge: scores or compares samples: a judge, or settings of one.
+        judge: scores or compares samples: a judge, settings of one (``align.Judge``), or a function of
+            ``(prompts, responses)`` or ``(prompts, a, b)``.
         sampling, select, rounds: settings; see the sections of recipes.
         peft_config: ``peft.LoraConfig`` or ``align.recipe_sections.Lora``; the adapter goes on from round to round.
         processing_class: another tokenizer than the model's.
@@ -71,7 +74,7 @@ class RoundTrainer:
         args: Any = None,
         *,
         train_dataset: Dataset,
-        judge: Judging | Judge,
+        judge: Judging | Judge | Function,
         sampling: Sampling | None = None,
         select: Select | None = None,
         rounds: Rounds | None = None,
@@ -81,6 +84,9 @@ class RoundTrainer:
         allow_code: bool = False,
         echo: Callable[[str], Any] = print,
     ) -> None:
+        check_settings(sampling=sampling, select=select, rounds=rounds)
+        if not isinstance(judge, Judge):
+            judge = as_judge(judge)
         recipe = recipe_of(
             model,
             DPO() if objective is None else objective,
@@ -207,8 +213,7 @@ class RoundTrainer:
             say=self.say,
         )
         for part in parts:
-            draw_part(now, part, sampler)
-            note_logps(now, part, sampler.last_logps)
+            draw_part(now, part, sampler, lambda: sampler.last_logps)
 
     def _judge_all(self, now: Round, parts: list[int]) -> None:
         def work() -> None:

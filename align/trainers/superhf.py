@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
+from transformers import TrainingArguments
 
 from align.data.collator import TreeCollator
 from align.data.prompts import prompt_of, prompt_rows
 from align.engine.layout import Example, Tree
 from align.errors import UserError
 from align.objectives import Objective, SuperHF
-from align.recipe_sampling import Sampling, Select
+from align.recipe_sampling import Judge, Sampling, Select
+from align.sampling.judge_function import Function, as_judge
 from align.sampling.judges import ScoreJudge
 from align.sampling.sample import Sample
 from align.sampling.select import penalised, top
 from align.sampling.similarity import similarity
-from align.trainers.online import OnlineTrainer, Picked, Row
+from align.trainers.online import OnlineTrainer, Picked, Row, check_settings
 
 PAIRS = 64  # pairs of texts whose similarity is measured at a log step
 
@@ -34,8 +36,9 @@ class SuperHFTrainer(OnlineTrainer):
 
     Args:
         train_dataset: prompts, in any format; answers in it are left aside.
-        judge: scores completions.
+        judge: scores completions: a judge, settings of one (``align.Judge``), or a function ``(prompts, responses)``.
         select: ``how`` must be ``top``.
+        allow_code: let settings import a function that they name.
 
     Raises:
         UserError: for whatever the caller can mend, with a sentence.
@@ -50,14 +53,23 @@ class SuperHFTrainer(OnlineTrainer):
         args: Any = None,
         *,
         sampling: Sampling,
-        judge: ScoreJudge,
+        judge: ScoreJudge | Judge | Function,
         select: Select | None = None,
+        allow_code: bool = False,
         **kwargs: Any,
     ) -> None:
         objective = SuperHF() if objective is None else objective
-        self.judge, self.select = judge, select or Select(how="top")
-        if not isinstance(judge, ScoreJudge):
-            raise UserError("This objective keeps the best by score: give a judge that scores (reward or function).")
+        check_settings(sampling=sampling, select=select)
+        if isinstance(objective, Objective) and set(objective.branches) != {self.branch}:
+            raise UserError(
+                f"SuperHFTrainer trains on the branch {self.branch!r} alone, but the objective reads "
+                f"{', '.join(objective.branches)}: set its branch, or use another trainer."
+            )
+        device = args.device if isinstance(args, TrainingArguments) else None
+        found = as_judge(judge, allow_code=allow_code, device=device)
+        if not isinstance(found, ScoreJudge):
+            raise UserError(f"The best are kept by score, but {found.name} compares: give a judge that scores.")
+        self.judge, self.select = found, select or Select(how="top")
         if self.select.how != "top":
             raise UserError(f"select.how is {self.select.how}, but survivors are chosen with: how: top.")
         if self.select.keep > sampling.samples:
@@ -91,6 +103,11 @@ class SuperHFTrainer(OnlineTrainer):
             ranked = penalised([mine[i] for i in real], [group[i].text for i in real], self.select.length_penalty)
             kept.append(sorted(real[i] for i in top(ranked, self.select.keep)))
             self._seen += [(example.row, sample.text, i in kept[-1]) for i, sample in enumerate(group)]
+        if len(found) > 1 and len(set(found)) == 1:
+            self.sampler.say_once(
+                f"warning: {self.judge.name} gives all {len(found)} samples of step {self.state.global_step + 1} the "
+                f"score {found[0]:g}, so the first of each prompt is kept"
+            )
         self.count("reward/samples", found)
         self.count("reward/kept", [mine[i] for mine, places in zip(scores, kept, strict=True) for i in places])
         return Picked(kept, [list(mine) for mine in scores])

@@ -33,9 +33,9 @@ RISING = [0.0, 0.1, 0.2, 1.0, 1.1, 1.2, 1.5, 1.6, 1.7, 2.0, 2.1, 2.2]  # quarter
         (RISING, "rose", "2.10, start 0.10 (mean over log steps, n 3 each)"),
         (RISING[::-1], "fell", "0.10, start 2.10"),
         # two standard errors of quarters that spread by 1 are 2 sqrt(2 / 3) = 1.63
-        ([0.0, 1.0, 2.0, *[1.0] * 6, 1.6, 2.6, 3.6], "not shown", "2.60, start 1.00"),
+        ([0.0, 1.0, 2.0, *[1.0] * 6, 1.6, 2.6, 3.6], "not clear", "2.60, start 1.00"),
         ([0.0, 1.0, 2.0, *[1.0] * 6, 1.7, 2.7, 3.7], "rose", "2.70, start 1.00"),
-        ([0.0, 5.0], "not shown", "too few log steps to tell"),
+        ([0.0, 5.0], "not clear", "too few log steps to tell"),
         ([1.0], "not measured", "needs two log steps"),
     ],
 )

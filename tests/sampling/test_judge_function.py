@@ -107,7 +107,7 @@ def test_a_probability_is_one(recipe: Path) -> None:
     [
         ("rewards_here", "'rewards_here' names no function; write MODULE:FUNCTION, such as rewards:length."),
         ("../evil:f", "'../evil:f' names no function; write MODULE:FUNCTION, such as rewards:length."),
-        ("reward_here:f", "no module reward_here, beside the recipe or installed. Did you mean 'rewards_here'?"),
+        ("reward_here:f", "no module reward_here, in {base} or installed. Did you mean 'rewards_here'?"),
         ("rewards_here:lenght", "lenght does not exist in {base}/rewards_here.py. Did you mean 'length'?"),
         ("rewards_here:LIMIT", "LIMIT is no function in {base}/rewards_here.py."),
         ("broken:f", "importing broken failed: ValueError: over and out."),

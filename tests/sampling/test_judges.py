@@ -316,3 +316,14 @@ def test_a_recipes_section_gives_either(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in said] == ["judge", "judge"]
     endpoint = Endpoint(url="http://localhost:1/v1", model="m", cache=str(tmp_path / "cache"))
     assert isinstance(load_judge(Judge(endpoint=endpoint), base=tmp_path, say=said.append), CompareJudge)
+
+
+def test_a_judge_of_position_alone_gives_ties_and_nothing_near_them() -> None:
+    class First(CompareJudge):
+        name = "first"
+
+        def prefer_first(self, prompts: Any, shown: Any, other: Any) -> list[float]:
+            return [0.1 + len(prompt) / 7919 for prompt in prompts]
+
+    prompts = ["x" * i for i in range(500)]
+    assert set(First().compare(prompts, ["a"] * 500, ["b"] * 500)) == {0.5}

@@ -17,7 +17,7 @@ from align.engine.scoring import attach
 from align.errors import UserError
 from align.recipe_sampling import Sampling
 from align.sampling.noise import gumbel, signed
-from align.sampling.sample import Sample, prompt_key
+from align.sampling.sample import Sample, prompt_key, special_tokens
 from align.sampling.sampler import Sampler
 
 LENGTHS = (9, 1, 14, 3, 20, 2, 1, 7)
@@ -349,3 +349,20 @@ def test_positions_end_completions_one_prompt_at_a_time(name: str) -> None:
 
 def test_no_prompts_no_completions() -> None:
     assert _draw(_model(), [])[0] == []
+
+
+def test_a_special_token_without_a_name_ends_a_completion_too() -> None:
+    tokenizer = tiny_tokenizer(chat=False)
+    mark = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert "<|im_end|>" not in tokenizer.all_special_tokens
+    assert special_tokens(tokenizer)["<|im_end|>"] == mark
+    assert set(special_tokens(tokenizer)) >= set(tokenizer.all_special_tokens)
+    model = _model()
+    with torch.no_grad():  # logits near zero: every token is as likely as the mark
+        model.lm_head.weight.mul_(0.0)
+    settings = Sampling(samples=64, max_new_tokens=600, stop=["<|im_end|>"])
+    (drawn,) = Sampler(settings, tokenizer, 1)(model, [[5, 6]], [0], 0, device=torch.device("cpu"))
+    ended = [sample for sample in drawn if sample.ids[-1] == mark]
+    assert ended
+    assert all(sample.finish == "end" and mark not in sample.ids[:-1] for sample in ended)
+    assert all(mark not in sample.ids for sample in drawn if sample not in ended)

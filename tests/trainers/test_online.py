@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from training import SAMPLING, Longest, arguments, history, pairs, prompts, trainer, weights, word_tokenizer
 from transformers import TrainerCallback
 from zoo import tiny_model
 
 from align.errors import Stopped, UserError
-from align.objectives import DPO, NLL, HyPO, SampledKL, SuperHF, WeightedSum
+from align.objectives import DPO, NLL, HyPO, SampledKL, SimPO, SuperHF, WeightedSum
 from align.recipe_sampling import Sampling, Select, Server
 from align.sampling.files import read_tables
+from align.sampling.sample import Sample
 from align.trainers.collapse import Collapse
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.superhf import SuperHFTrainer, _pairs
@@ -254,3 +256,87 @@ def test_prompts_come_from_rows_of_any_format(tmp_path: Path) -> None:
     found = drawn(tmp_path)
     assert {json.loads(r["prompt"]) for r in found} == {row["prompt"] for row in rows}
     assert all(r["prompt_ids"] == [int(w[1:]) for w in json.loads(r["prompt"]).split()] for r in found)
+
+
+def test_a_kl_term_beside_a_loss_without_reference_can_be_evaluated(tmp_path: Path) -> None:
+    made = trainer(tmp_path, WeightedSum(((SimPO(), 1.0), (SampledKL(), 0.1))), eval_dataset=pairs(5, seed=3))
+    plain = trainer(tmp_path, SimPO(), eval_dataset=pairs(5, seed=3))
+    assert made.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-6)
+
+
+def test_equal_prompts_without_numbers_get_draws_of_their_own(tmp_path: Path) -> None:
+    rows = pairs(1).remove_columns("row")
+    made = trainer(tmp_path, HyPO(kl_weight=0.5), Dataset.from_list([rows[0]] * 8), max_steps=1)
+    made.train()
+    found = drawn(tmp_path)
+    assert sorted({r["row"] for r in found}) == list(range(8))
+    assert len({tuple(r["ids"]) for r in found}) > SAMPLING.samples
+
+
+def test_numbers_of_the_callers_own_that_repeat_are_not_taken(tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"prompt": f"w{i} w5", "row": i // 3} for i in range(3, 9)])
+    seen: list[tuple] = []
+
+    def judge(prompts: list, responses: list[str]) -> list[float]:
+        seen.extend(zip(prompts, responses, strict=True))
+        return [float(len(text)) for text in responses]
+
+    made = SuperHFTrainer(
+        tiny_model(), SuperHF(), arguments(tmp_path, max_steps=1), train_dataset=rows,
+        processing_class=word_tokenizer(), sampling=SAMPLING, judge=judge,
+    )  # fmt: skip
+    made.train()
+    found = drawn(tmp_path)
+    assert {r["row"] for r in found} == set(range(6))
+    assert {prompt for prompt, _ in seen} == {f"w{i} w5" for i in range(3, 9)}
+    assert all(json.loads(r["prompt"]) == " ".join(f"w{i}" for i in r["prompt_ids"]) for r in found)
+
+
+def test_an_adapter_with_dropout_would_bias_the_kl(tmp_path: Path) -> None:
+    adapter = LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear")
+    with pytest.raises(UserError, match=r"The adapter has a dropout of 0.1"):
+        trainer(tmp_path, HyPO(), peft_config=adapter)
+    trainer(tmp_path, HyPO(kl_weight=0.0), peft_config=adapter)
+    trainer(tmp_path, SuperHF(), peft_config=adapter)
+
+
+def test_what_is_wrong_is_said_before_the_first_step(tmp_path: Path) -> None:
+    options = {"train_dataset": pairs(4), "processing_class": word_tokenizer()}
+    with pytest.raises(UserError, match=r"sampling is a dict; it must be align.Sampling"):
+        HyPOTrainer(tiny_model(), HyPO(), arguments(tmp_path), sampling={"samples": 2}, **options)
+    with pytest.raises(UserError, match="reads fresh samples alone"):
+        HyPOTrainer(tiny_model(), SampledKL(), arguments(tmp_path), sampling=SAMPLING, **options)
+    with pytest.raises(UserError, match="trains on the branch 'survivor' alone, but the objective reads chosen"):
+        SuperHFTrainer(tiny_model(), NLL(), arguments(tmp_path), sampling=SAMPLING, judge=Longest(), **options)
+    with pytest.raises(UserError, match="judge is 3; it must be a judge"):
+        SuperHFTrainer(tiny_model(), None, arguments(tmp_path), sampling=SAMPLING, judge=3, **options)
+    with pytest.raises(UserError, match=r"kept by score, but .* compares"):
+        SuperHFTrainer(
+            tiny_model(),
+            None,
+            arguments(tmp_path),
+            sampling=SAMPLING,
+            judge=lambda prompts, a, b: [0.5] * len(a),
+            **options,
+        )
+    long = Dataset.from_list([dict(pairs(1)[0]) | {"row": 7, "prompt_ids": [5] * 128}])
+    with pytest.raises(UserError, match=r"Row 7 has a prompt of 128 tokens, which leaves no room .* reads 128 at most"):
+        trainer(tmp_path, HyPO(), long)
+
+
+def test_a_step_without_a_survivor_trains_on_nothing(tmp_path: Path) -> None:
+    made = trainer(tmp_path, SuperHF(), max_steps=1, model=tiny_model("qwen3_moe"))
+    before = weights(made).clone()
+    made._draw = lambda rows, step: [[Sample(0, (1,), " ", "end")] for _ in rows]
+    made.train()
+    assert torch.equal(weights(made), before)
+    assert {r["selected"] for r in drawn(tmp_path)} == {""}
+
+
+def test_a_judge_that_cannot_tell_samples_apart_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = SuperHFTrainer(
+        tiny_model(), None, arguments(tmp_path, max_steps=1), train_dataset=prompts(8),
+        processing_class=word_tokenizer(), sampling=SAMPLING, judge=lambda prompts, responses: [1.0] * len(responses),
+    )  # fmt: skip
+    made.train()
+    assert "gives all 16 samples of step 1 the score 1" in capsys.readouterr().out

@@ -371,12 +371,13 @@ class Longest(ScoreJudge):
         return [float(sum(int(word[1:]) % 7 for word in text.split())) for text in responses]
 
 
-def test_the_trainer_in_python_is_the_run_of_the_recipe(world: Path, tmp_path: Path) -> None:
+def test_the_trainer_in_python_is_the_run_of_the_recipe(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same settings as a recipe's give the same weights, to the bit."""
+    monkeypatch.syspath_prepend(world)  # a judge's module is looked up beside the recipe, or as Python finds it
     judge = Judge(function="round_rules:score")
     (tmp_path / "py").mkdir()
-    for module in ("round_rules",):
-        assert module in sys.modules  # a judge's module is looked up beside the recipe, or as Python finds it
     go(world, tmp_path / "a", **ONE)
     made = load_recipe(write_recipe(world, tmp_path / "a", **ONE))
     args = made.training_arguments(output_dir=tmp_path / "py" / "tiny", disable_tqdm=True)
