@@ -48,7 +48,9 @@ class Endpoint(Server):
     max_calls: int = Field(10_000, ge=1, description="most calls of a run; more would be needed: nothing is started")
     price_in: float = Field(0.0, ge=0, description="price of a million tokens read, for the estimate shown first")
     price_out: float = Field(0.0, ge=0, description="price of a million tokens written")
-    cache: str | None = Field(None, description="folder that keeps answers; by default in the user's cache")
+    cache: str | None = Field(
+        None, description="folder that keeps answers, beside the recipe; by default in the user's cache"
+    )
 
 
 class Judge(Section):

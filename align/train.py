@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from align.errors import Stopped, UserError
 from align.objectives.base import sources_of
@@ -383,11 +383,15 @@ def _leave(*, together: bool) -> None:
         torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    code = main()
+def end(code: int) -> NoReturn:
+    """Leave the process with an exit code, under a launcher at once."""
     if "RANK" in os.environ:
         # torch's threads can abort an interpreter that ends around them, and a good run would be reported as failed
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    end(main())

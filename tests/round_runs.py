@@ -134,10 +134,10 @@ if __name__ == "__main__":
 
         allow()
     import align.rounds.stages as stages
-    from align.train import main
+    from align.train import end, main
 
     stages.PART = 3
     if "ALIGN_TEST_KILL_AT" in os.environ:
         where, at = os.environ["ALIGN_TEST_KILL_AT"].split(":")
         _die_at(where, int(at))
-    sys.exit(main([*sys.argv[1:], "--allow-code"]))
+    end(main([*sys.argv[1:], "--allow-code"]))

@@ -40,7 +40,7 @@ class HyPOTrainer(OnlineTrainer):
                 )
         super().__init__(model, objective, args, sampling=sampling, **kwargs)
         for name, module in self.model.named_modules():
-            if "lora_dropout" in name and getattr(module, "p", 0) > 0 and self.branch in objective.branches:
+            if "lora_dropout" in name and getattr(module, "p", 0) > 0 and self.branch in self.objective.branches:
                 raise UserError(
                     f"The adapter has a dropout of {module.p:g}, with which log-probs are not those of the policy that "
                     "drew the samples, and the KL would be wrong: set it to 0 (model.lora.dropout)."

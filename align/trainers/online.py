@@ -59,7 +59,10 @@ class OnlineTrainer(AlignTrainer):
         self, model: Any, objective: Objective, args: Any = None, *, sampling: Sampling, **kwargs: Any
     ) -> None:
         check_settings(sampling=sampling)
-        if not sources_of(objective.branches) and self.branch == "sample":
+        branches = (
+            objective.branches if isinstance(objective, Objective) else ("chosen",)
+        )  # the base says what it must be
+        if not sources_of(branches) and self.branch == "sample":
             raise UserError(
                 "The objective reads fresh samples alone, which would only hold the model where it is: add a loss on "
                 "pairs, as in hypo."
