@@ -21,6 +21,7 @@ from align.report.survivors import survivors_verdict
 from align.report.unlearning import unlearning_verdict
 from align.report.verdict import Verdict, verdict
 from align.run import METRICS, VERDICT, RunDirectory
+from align.sampling.sample import repeatable
 
 MODEL = "model"
 
@@ -305,6 +306,10 @@ def _lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, An
     from align.versions import TESTED, installed
 
     device = trainer.args.device
+    mixed = trainer.accelerator.mixed_precision != "no"
+    samples = (
+        {} if recipe.sampling is None else {"samples": repeatable(recipe, on_cpu=device.type == "cpu", mixed=mixed)}
+    )
     return {
         "recipe": recipe.dump(),
         "base": str(recipe.base),  # where its relative paths start
@@ -314,6 +319,7 @@ def _lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, An
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": trainer.accelerator.num_processes,
         "distributed": str(trainer.accelerator.distributed_type.value),
+        **samples,  # how far another run draws the same
     }
 
 

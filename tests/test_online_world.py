@@ -21,7 +21,7 @@ from align.recipes.quickstart.measure import Scorer
 from align.recipes.quickstart.running import calm, write_rows
 from align.run import RunDirectory
 from align.sampling.files import read_tables
-from align.sampling.sample import prompt_key
+from align.sampling.sample import prompt_key, repeatable
 from align.sampling.sampler import Sampler
 from align.train import run
 
@@ -84,6 +84,9 @@ def test_hypo_stays_near_where_dpo_runs_away(taught: Path, tmp_path: Path) -> No
     assert float(hypo.verdict["findings"]["distance"]["word"]) < 10
     drawn = read_tables(sorted((tmp_path / "hypo/samples").iterdir()))
     assert len(drawn) == 6 * 80 * 2
+    assert RunDirectory(tmp_path / "hypo").lock["samples"] == "exactly: float32 on a CPU"
+    rough = load_recipe("online/world-hypo", ["model.dtype=bfloat16"])
+    assert repeatable(rough, on_cpu=True, mixed=False).startswith("for this shape of batches (sampling.batch_size 64")
     dpo, _ = trained("world-hypo", taught, tmp_path / "dpo", "objective.kl_weight=0", "sampling=null")
     assert "distance" not in dpo.verdict["findings"]
     near, far = kl_to_start(taught, tmp_path / "hypo/model"), kl_to_start(taught, tmp_path / "dpo/model")
@@ -93,6 +96,7 @@ def test_hypo_stays_near_where_dpo_runs_away(taught: Path, tmp_path: Path) -> No
 def test_inpo_goes_its_rounds_and_the_judge_likes_what_came(taught: Path, tmp_path: Path) -> None:
     result, lines = trained("world-inpo", taught, tmp_path / "inpo", "rounds.prompts=20", "rounds.count=2")
     rounds = result.verdict["rounds"]
+    assert RunDirectory(tmp_path / "inpo").lock["samples"] == "exactly: float32 on a CPU"
     assert [r["round"] for r in rounds] == [1, 2]
     assert [r["prompts"] for r in rounds] == [20, 20]
     for number in (1, 2):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from align.recipe import Recipe
 
 Prompt = str | list[dict[str, str]]  # a text, or the messages of a conversation that ends with the user's
 Finish = Literal["end", "stop", "length"]
@@ -32,6 +35,21 @@ class Sample:
     def truncated(self) -> bool:
         """Whether the limit cut it off."""
         return self.finish == "length"
+
+
+def repeatable(recipe: Recipe, *, on_cpu: bool, mixed: bool) -> str:
+    """How far another run of a recipe draws the same samples, for its lock file.
+
+    ``mixed``: whether forwards compute in another type than the weights'.
+    """
+    assert recipe.sampling is not None
+    model = recipe.model
+    wide = model.dtype == "float32" or (model.dtype == "auto" and model.lora is None)
+    if recipe.sampling.server is not None:
+        return "as far as the server repeats itself"
+    if on_cpu and wide and not mixed:
+        return "exactly: float32 on a CPU"
+    return f"for this shape of batches (sampling.batch_size {recipe.sampling.batch_size}, and the same processes)"
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:

@@ -34,6 +34,7 @@ from align.run import LOCK, METRICS, VERDICT, RunDirectory
 from align.sampling.files import read_tables
 from align.sampling.judge_function import Function, as_judge
 from align.sampling.judges import Judging
+from align.sampling.sample import repeatable
 from align.trainers.online import check_settings
 from align.versions import TESTED, installed
 
@@ -324,6 +325,7 @@ class RoundTrainer:
             "versions": {"python": platform.python_version(), **_versions()},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": self.world.size,
+            "samples": repeatable(self.recipe, on_cpu=device.type == "cpu", mixed=self.world.mixed is not None),
         }
 
     def _note(self, values: Mapping[str, Any]) -> None:
