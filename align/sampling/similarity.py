@@ -116,7 +116,7 @@ def _stem(word: str) -> str:
 
 @cache
 def _stemmer() -> Callable[[str], str]:
-    # rouge-score brings nltk along; importing it takes a second
+    # here, since importing it takes a second
     from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]
 
     return PorterStemmer().stem
