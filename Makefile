@@ -61,7 +61,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m align.train_keys
+	HF_HUB_OFFLINE=1 $(BIN)/python -m align.cli.config_page
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
         SuperHF,
         WeightedSum,
     )
-    from align.recipe_sampling import Judge, Rounds, Sampling, Select
+    from align.recipe.sampling import Judge, Rounds, Sampling, Select
+    from align.rounds.inpo import INPOTrainer
+    from align.rounds.trainer import RoundTrainer
     from align.trainers.hypo import HyPOTrainer
-    from align.trainers.inpo import INPOTrainer
     from align.trainers.preference import PreferenceTrainer
-    from align.trainers.rounds import RoundTrainer
     from align.trainers.superhf import SuperHFTrainer
     from align.trainers.unlearn import UnlearnTrainer
 
@@ -83,12 +83,12 @@ __all__ = [
 
 
 _TRAINERS = {
-    "HyPOTrainer": "hypo",
-    "INPOTrainer": "inpo",
-    "PreferenceTrainer": "preference",
-    "RoundTrainer": "rounds",
-    "SuperHFTrainer": "superhf",
-    "UnlearnTrainer": "unlearn",
+    "HyPOTrainer": "trainers.hypo",
+    "INPOTrainer": "rounds.inpo",
+    "PreferenceTrainer": "trainers.preference",
+    "RoundTrainer": "rounds.trainer",
+    "SuperHFTrainer": "trainers.superhf",
+    "UnlearnTrainer": "trainers.unlearn",
 }
 
 
@@ -98,9 +98,9 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in ("Judge", "Rounds", "Sampling", "Select"):
-        return getattr(import_module("align.recipe_sampling"), name)
+        return getattr(import_module("align.recipe.sampling"), name)
     if name in _TRAINERS:
-        return getattr(import_module(f"align.trainers.{_TRAINERS[name]}"), name)
+        return getattr(import_module(f"align.{_TRAINERS[name]}"), name)
     if name in __all__:
         from align import objectives
 

@@ -16,7 +16,7 @@ from ways import Way, common
 
 from align.compat import training_config
 from align.objectives import DPO, HyPO
-from align.recipe_sampling import Sampling
+from align.recipe.sampling import Sampling
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.preference import PreferenceTrainer
 

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from worlds import prepared
 
-from align.eval.stats import Interval, bootstrap_mean
-from align.eval.subject import Subject
+from align.data.tokens.samples import prompt_key
+from align.models.subject import Subject
 from align.recipe import load_recipe
-from align.recipe_sampling import Sampling
+from align.recipe.sampling import Sampling
 from align.recipes.quickstart.running import calm
-from align.sampling.sample import prompt_key
 from align.sampling.sampler import Sampler
+from align.stats import Interval, bootstrap_mean
 from align.train import run
 
 WEIGHTS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

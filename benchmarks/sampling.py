@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from align.engine.layout import Branch, Example, Tree, pack
 from align.engine.scoring import ScoringEngine, attach
-from align.recipe_sampling import Sampling
+from align.recipe.sampling import Sampling
 from align.sampling.sampler import Sampler
 
 NAMES = ("tldr", "chat")

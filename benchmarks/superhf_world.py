@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from worlds import prepared
 
-from align.eval.stats import bootstrap_mean
-from align.eval.subject import Subject
+from align.data.tokens.samples import prompt_key
+from align.models.subject import Subject
 from align.recipe import load_recipe
-from align.recipe_sampling import Sampling
+from align.recipe.sampling import Sampling
 from align.recipes.online.rules import plain_words
 from align.recipes.quickstart.running import calm
-from align.sampling.sample import prompt_key
 from align.sampling.sampler import Sampler
 from align.sampling.similarity import similarity
+from align.stats import bootstrap_mean
 from align.train import run
 
 SAMPLES, NEW_TOKENS, PAIRS = 8, 24, 200

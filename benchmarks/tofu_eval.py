@@ -32,11 +32,11 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from align.data.questions import prompt_of, reply_of
+from align.data.rows.questions import prompt_of, reply_of
 from align.engine.scoring import ScoringEngine, attach
-from align.eval.subject import Subject
 from align.eval.texts import encode_pairs
 from align.eval.tofu_data import load_sets, read_set
+from align.models.subject import Subject
 
 VOCABULARY = 32_768
 BATCH = 32  # of the usual way

@@ -18,14 +18,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.data.world import completion, prompt
+from align.data.rows.world import completion, prompt
 from align.eval.log import TofuLog
-from align.eval.subject import Subject
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import TofuSets, load_sets, read_set
 from align.eval.tofu_metrics import metrics
+from align.models.subject import Subject
 from align.recipe import Recipe
-from align.recipe_unlearning import branches_of
+from align.recipe.checks_unlearning import branches_of
 from align.train import run
 
 Rows = list[dict[str, str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.data import world
+from align.data.rows import world
 from align.recipes.quickstart.demo import learn, make_pairs
 from align.recipes.quickstart.measure import Scorer
 from align.recipes.quickstart.running import calm, write_rows

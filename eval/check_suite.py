@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.eval.log import TofuLog, read_log
+from align.eval.log import TofuLog
+from align.eval.log_read import read_log
 from align.eval.tofu_data import TofuSets, load_sets
-from align.recipe_sections import located
+from align.recipe.sections import located
 
 if TYPE_CHECKING:
-    from align.recipe_sections import Evaluate
+    from align.recipe.sections import Evaluate
 
 
 def suite_lines(settings: Evaluate, base: Path) -> list[str]:

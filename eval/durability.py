@@ -29,9 +29,9 @@ import numpy as np
 from align.errors import UserError
 from align.eval.log import TofuLog
 from align.eval.result import number
-from align.eval.stats import Interval, bootstrap_mean
 from align.eval.suites import Outcome
 from align.eval.tofu_metrics import metrics
+from align.stats import Interval, bootstrap_mean
 
 # of P or ROUGE, which lie between 0 and 1; 4 bits moved those of a tiny model that never knew the answers by up to 0.02
 MATERIAL = 0.05
@@ -97,7 +97,7 @@ class Durability:
     Attributes:
         name: the model.
         settings: what the figures depend on.
-        readings: by state of the model, such as ``8 bits``, what the suite reads (``align.stop_rule.METRICS``).
+        readings: by state of the model, such as ``8 bits``, what the suite reads (``align.recipe.stop_rule.METRICS``).
         control: the same of the retain model where it was attacked, too.
         attacks: what each of them did.
         tested: sentences about what was done.

@@ -9,14 +9,15 @@ from typing import Any
 from align.errors import UserError
 from align.eval import tofu
 from align.eval.durability import Durability
-from align.eval.log import TofuLog, read_log
+from align.eval.log import TofuLog
+from align.eval.log_read import read_log
 from align.eval.relearn import LEARNING_RATE, ROWS, STEPS, Relearning, Say, relearn
-from align.eval.subject import Subject
 from align.eval.suites import trajectory
 from align.eval.tofu_data import Rows, TofuSets, load_sets
+from align.models.subject import Subject
 from align.recipe import Recipe
-from align.recipe_sections import Evaluate, Source
-from align.run import LOCK, RunDirectory
+from align.recipe.sections import Evaluate, Source
+from align.runs.directory import LOCK, RunDirectory
 
 FILE = "eval/durability.json"
 _RETAIN_LOG = "eval/retain.json"  # kept by the run, of the recipe's retain model
@@ -44,11 +45,7 @@ class FinishedRun:
 
     def learning_rate(self) -> float:
         """The rate it was trained with, the recipe's or the default."""
-        if self.recipe is None:
-            return LEARNING_RATE
-        from align.train_defaults import train_defaults
-
-        return float({**train_defaults(self.recipe), **self.recipe.train}["learning_rate"])
+        return LEARNING_RATE if self.recipe is None else float(self.recipe.train_values()["learning_rate"])
 
     def before(self) -> dict[str, float] | None:
         """The suite's reading at step 0, where the run recorded one."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from align.eval.mia import ATTACKS, Attacks, auc
-from align.eval.stats import finite
+from align.stats import finite
 
 TruthRatio = Literal["geometric", "arithmetic"]
 SETS = ("forget", "retain", "ra", "wf")  # ra: real authors, wf: world facts
@@ -209,24 +208,6 @@ class MuseLog:
         out.update(_attack_entries(self.mia))
         out["align"] = {"name": self.name}
         return out
-
-
-def read_log(path: str | Path) -> TofuLog:
-    """Read a TOFU log: open-unlearning's or ours, or one of the original TOFU format; gzipped or plain.
-
-    Raises UserError, one sentence, where the file is missing, is no JSON, holds aggregates only, is another suite's or
-    has entries that do not fit together.
-    """
-    from align.eval.log_read import read_tofu
-
-    return read_tofu(Path(path))
-
-
-def read_muse_log(path: str | Path) -> MuseLog:
-    """Read a ``MUSE_EVAL.json``, gzipped or plain. Raises UserError as ``read_log`` does."""
-    from align.eval.log_read import read_muse
-
-    return read_muse(Path(path))
 
 
 def _set_entries(name: str, items: SetLog, epsilon: float) -> dict[str, Any]:

@@ -26,8 +26,13 @@ _ORIGINAL = {"avg_gt_loss": "loss", "avg_paraphrased_loss": "para_loss", "averag
 Rows = dict[int, Any]
 
 
-def read_tofu(path: Path) -> TofuLog:
-    """The TOFU log in ``path``; see ``align.eval.log.read_log``."""
+def read_log(path: str | Path) -> TofuLog:
+    """Read a TOFU log: open-unlearning's or ours, or one of the original TOFU format; gzipped or plain.
+
+    Raises UserError, one sentence, where the file is missing, is no JSON, holds aggregates only, is another suite's or
+    has entries that do not fit together.
+    """
+    path = Path(path)
     data = load(path)
     if any(_is_original(value) for value in data.values()) or _is_original(data):
         return _original(data, path)
@@ -51,8 +56,9 @@ def read_tofu(path: Path) -> TofuLog:
     )
 
 
-def read_muse(path: Path) -> MuseLog:
-    """The MUSE log in ``path``; see ``align.eval.log.read_muse_log``."""
+def read_muse_log(path: str | Path) -> MuseLog:
+    """Read a ``MUSE_EVAL.json``, gzipped or plain. Raises UserError as ``read_log`` does."""
+    path = Path(path)
     data = load(path)
     wanted = [f"{name}_ROUGE" for name in MUSE_SETS]
     if not set(data) & {*wanted, *SCORES, *ATTACKS} or any(name.startswith("forget_Q_A") for name in data):

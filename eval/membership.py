@@ -17,7 +17,7 @@ from align.errors import UserError
 from align.eval.memorization import min_k, min_k_plus_plus, zlib_score
 
 if TYPE_CHECKING:
-    from align.eval.subject import Subject
+    from align.models.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from align.data.sources import did_you_mean, load_source
+from align.data.rows.sources import did_you_mean, load_source
 from align.errors import UserError
 from align.eval.log import MuseLog, SetLog
 from align.eval.membership import TOKEN_READS, attack_scores, gradient_norms, mean_loss
 from align.eval.memorization import exact_memorization, extraction_strength
 from align.eval.rouge import rouge
 from align.eval.texts import encode_pairs, encode_prompts
-from align.recipe_sections import Source
+from align.recipe.sections import Source
 
 if TYPE_CHECKING:
-    from align.eval.subject import Subject, Values
+    from align.models.subject import Subject, Values
 
 Row = dict[str, str]
 

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from align.data.questions import prompt_of, reply_of, talks
+from align.data.rows.questions import prompt_of, reply_of, talks
 from align.errors import Stopped, UserError
 from align.eval import tofu
 from align.eval.durability import AS_IT_IS, Attack, Durability, attacked, reading
-from align.eval.load import load_checkpoint
 from align.eval.log import TofuLog
 from align.eval.quantise import round_weights
-from align.eval.subject import Subject
 from align.eval.texts import encode_pairs
 from align.eval.tofu_data import Fact, TofuSets
 from align.eval.tofu_metrics import LEGACY_ROWS
+from align.models.load import load_checkpoint
+from align.models.subject import Subject
 
 STEPS, ROWS = 10, 20
 LEARNING_RATE = 1e-5  # of NPO (arXiv 2404.05868) and of open-unlearning, for models whose own rate is not known
@@ -149,8 +149,8 @@ def _states(
         gc.collect()  # trainers hold themselves in cycles, and with them a model
         say(f"{name}: rounding its weights to {state}")
         subject = Subject.load(name, system=system, echo=_silent)
-        if hasattr(subject.model, "merge_adapter"):
-            subject.model.merge_adapter()
+        if (merge := getattr(subject.model, "merge_adapter", None)) is not None:
+            merge()
         done = round_weights(subject.model, bits)
         rounding = f"{done.layers} linear layers, {done.share:.1%} of the weights outside the embeddings"
         logs[state] = measure(subject)

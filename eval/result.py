@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from align.eval.stats import Interval, bootstrap_mean, finite
+from align.stats import Interval, bootstrap_mean, finite
 
 
 @dataclass

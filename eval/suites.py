@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from align.eval import tofu
 from align.eval.check_suite import target_log
 from align.eval.log import TofuLog
-from align.eval.subject import Subject
 from align.eval.tofu_data import TofuSets, load_sets
 from align.eval.tofu_metrics import TofuResult, metrics
-from align.recipe_sections import located
-from align.stop_rule import METRICS
+from align.models.subject import Subject
+from align.recipe.sections import located
+from align.recipe.stop_rule import METRICS
 
 if TYPE_CHECKING:
-    from align.recipe_sections import Evaluate
+    from align.recipe.sections import Evaluate
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Outcome:
     result: TofuResult
 
     def reading(self) -> dict[str, float]:
-        """The metrics that ``align.stop_rule.METRICS`` names, and D and n of forget quality where there is one."""
+        """Metrics by the names of ``align.recipe.stop_rule.METRICS``; D and n of forget quality where there is one."""
         values = {ours: self.result.values[name] for ours, name in METRICS.items() if name in self.result.values}
         if self.result.ks is not None:
             values |= {"D": self.result.ks.d, "n": self.result.ks.n}
@@ -74,8 +74,3 @@ def tofu_suite(settings: Evaluate, *, base: Path, kept: Path | None = None, say:
     say(f"evaluating the retain model {settings.retain}")
     subject = Subject.load(located(settings.retain, base), system=settings.source.system, echo=say)
     return TofuSuite(sets, tofu.evaluate(subject, sets, mia=False))
-
-
-def trajectory(records: list[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Step and reading of every evaluation that a run recorded, in order."""
-    return [{"step": r["step"], **r["evaluation"]} for r in records if isinstance(r.get("evaluation"), Mapping)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from align.data.encode import STATUS, Encoder
-from align.data.formats import recognise
-from align.data.questions import Text
+from align.data.rows.formats import recognise
+from align.data.rows.questions import Text
+from align.data.tokens.encode import STATUS, Encoder
 from align.errors import UserError
 
 if TYPE_CHECKING:

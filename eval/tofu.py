@@ -1,7 +1,8 @@
 """TOFU on a model: every answer scored, every question answered, and all of it in one log.
 
-Question and answers are put to the model as in training (``align.data.questions``). All answers to a question share its
-prompt, so a question with one right answer, a paraphrase and five wrong ones is computed once and not seven times.
+Question and answers are put to the model as in training (``align.data.rows.questions``). All answers to a question
+share its prompt, so a question with one right answer, a paraphrase and five wrong ones is computed once and not seven
+times.
 Losses include the end token; exact memorisation, extraction strength, min-k, min-k++ and gradient norms leave it out,
 as open-unlearning does (commit d3d7cf9).
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from align.data.questions import prompt_of, reply_of, talks
+from align.data.rows.questions import prompt_of, reply_of, talks
 from align.engine.reads import LogProb, Read
 from align.errors import UserError
 from align.eval.log import SetLog, TofuLog
@@ -25,7 +26,7 @@ from align.eval.texts import encode_pairs, encode_prompts
 from align.eval.tofu_data import Fact, TofuSets
 
 if TYPE_CHECKING:
-    from align.eval.subject import Subject
+    from align.models.subject import Subject
 
 QuestionKey = Literal["question", "paraphrased_question"]
 
@@ -177,11 +178,11 @@ def _with_generations(
     for name, questions in asked.items():
         texts = [prompt_of(question, chat) for question in questions]
         prompts += encode_prompts(subject.tokenizer, texts, system=subject.system, where=f"{name} row")
-    texts = subject.generate(prompts, sets.new_tokens)
+    answers = subject.generate(prompts, sets.new_tokens)
     out: dict[str, SetLog] = {}
     start = 0
     for name, facts in sets.sets.items():
-        generated = texts[start : start + len(facts)]
+        generated = answers[start : start + len(facts)]
         inputs = [subject.tokenizer.decode(ids) for ids in prompts[start : start + len(facts)]]
         start += len(facts)
         truths = [fact.answer for fact in facts]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data import world
-from align.data.files import SUFFIXES, file_kind, file_stem, read_rows
-from align.data.sources import did_you_mean, load_source
+from align.data.rows import world
+from align.data.rows.files import SUFFIXES, file_kind, file_stem, read_rows
+from align.data.rows.sources import did_you_mean, load_source
 from align.errors import UserError
-from align.recipe_sections import Source
+from align.recipe.sections import Source
 
 Rows = Literal["all", "legacy300"]
 

@@ -100,7 +100,7 @@ def _die_at(stage: str, number: int) -> None:
     from transformers import TrainerCallback
     from transformers.trainer import DEFAULT_CALLBACKS
 
-    import align.trainers.rounds as module
+    import align.rounds.trainer as module
 
     calls = 0
 

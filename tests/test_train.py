@@ -19,7 +19,7 @@ from zoo import tiny_model
 
 from align.errors import Exit, Stopped, UserError
 from align.recipe import Recipe
-from align.run import RunDirectory, differences
+from align.runs.directory import RunDirectory, differences
 from align.train import RunResult, main, run
 
 HERE = Path(__file__).parent

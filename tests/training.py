@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from zoo import VOCABULARY, tiny_model, token_ids
 
 from align.compat import training_config
+from align.judges.judge import ScoreJudge
 from align.objectives.base import sources_of
-from align.recipe_sampling import Sampling
-from align.sampling.judges import ScoreJudge
+from align.recipe.sampling import Sampling
 from align.trainers.base import AlignTrainer
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.preference import PreferenceTrainer

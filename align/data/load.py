@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from align.data.mixture import interleave, mix
-from align.data.prompts import prompt_rows
-from align.data.sources import load_source, source_name
-from align.data.tokenize import prepare
-from align.data.unlearning import alternate_texts, forget_rows, retain_rows
+from align.data.rows.mixture import interleave, mix
+from align.data.rows.sources import load_source, source_name
+from align.data.tokens.prompts import prompt_rows
+from align.data.tokens.tokenize import prepare
+from align.data.tokens.unlearning import alternate_texts, forget_rows, retain_rows
 from align.errors import UserError
 from align.objectives.base import sources_of
 from align.probes.probe_set import choose_rows, with_other
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
     from align.recipe import Recipe
-    from align.recipe_sections import Source
+    from align.recipe.sections import Source
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from align.engine.scores import Scores
-from align.eval.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
 from align.objectives.base import FRESH, Objective, WeightedSum
 from align.probes.probe_set import OTHER_ROWS
+from align.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
 
 SLOPE_WINDOW = 5  # readings that a slope is fitted to
 RESAMPLES = 1999  # per interval and reading: about 20 ms for 64 pairs

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from align.eval.stats import finite
 from align.report.verdict import NOT_MEASURED, Finding, Verdict, headline
+from align.stats import finite
 
 CUT = 0.5  # share of samples that the length limit cut off, beyond which that is the first advice
 PART = 4  # the first and the last quarter of the log steps are compared

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.report.unlearning import ALPHA
 
@@ -83,3 +83,8 @@ def _frame(axes: Axes, most: float, floor: float, what: str) -> None:
     axes.set_title("Forgetting and its cost: open marks on the way, filled ones at the end", loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def trajectory(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Step and reading of every evaluation that a run recorded, in order."""
+    return [{"step": r["step"], **r["evaluation"]} for r in records if isinstance(r.get("evaluation"), Mapping)]

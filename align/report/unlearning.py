@@ -30,8 +30,9 @@ def unlearning_verdict(
     """The verdict on an unlearning run from what it recorded.
 
     ``records``: of ``metrics.jsonl``, in order. What counts is ``evaluation`` (the suite's metrics by the names of
-    ``align.stop_rule.METRICS``, with ``D`` and ``n`` beside forget quality), the first as the start and the last as the
-    end; the last ``best``; and ``p/forget`` of the training batches. ``stopped`` is why ``watch.stop_when`` ended it.
+    ``align.recipe.stop_rule.METRICS``, with ``D`` and ``n`` beside forget quality), the first as the start and the last
+    as the end; the last ``best``; and ``p/forget`` of the training batches. ``stopped`` is why ``watch.stop_when``
+    ended it.
     """
     evaluations = [r for r in records if isinstance(r.get("evaluation"), Mapping)]
     start = evaluations[0]["evaluation"] if len(evaluations) > 1 else {}

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from align.eval.stats import Interval, finite, wilson
 from align.report.progress import duration
+from align.stats import Interval, finite, wilson
 
 CHOSEN_DROP_NATS = 20.0  # suppression: per answer; a recipe's watch.chosen_drop_nats takes its place
 CHOSEN_DROP_NATS_PER_TOKEN = 0.5  # suppression: the same for short answers, whose sums are small

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from align.judges.judge import Judging
 from align.objectives import OBJECTIVES, Objective, WeightedSum
 from align.recipe import Recipe
-from align.recipe_objective import Part
-from align.recipe_sampling import Judge, Rounds, Sampling, Select
-from align.recipe_sections import Lora
-from align.sampling.judges import Judging
-from align.train_keys import OURS, train_keys
-from align.train_refused import REFUSED
+from align.recipe.objective import Part
+from align.recipe.sampling import Judge, Rounds, Sampling, Select
+from align.recipe.sections import Lora
+from align.recipe.train_keys import OURS, train_keys
+from align.recipe.train_refused import REFUSED
 
 # refused in recipes, and of no meaning or taken from elsewhere here
 _LEFT = ("output_dir", "run_name", "seed", "do_eval", "local_rank", "max_length", "remove_unused_columns")
@@ -120,7 +120,7 @@ def _lora(config: Any) -> dict[str, Any]:
         "targets": sorted(targets) if isinstance(targets, set | list) else targets or "all-linear",
         "modules_to_save": list(config.modules_to_save or []),
     }
-    from align.models import lora_config
+    from align.models.policy import lora_config
 
     made, given = lora_config(Lora(**section)).to_dict(), config.to_dict()
     known = ("target_modules", "task_type", "modules_to_save", "peft_version")

@@ -13,11 +13,12 @@ from accelerate.utils import gather_object
 from align.engine.probe import probe
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
-from align.eval.subject import Subject
+from align.models.subject import Subject
 from align.recipe import Recipe
-from align.rounds.policy import World, loaded
-from align.rounds.stages import Round, by_prompt
-from align.sampling.files import write_table
+from align.rounds.policy import loaded
+from align.rounds.stages import Round
+from align.runs.processes import World
+from align.sampling.files import by_prompt, write_table
 
 _IDS = pa.list_(pa.int32())
 _LOGPS = [f"{branch}_logp_{model}" for model in ("initial", "previous") for branch in ("chosen", "rejected")]

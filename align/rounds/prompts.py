@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from align.data.mixture import mix
-from align.data.prompts import prompt_rows
-from align.data.sources import load_source, source_name
-from align.data.tokenize import load_tokenizer
+from align.data.rows.mixture import mix
+from align.data.rows.sources import load_source, source_name
+from align.data.tokens.prompts import prompt_rows
+from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.recipe import Recipe
 from align.sampling.files import write_table

@@ -13,7 +13,7 @@ from align.report.card import CardFacts, model_card
 from align.rounds.pairs import dropped
 from align.rounds.policy import TRAIN
 from align.rounds.stages import Round
-from align.run import VERDICT, RunDirectory
+from align.runs.directory import VERDICT, RunDirectory
 from align.sampling.files import read_tables
 from align.sampling.similarity import among
 

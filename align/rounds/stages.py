@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from align.data.tokens.samples import Sample, prompt_key
 from align.errors import UserError
-from align.recipe_sampling import Select
-from align.rounds.policy import PAIRS, World
-from align.run import write_atomically
+from align.judges.judge import CompareJudge, Judging, ScoreJudge
+from align.recipe.sampling import Select
+from align.rounds.policy import PAIRS
+from align.runs.directory import write_atomically
+from align.runs.processes import World
 from align.sampling.choose import compare, score
-from align.sampling.files import read_tables, sample_row, write_table
-from align.sampling.judges import CompareJudge, Judging, ScoreJudge
-from align.sampling.sample import Sample, prompt_key
+from align.sampling.files import Rows, by_prompt, read_tables, sample_row, write_table
 
 PART = 64  # prompts of a part; the same for any number of processes, since names of files stand for their content
 
 COMPARED = 16  # samples of a part whose log-probs are compared with a server's
 
 Stage = Literal["samples", "judged"]
-Rows = list[dict[str, Any]]
 Draw = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]  # prompts, keys, step
 
 
@@ -111,20 +111,8 @@ def check_judge(judge: Judging, select: Select) -> None:
         UserError: with the other way.
     """
     if not isinstance(judge, ScoreJudge | CompareJudge):
-        raise UserError(f"judge is {judge!r}; it must be a ScoreJudge, a CompareJudge, or align.recipe_sampling.Judge.")
+        raise UserError(f"judge is {judge!r}; it must be a ScoreJudge, a CompareJudge, or align.recipe.sampling.Judge.")
     if isinstance(judge, ScoreJudge) and select.how != "best_worst":
         raise UserError(f"select.how is {select.how}, but {judge.name} gives scores: use best_worst.")
     if isinstance(judge, CompareJudge) and select.how != "tournament":
         raise UserError(f"select.how is {select.how}, but {judge.name} compares: use tournament.")
-
-
-def by_prompt(lines: Sequence[dict[str, Any]]) -> Iterator[Rows]:
-    """Lines of each prompt, which stand together; a sample of index 0 begins the next one."""
-    group: Rows = []
-    for line in lines:
-        if line["index"] == 0 and group:
-            yield group
-            group = []
-        group.append(line)
-    if group:
-        yield group

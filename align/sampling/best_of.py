@@ -16,25 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.data.load import digest
-from align.data.preparation import plural
-from align.data.prompts import prompt_of, prompt_rows
-from align.data.sources import load_source
-from align.data.tokenize import load_tokenizer
+from align.data.rows.sources import load_source
+from align.data.tokens.preparation import plural
+from align.data.tokens.prompts import prompt_of, prompt_rows
+from align.data.tokens.samples import Sample, prompt_key
+from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.eval.load import load_checkpoint, model_folder
-from align.eval.subject import positions
-from align.recipe_sampling import Judge, Sampling
-from align.recipe_sections import Model, Source
+from align.judges.judge import CompareJudge, Judging
+from align.models.load import load_checkpoint, model_folder
+from align.models.subject import positions
+from align.recipe.sampling import Judge, Sampling
+from align.recipe.sections import Model, Source
 from align.reference.digest import model_digest
-from align.rounds.policy import World, free
-from align.rounds.stages import by_prompt
+from align.runs.processes import World, free
 from align.sampling.choose import Keep, compare, score
-from align.sampling.files import sample_of, sample_row
-from align.sampling.judges import CompareJudge, Judging
+from align.sampling.files import by_prompt, sample_of, sample_row
 from align.sampling.kept import check_name, completion_row, extras, pair_row, tokenised_otherwise, write
 from align.sampling.parts import STAGES, Parts, Stage
 from align.sampling.result import Result
-from align.sampling.sample import Sample, prompt_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -265,7 +264,7 @@ class _Work:
             load_tokenizer(Model(id=name, revision=settings.revision))
 
     def _load_judge(self) -> Judging:
-        from align.sampling.judge_function import load_judge
+        from align.judges.function import load_judge
 
         job = self.job
         assert job.judge is not None

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from align.data.prompts import prompt_of
+from align.data.tokens.prompts import prompt_of
 from align.errors import UserError
-from align.sampling.judges import CompareJudge, ScoreJudge
+from align.judges.judge import CompareJudge, ScoreJudge
 from align.sampling.select import best_worst, penalised, top, tournaments
 
 Keep = Literal["all", "best", "pair", "top", "above"]

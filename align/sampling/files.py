@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.data.tokens.samples import Sample
 from align.errors import UserError
-from align.run import write_atomically
-from align.sampling.sample import Sample
+from align.runs.directory import write_atomically
+
+Rows = list[dict[str, Any]]
 
 SCHEMA = pa.schema(
     [
@@ -69,3 +71,15 @@ def read_tables(paths: Iterable[Path]) -> list[dict[str, Any]]:
             first = str(error).split("\n")[0]
             raise UserError(f"{path} cannot be read as parquet ({first}); remove it and it is made again.") from error
     return rows
+
+
+def by_prompt(lines: Sequence[dict[str, Any]]) -> Iterator[Rows]:
+    """Lines of each prompt, which stand together; a sample of index 0 begins the next one."""
+    group: Rows = []
+    for line in lines:
+        if line["index"] == 0 and group:
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group

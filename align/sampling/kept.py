@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.prompts import prompt_of
+from align.data.tokens.prompts import prompt_of
+from align.data.tokens.samples import Sample
 from align.errors import UserError
-from align.run import write_atomically
-from align.sampling.sample import Sample
+from align.runs.directory import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,8 +87,8 @@ def tokenised_otherwise(
     ``drawn`` has, for each row and branch, the ids of the prompt and the sample. What follows the sampled tokens (the
     end of the text, a template's line break) is no difference.
     """
-    from align.data.sources import from_rows
-    from align.data.tokenize import prepare_rows
+    from align.data.rows.sources import from_rows
+    from align.data.tokens.tokenize import prepare_rows
 
     branches = tuple(drawn[0])
     account: Any

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import UserError
-from align.run import differences, write_atomically
+from align.runs.directory import differences, write_atomically
 from align.sampling.files import read_tables, write_table
 
 Stage = Literal["samples", "judged"]

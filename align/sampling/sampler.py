@@ -27,12 +27,12 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from align.data.tokens.samples import Sample, special_tokens
 from align.errors import UserError
-from align.eval.generate import end_ids, greedy, left_padded, padding, plan_batches
-from align.eval.subject import positions
-from align.recipe_sampling import Sampling
+from align.models.generate import end_ids, greedy, left_padded, padding, plan_batches
+from align.models.subject import positions
+from align.recipe.sampling import Sampling
 from align.sampling.noise import gumbel, signed
-from align.sampling.sample import Sample, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

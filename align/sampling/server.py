@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.tokens.samples import Finish, Sample, special_tokens
 from align.errors import UserError
-from align.sampling.http import Client
-from align.sampling.sample import Finish, Sample, special_tokens
+from align.judges.http import Client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from align.recipe_sampling import Sampling
+    from align.recipe.sampling import Sampling
 
 # Mean absolute difference of log-probs per token, in nats, that two programs with the same weights stay well below.
 TOLERANCE: Mapping[str, float] = {"float32": 0.02, "float16": 0.05, "bfloat16": 0.1}

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.data.preparation import plural
-from align.data.sources import did_you_mean
+from align.data.rows.sources import did_you_mean
+from align.data.tokens.preparation import plural
 from align.errors import UserError
 
 Order = Literal["first", "best", "worst"]

@@ -25,15 +25,14 @@ from transformers import (
 )
 
 from align.compat import SFTConfig, SFTTrainer, training_config
-from align.data.collator import TreeCollator
-from align.data.lengths import longest_sequence
-from align.data.packing import Order, packs_for_budget
-from align.data.tokenize import prepare
+from align.data.batches.collator import TreeCollator
+from align.data.batches.lengths import longest_sequence
+from align.data.batches.packing import Order, packs_for_budget
+from align.data.tokens.tokenize import prepare
 from align.engine.attention import PREFIX
 from align.engine.reads import Hidden, feeds_last
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
-from align.launch import check_launch
 from align.objectives.base import Objective, sources_of
 from align.reference.digest import model_digest
 from align.reference.policy import ReferencePolicy, Strategy, choose, frozen
@@ -41,7 +40,8 @@ from align.reference.rows import check_anchors
 from align.reference.store import LogProbStore, sequence_key
 from align.reference.sync import SyncReference
 from align.report.card import CardFacts, model_card
-from align.run import write_atomically
+from align.runs.directory import write_atomically
+from align.runs.launch import check_launch
 from align.trainers.guard import Guard
 from align.trainers.mixin import AlignMixin, order_seed
 from align.versions import installed

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.eval.suites import trajectory
-from align.report.trajectory import draw_trajectories
+from align.recipe.stop_rule import StopRule
+from align.report.trajectory import draw_trajectories, trajectory
 from align.report.unlearning import number
-from align.run import RunDirectory
-from align.stop_rule import StopRule
-
-if TYPE_CHECKING:
-    from align.eval.suites import Outcome, TofuSuite
+from align.runs.directory import RunDirectory
 
 FOLDER = "eval"
 BEST = "best"
 LOG = "TOFU_EVAL.json"
 PICTURE = "trajectory.png"
+
+
+class Record(Protocol):
+    """What can be kept as JSON."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class Outcome(Protocol):
+    """One evaluation: the per-item log, and what follows from it."""
+
+    @property
+    def log(self) -> Record: ...
+    @property
+    def result(self) -> Record: ...
+    def reading(self) -> dict[str, float]:
+        """Metrics by the names of ``align.recipe.stop_rule.METRICS``."""
+
+
+class Suite(Protocol):
+    """A test suite: measures a ``Subject``. Every process calls it and all get the result."""
+
+    @property
+    def target(self) -> Record | None:
+        """The log of the model that it compares with, or None."""
+
+    def target_reading(self) -> dict[str, float] | None:
+        """What it reads of that model itself."""
+
+    def __call__(self, subject: Any) -> Outcome: ...
 
 
 class Evaluation(TrainerCallback):
@@ -42,7 +68,7 @@ class Evaluation(TrainerCallback):
         self,
         trainer: Any,
         run: RunDirectory,
-        suite: TofuSuite,
+        suite: Suite,
         subject: Callable[[], Any],
         *,
         every: int | None = None,

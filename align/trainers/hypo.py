@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from align.engine.layout import TreeBatch
 from align.errors import UserError
 from align.objectives import HyPO, Objective
-from align.recipe_sampling import Sampling
+from align.recipe.sampling import Sampling
 from align.trainers.online import OnlineTrainer, Row, check_settings
 
 # an estimate of the policy's own KL needs draws from the policy itself, and from nothing narrower

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from align.data.collator import TreeCollator
-from align.data.lengths import row_lengths
-from align.data.packing import Order, PackLoader, PackSampler, PackStream, sequential_packs, shuffled
+from align.data.batches.collator import TreeCollator
+from align.data.batches.lengths import row_lengths
+from align.data.batches.packing import Order, PackLoader, PackSampler, PackStream, sequential_packs, shuffled
 from align.engine.layout import TreeBatch
 from align.engine.probe import probe
 from align.engine.reads import Hidden
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
 from align.errors import Stopped, UserError
-from align.launch import check_wrapped
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
+from align.runs.launch import check_wrapped
 from align.trainers.meter import Meter
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class AlignMixin(_Trainer):
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        """Planned packs of this rank; see ``align.data.packing``."""
+        """Planned packs of this rank; see ``align.data.batches.packing``."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         packs = world * self.args.gradient_accumulation_steps
         collator: TreeCollator = self.data_collator

@@ -15,16 +15,16 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.compat import unwrap_model_for_generation
-from align.data.collator import TreeCollator
-from align.data.packing import Order
+from align.data.batches.collator import TreeCollator
+from align.data.batches.packing import Order
+from align.data.tokens.samples import Sample, prompt_key
 from align.engine.layout import Branch, Example, Tree
 from align.errors import UserError
-from align.eval.subject import positions
+from align.models.subject import positions
 from align.objectives import Objective
 from align.objectives.base import sources_of
-from align.recipe_sampling import Rounds, Sampling, Select
+from align.recipe.sampling import Rounds, Sampling, Select
 from align.sampling.files import read_tables, sample_row, write_table
-from align.sampling.sample import Sample, prompt_key
 from align.sampling.sampler import Sampler
 from align.trainers.base import AlignTrainer
 

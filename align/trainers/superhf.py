@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
-from align.data.collator import TreeCollator
-from align.data.prompts import prompt_of, prompt_rows
+from align.data.batches.collator import TreeCollator
+from align.data.tokens.prompts import prompt_of, prompt_rows
+from align.data.tokens.samples import Sample
 from align.engine.layout import Example, Tree
 from align.errors import UserError
+from align.judges.function import Function, as_judge
+from align.judges.judge import ScoreJudge
 from align.objectives import Objective, SuperHF
-from align.recipe_sampling import Judge, Sampling, Select
-from align.sampling.judge_function import Function, as_judge
-from align.sampling.judges import ScoreJudge
-from align.sampling.sample import Sample
+from align.recipe.sampling import Judge, Sampling, Select
 from align.sampling.select import penalised, top
 from align.sampling.similarity import similarity
 from align.trainers.online import OnlineTrainer, Picked, Row, check_settings

@@ -7,10 +7,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from align.data.collator import TreeCollator
-from align.data.packing import Order, shuffled
-from align.data.partners import Draw, Partners
-from align.data.unlearning import forget_rows, partners, retain_rows
+from align.data.batches.collator import TreeCollator
+from align.data.batches.packing import Order, shuffled
+from align.data.batches.partners import Draw, Partners, partners
+from align.data.tokens.unlearning import forget_rows, retain_rows
 from align.errors import UserError
 from align.objectives import NLL, NPO, Objective, WeightedSum
 from align.objectives.base import sources_of
@@ -30,7 +30,7 @@ class UnlearnTrainer(AlignTrainer):
 
     Args:
         retain_dataset: rows to keep; several sets are mixed as they are.
-        partner: which retained row comes with which row to forget, see ``align.data.partners``.
+        partner: which retained row comes with which row to forget, see ``align.data.batches.partners``.
         alternates: texts that forgotten questions shall be answered with; None for the rows' own.
         alternates_each: how many of them each row gets, one an epoch in turn; prepared rows then stand so many times in
             succession.

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.compat import unwrap_model_for_generation
-from align.data.collator import TreeCollator
-from align.data.packing import sequential_packs
+from align.data.batches.collator import TreeCollator
+from align.data.batches.packing import sequential_packs
 from align.errors import Stopped
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
 from align.report.progress import Progress, columns_for
-from align.run import RunDirectory
+from align.runs.directory import RunDirectory
 
 PROBE_STATE = "probe.json"
 SAMPLES = "samples.jsonl"

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from align.data import world
+from align.data.rows import world
 from align.recipes.quickstart.measure import Masses, Scorer
 from align.recipes.quickstart.picture import draw
 from align.recipes.quickstart.running import (
@@ -27,7 +27,7 @@ from align.recipes.quickstart.running import (
 )
 from align.recipes.quickstart.summary import summary
 from align.recipes.quickstart.unlearning import Unlearned, unlearn
-from align.run import RunDirectory
+from align.runs.directory import RunDirectory
 
 METHODS = {"DPO": "dpo", "Flex-DPO": "flex_dpo", "RPO": "rpo"}  # what it is called, its recipe
 

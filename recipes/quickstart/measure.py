@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.data import world
+from align.data.rows import world
 
 
 @dataclass(frozen=True)

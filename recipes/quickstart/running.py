@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from align import train
-from align.data import world
+from align.data.rows import world
 from align.recipe import load_recipe
 from align.recipes.quickstart.small_model import save_new
-from align.run import LOCK
+from align.runs.directory import LOCK
+from align.runs.result import MODEL
 
 RECIPES = Path(__file__).parent
 Echo = Callable[[str], None]
@@ -47,7 +48,7 @@ def run_recipe(name: str, run: Path, seed: int, places: Mapping[str, Any]) -> Pa
 
 def trained_model(run: Path) -> Path:
     """The folder in which a finished run keeps its model."""
-    return run / train.MODEL
+    return run / MODEL
 
 
 def learn_base(out: Path, made: world.World) -> Path:

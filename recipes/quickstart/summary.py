@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.data.world import Row
+    from align.data.rows.world import Row
     from align.recipes.quickstart.measure import Masses
 
 SHOWN = "P(chosen) rises from DPO to Flex-DPO to RPO, and DPO leaks most to other text"

@@ -7,21 +7,21 @@ the same evaluation that any recipe gets (``evaluate: {suite: tofu}``).
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from align.data import world
-from align.eval.log import read_log
-from align.eval.subject import Subject
+from align.data.rows import world
+from align.eval.log_read import read_log
 from align.eval.suites import TofuSuite, trajectory
 from align.eval.tofu_data import load_sets
-from align.recipe_sections import Source
+from align.models.subject import Subject
+from align.recipe.sections import Source
 from align.recipes.quickstart.running import Steps, learn_people, run_recipe, write_rows
-from align.recipes.quickstart.unlearning_summary import unlearning_summary
+from align.recipes.quickstart.unlearning_summary import Reading, Unlearned, unlearning_summary
 from align.report.trajectory import draw_trajectories
 from align.report.unlearning import number
-from align.run import RunDirectory, write_atomically
+from align.runs.directory import RunDirectory, write_atomically
 from align.trainers.evaluation import FOLDER, LOG
 
 _RETAIN, _ALTERNATES, _STORE = "data.retain.path", "data.alternates.path", "reference.store_dir"
@@ -36,25 +36,6 @@ UNLEARNING: dict[str, tuple[str, tuple[str, ...]]] = {
 _FILES = {_RETAIN: "retain.jsonl", _ALTERNATES: "ignorance.txt", _STORE: "reference"}
 RETAIN_LOG = "retain_log.json"
 _UTILITY = "retained people, background people and countries"
-
-Reading = dict[str, float]  # metrics by the names of align.stop_rule.METRICS, with the step
-
-
-@dataclass(frozen=True)
-class Unlearned:
-    """``retain``: the reading of the model that never saw the six people; ``runs``: all readings by method, in order.
-
-    Every run starts from the full model, so the first reading of each is that model's. ``answers`` are greedy answers
-    to one question about a forgotten and one about a retained person, of the retain model and of each method's last.
-    """
-
-    retain: Reading
-    runs: dict[str, list[Reading]]
-    answers: dict[str, tuple[str, str]]
-
-    @property
-    def full(self) -> Reading:
-        return next(iter(self.runs.values()))[0]
 
 
 def unlearn(out: Path, made: world.World, *, retain: Path, base: Path, say: Steps) -> Unlearned:

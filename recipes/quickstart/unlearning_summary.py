@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align.report.unlearning import number
 
 if TYPE_CHECKING:
-    from align.data.world import World
-    from align.recipes.quickstart.unlearning import Reading, Unlearned
+    from align.data.rows.world import World
 
 SHOWN = "gradient ascent ruins the model, NPO with retained rows keeps it and comes closer to retain"
 LIMITS = (
@@ -18,6 +18,24 @@ LIMITS = (
     "Rates and weights were chosen on seeds 0 and 1, NPO's beta on seed 2 as well: forget quality there is a fit, not",
     "a ranking. All people are asked the same questions, which is hard on methods without retained rows.",
 )
+Reading = dict[str, float]  # metrics by the names of align.recipe.stop_rule.METRICS, with the step
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """``retain``: the reading of the model that never saw the six people; ``runs``: all readings by method, in order.
+
+    Every run starts from the full model, so the first reading of each is that model's. ``answers`` are greedy answers
+    to one question about a forgotten and one about a retained person, of the retain model and of each method's last.
+    """
+
+    retain: Reading
+    runs: dict[str, list[Reading]]
+    answers: dict[str, tuple[str, str]]
+
+    @property
+    def full(self) -> Reading:
+        return next(iter(self.runs.values()))[0]
 
 
 def unlearning_summary(done: Unlearned, made: World) -> list[str]:

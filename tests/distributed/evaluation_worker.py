@@ -22,10 +22,10 @@ allow()
 from datasets import Dataset  # noqa: E402
 
 from align.compat import training_config  # noqa: E402
-from align.eval import subject as module  # noqa: E402
 from align.eval import tofu  # noqa: E402
-from align.eval.subject import Subject  # noqa: E402
 from align.eval.tofu_data import TofuSets, load_sets  # noqa: E402
+from align.models import subject as module  # noqa: E402
+from align.models.subject import Subject  # noqa: E402
 from align.objectives import NLL  # noqa: E402
 from align.trainers.base import AlignTrainer  # noqa: E402
 

@@ -23,9 +23,9 @@ allow()
 from datasets import Dataset  # noqa: E402
 
 from align.compat import training_config, unwrap_model_for_generation  # noqa: E402
+from align.data.tokens.samples import prompt_key  # noqa: E402
 from align.objectives import NLL  # noqa: E402
-from align.recipe_sampling import Sampling  # noqa: E402
-from align.sampling.sample import prompt_key  # noqa: E402
+from align.recipe.sampling import Sampling  # noqa: E402
 from align.sampling.sampler import Sampler  # noqa: E402
 from align.trainers.base import AlignTrainer  # noqa: E402
 

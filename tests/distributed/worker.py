@@ -25,9 +25,9 @@ from saved_model import rows, tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
 
 from align.compat import training_config  # noqa: E402
+from align.judges.judge import ScoreJudge  # noqa: E402
 from align.objectives import DPO, KL, NLL, NPO, RMU, HyPO, SuperHF, WeightedSum  # noqa: E402
-from align.recipe_sampling import Sampling  # noqa: E402
-from align.sampling.judges import ScoreJudge  # noqa: E402
+from align.recipe.sampling import Sampling  # noqa: E402
 from align.trainers.hypo import HyPOTrainer  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
 from align.trainers.superhf import SuperHFTrainer  # noqa: E402

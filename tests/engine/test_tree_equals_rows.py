@@ -26,7 +26,7 @@ from zoo import (
     tree_batch,
 )
 
-from align.data.collator import TreeCollator
+from align.data.batches.collator import TreeCollator
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.engine.reads import Hidden, LogProb, Score, feeds_last
 from align.engine.scoring import Mode, ScoringEngine, attach

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from zoo import distance, kept, own_logits, small, tiny_model, token_ids
 
-from align.data.collator import TreeCollator
+from align.data.batches.collator import TreeCollator
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.engine.reads import Hidden, LogProb, feeds_last
 from align.engine.scores import Scores

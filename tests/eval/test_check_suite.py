@@ -10,7 +10,7 @@ import pytest
 from align.errors import UserError
 from align.eval.check_suite import suite_lines
 from align.eval.log import SetLog, TofuLog
-from align.recipe_sections import Evaluate, Source
+from align.recipe.sections import Evaluate, Source
 
 WORLD = Evaluate(split="forget", source=Source(world="1"))
 

@@ -10,7 +10,7 @@ import pytest
 from align.errors import UserError
 from align.eval.durability import WORDS, Attack, Durability, attacked, reading
 from align.eval.log import SetLog, TofuLog
-from align.eval.stats import Interval
+from align.stats import Interval
 
 ROWS = 40
 

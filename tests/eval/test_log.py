@@ -14,7 +14,8 @@ from published_logs import FULL, MUSE, OPEN, ORIGINAL, content, muse_entries, to
 from sample_rows import real
 
 from align.errors import UserError
-from align.eval.log import SetLog, TofuLog, read_log, read_muse_log
+from align.eval.log import SetLog, TofuLog
+from align.eval.log_read import read_log, read_muse_log
 
 
 def small(**changes: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.eval import muse
 from align.eval.muse import MuseSets, evaluate, few_shot, load_sets
-from align.eval.subject import Subject
+from align.models.subject import Subject
 
 
 def _subject(*, bos: bool = True, **options: Any) -> Subject:

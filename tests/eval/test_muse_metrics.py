@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from published_logs import MUSE, content, muse_entries, written
 
-from align.eval.log import MuseLog, SetLog, read_muse_log
+from align.eval.log import MuseLog, SetLog
+from align.eval.log_read import read_muse_log
 from align.eval.muse_metrics import metrics
 
 

@@ -21,10 +21,10 @@ from align.errors import Stopped, UserError
 from align.eval.durability import Durability
 from align.eval.finished_run import attack_run
 from align.eval.relearn import Relearning, relearn
-from align.eval.subject import Subject
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import Fact, TofuSets, load_sets
-from align.run import RunDirectory
+from align.models.subject import Subject
+from align.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")  # TRL's names
 
@@ -210,7 +210,7 @@ def test_a_run_is_attacked_by_its_recipe_and_not_changed(tmp_path: Path, monkeyp
 
 def _tofu(folder: Path) -> Path:
     """TOFU's files in small: forty rows to forget, two of each other set."""
-    from align.data import world
+    from align.data.rows import world
 
     counts = {"forget01_perturbed": ("forget", 40), "retain_perturbed": ("retain", 2)}
     counts |= {"real_authors_perturbed": ("background", 2), "world_facts_perturbed": ("countries", 2)}

@@ -9,7 +9,8 @@ from published_logs import FULL, RETAIN90
 from sample_rows import real
 
 from align.errors import UserError
-from align.eval.log import ROUGES, read_log
+from align.eval.log import ROUGES
+from align.eval.log_read import read_log
 from align.eval.rouge import rouge
 
 

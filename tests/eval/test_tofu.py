@@ -19,11 +19,11 @@ from zoo import tiny_model
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.eval import tofu
-from align.eval.log import read_log
-from align.eval.subject import Subject
+from align.eval.log_read import read_log
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import TofuSets, load_sets
 from align.eval.tofu_metrics import metrics
+from align.models.subject import Subject
 
 
 def _subject(*, chat: bool = False, seed: int = 0, **options: Any) -> Subject:

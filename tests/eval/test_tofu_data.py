@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from align.data import world
+from align.data.rows import world
 from align.errors import UserError
 from align.eval.tofu_data import load_sets, read_set
-from align.recipe_sections import Source
+from align.recipe.sections import Source
 
 REAL = (
     Path(os.environ.get("ALIGN_TEST_DATA") or Path(__file__).resolve().parents[2] / ".." / "shared" / "data") / "tofu"

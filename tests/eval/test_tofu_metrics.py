@@ -12,7 +12,8 @@ from published_logs import FULL, OPEN, ORIGINAL, RETAIN90, content, tofu_entries
 from sample_rows import real
 
 from align.errors import UserError
-from align.eval.log import SetLog, TofuLog, read_log
+from align.eval.log import SetLog, TofuLog
+from align.eval.log_read import read_log
 from align.eval.tofu_metrics import TofuResult, metrics
 
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.engine.scores import Scores
 from align.objectives import DPO, INPO, IPO, Objective, SimPO, WeightedSum
-from align.recipe_objective import parse_objective
+from align.recipe.objective import parse_objective
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 ETA, TAU = 0.3, 0.1

@@ -19,7 +19,7 @@ from align.engine.layout import Branch, Example, Tree, pack
 from align.engine.reads import KLToReference, LogProb
 from align.engine.scores import Scores
 from align.objectives import DPO, IPO, KL, NLL, HyPO, Objective, SampledKL, SimPO, SuperHF, Terms, WeightedSum
-from align.recipe_objective import parse_objective
+from align.recipe.objective import parse_objective
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 LEAVE_ONE_OUT = SampledKL("score", "leave_one_out")

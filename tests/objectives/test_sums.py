@@ -11,7 +11,7 @@ from objectives.test_objectives import per_pair, random_pairs
 
 from align.engine.reads import KLToReference, LogProb
 from align.objectives import DPO, KL, NLL, RPO, SimPO, WeightedSum
-from align.recipe_objective import parse_objective
+from align.recipe.objective import parse_objective
 
 
 def test_a_weighted_sum_asks_for_what_its_parts_ask_for() -> None:

@@ -31,7 +31,7 @@ from align.objectives import (
     WeightedSum,
 )
 from align.objectives.flat import activation, conjugate, lambert_w_of_exp
-from align.recipe_objective import combined, parse_objective
+from align.recipe.objective import combined, parse_objective
 
 DIVERGENCES = ("kl", "total_variation", "jensen_shannon", "pearson", "jeffrey")
 BETAS = (0.05, 0.1, 1.0, 4.5)

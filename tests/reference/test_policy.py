@@ -14,7 +14,7 @@ from torch import Tensor
 from training import history, pairs, trainer
 from zoo import own_rows, tiny_model
 
-from align.data.collator import TreeCollator
+from align.data.batches.collator import TreeCollator
 from align.engine.layout import TreeBatch
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from training import history, pairs, trainer, weights
 from zoo import own_rows, tiny_model, token_ids, tree_batch
 
-from align.data.collator import TreeCollator
+from align.data.batches.collator import TreeCollator
 from align.engine.layout import Branch, Tree
 from align.engine.scoring import attach
 from align.objectives import DPO, IPO, KL, NLL, Hinge, WeightedSum

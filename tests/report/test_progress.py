@@ -130,6 +130,6 @@ def test_small_losses_are_zero_without_a_minus() -> None:
 
 
 def test_importing_is_cheap(tmp_path: Path) -> None:
-    code = "import sys, align.report.progress, align.report.verdict, align.explain_terms; print('torch' in sys.modules)"
+    code = "import sys, align.report.progress, align.report.verdict, align.cli.terms; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "False"

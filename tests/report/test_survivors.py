@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from align.explain_online import ONLINE
-from align.explain_terms import TERMS
+from align.cli.terms import TERMS
+from align.cli.terms_online import ONLINE
 from align.objectives import OBJECTIVES, HyPO, SuperHF
 from align.report.progress import HYBRID, PAIRS, SURVIVORS, columns_for, header, line
 from align.report.survivors import survivors_verdict

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align.explain import explain
+from align.cli.explain import explain
 from align.report.trajectory import draw_trajectories
 from align.report.unlearning import number, unlearning_verdict
 from align.report.verdict import Verdict

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from align.eval.stats import wilson
-from align.explain_terms import TERMS, Explanation
+from align.cli.terms import TERMS, Explanation
 from align.objectives import DPO, OBJECTIVES
 from align.probes.displacement import Displacement, ProbeScores
 from align.report import verdict as module
 from align.report.verdict import NOT_MEASURED, verdict
+from align.stats import wilson
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,26 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from sampling.faulty_server import FaultyServer
+from faulty_server import FaultyServer
 from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 from zoo import tiny_config, tiny_model
 
-from align.data.check import run_check
-from align.data.sources import load_source
-from align.data.tokenize import load_tokenizer, prepare
+from align.cli.check_rows import run_check
+from align.data.rows.sources import load_source
+from align.data.tokens.samples import Prompt, Sample, prompt_key
+from align.data.tokens.tokenize import load_tokenizer, prepare
 from align.errors import UserError
-from align.eval.load import load_checkpoint
+from align.judges.judge import CompareJudge, ScoreJudge
+from align.models.load import load_checkpoint
 from align.recipe import Recipe
-from align.recipe_sampling import Judge, Sampling, Server
-from align.recipe_sections import Model, Source
+from align.recipe.sampling import Judge, Sampling, Server
+from align.recipe.sections import Model, Source
 from align.reference.digest import model_digest
 from align.sampling import best_of, choose, kept
 from align.sampling.best_of import Job
-from align.sampling.judges import CompareJudge, ScoreJudge
 from align.sampling.parts import Parts
 from align.sampling.result import Result
-from align.sampling.sample import Prompt, Sample, prompt_key
 from align.sampling.sampler import Sampler
 from align.sampling.server import policy_name
 

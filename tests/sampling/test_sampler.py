@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from zoo import ARCHITECTURES, tiny_model, token_ids
 
+from align.data.tokens.samples import Sample, prompt_key, special_tokens
 from align.engine.scoring import attach
 from align.errors import UserError
-from align.recipe_sampling import Sampling
+from align.recipe.sampling import Sampling
 from align.sampling.noise import gumbel, signed
-from align.sampling.sample import Sample, prompt_key, special_tokens
 from align.sampling.sampler import Sampler
 
 LENGTHS = (9, 1, 14, 3, 20, 2, 1, 7)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampling.faulty_server import TIMEOUT, FaultyServer, Reply, mixed
+from faulty_server import TIMEOUT, FaultyServer, Reply, mixed
 from tiny import tiny_tokenizer
 
+from align.data.tokens.samples import prompt_key
 from align.errors import UserError
-from align.recipe_sampling import Sampling, Server
-from align.sampling.sample import prompt_key
+from align.recipe.sampling import Sampling, Server
 from align.sampling.server import TOLERANCE, ServerSampler, check_weights, policy_name
 
 TOKENIZER: Any = tiny_tokenizer()
@@ -191,7 +191,7 @@ def test_a_server_of_something_else_is_refused_with_the_command(tmp_path: Path) 
     ],
 )
 def test_answers_that_are_refused(choice: dict, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.sampling.http._LONGEST", 0.001)
+    monkeypatch.setattr("align.judges.http._LONGEST", 0.001)
     with FaultyServer(reply=one(choice), models=(SERVED,)) as server, pytest.raises(UserError, match=sentence):
         sampler(server)([[5]], [0], 0)
 

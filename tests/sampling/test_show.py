@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from align.data.tokens.samples import Sample
 from align.errors import UserError
 from align.sampling.files import sample_row, write_table
-from align.sampling.sample import Sample
 from align.sampling.show import plain, samples
 
 NASTY = "\x1b[31mred\x1b]0;title\x07 \u202eback\u2066 [bold]x[/bold] \x9b2J\r\x7f \U000e0041 "

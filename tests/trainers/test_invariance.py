@@ -14,7 +14,7 @@ from training import arguments, history, pairs, trainer, weights, word_tokenizer
 from transformers import EarlyStoppingCallback, TrainerCallback
 from zoo import own_rows, small, tiny_model
 
-from align.data.collator import TreeCollator
+from align.data.batches.collator import TreeCollator
 from align.engine.scores import Scores
 from align.errors import Stopped, UserError
 from align.objectives import (

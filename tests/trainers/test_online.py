@@ -14,11 +14,11 @@ from training import SAMPLING, Longest, arguments, history, pairs, prompts, trai
 from transformers import TrainerCallback
 from zoo import tiny_model
 
+from align.data.tokens.samples import Sample
 from align.errors import Stopped, UserError
 from align.objectives import DPO, NLL, HyPO, SampledKL, SimPO, SuperHF, WeightedSum
-from align.recipe_sampling import Sampling, Select, Server
+from align.recipe.sampling import Sampling, Select, Server
 from align.sampling.files import read_tables
-from align.sampling.sample import Sample
 from align.trainers.collapse import Collapse
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.superhf import SuperHFTrainer, _pairs

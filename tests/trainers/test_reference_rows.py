@@ -11,8 +11,8 @@ from datasets import Dataset
 from training import arguments, history, pairs, trainer, weights, word_tokenizer
 from zoo import tiny_model
 
-from align.data.collator import TreeCollator
-from align.data.tokenize import prepare
+from align.data.batches.collator import TreeCollator
+from align.data.tokens.tokenize import prepare
 from align.engine.layout import pack
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError

@@ -76,7 +76,7 @@ def test_first_loss_and_gradient_by_hand(tmp_path: Path) -> None:
 
 
 def trainer_order(trainer: Any) -> Any:
-    from align.data.packing import shuffled
+    from align.data.batches.packing import shuffled
     from align.trainers.mixin import order_seed
 
     return shuffled(len(trainer.pairs), order_seed(trainer.args))

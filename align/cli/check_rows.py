@@ -1,0 +1,198 @@
+"""What is wrong with the rows of one data set, for training on them: findings, each with the rows concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from align.cli.check_parts import as_table
+from align.cli.findings import Finding, SetReport, first_counted
+from align.cli.traits import Keys, Traits, collect
+from align.data.rows.formats import Format
+from align.data.rows.questions import asked
+from align.data.rows.sources import is_table
+from align.data.rows.values import ROLES
+from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
+from align.data.tokens.preparation import Preparation, Tally, plural
+from align.data.tokens.preview import preview
+from align.data.tokens.tokenize import prepare_rows, recognise_dataset
+from align.data.tokens.truncation import is_length_reason
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from align.cli.check_parts import Rows
+
+# what the rows that rows of a role are compared with are called, and why they must not be the same
+_SHARED = {
+    "train": ("held-out", "held-out figures would measure memory"),
+    "forget": ("retained", "they would be forgotten and kept at once"),
+}
+_UNITS = {"preference": "pair", "prompt-only": "prompt"}
+
+
+def check_rows(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    max_length: int | None = None,
+    truncation: str = "drop",
+    system: str | None = None,
+    held_out: Rows | Keys | None = None,
+    name: str = "rows",
+    role: str = "train",
+    colour: bool = False,
+) -> SetReport:
+    """Findings on raw rows for an objective that scores ``branches``; ``held_out`` are rows to compare them with.
+
+    With ``role`` ``forget`` those are the rows to retain. Of a stream the first rows are looked at.
+    Raises ``UserError`` where the rows have no known format.
+    """
+    table = asked(as_table(rows), tokenizer, branches)
+    form = recognise_dataset(table, branches)
+    prepared, account = prepare_rows(
+        table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
+    )
+    assert is_table(prepared)  # as `table` is
+    keys = Keys()
+    traits = collect(table, form, keys)
+    findings = [*_dropped(account), *_tokens(account)]
+    # answers that are not read have no faults
+    findings += [*_doubles(keys), *_traits(traits, account)] if branches else _same_prompts(keys)
+    others_are, why = _SHARED.get(role, _SHARED["train"])
+    if held_out is not None:
+        if not isinstance(held_out, Keys):
+            others = as_table(held_out)
+            held_out = Keys()
+            collect(others, recognise_dataset(others, branches), held_out)
+        findings += _overlap(keys, held_out, others_are, why)
+    findings += _lengths(account, prepared)
+    findings += _fine(findings, account, form, None if held_out is None else others_are)
+    shown = preview(prepared[0], tokenizer, branches, colour=colour) if len(prepared) else []
+    return SetReport(
+        name, f"{role}, {form.name}", _UNITS.get(form.kind, "row") if branches else "prompt", findings, account, shown
+    )
+
+
+def _dropped(account: Preparation) -> Iterator[Finding]:
+    """Rows that preparation left out. Length is the recipe's choice, everything else a fault of the row."""
+    for reason, tally in account.dropped.items():
+        if reason == SAME_AFTER_CUT:
+            yield Finding.of("warning", "equal_after_cut", reason, tally, "left out")
+        elif is_length_reason(reason):
+            share = f"{tally.count / account.rows_in:.1%} left out (truncation: {account.truncation})"
+            yield Finding.of("warning", "too_long", reason, tally, share)
+        elif reason == SAME_ANSWERS:
+            yield Finding.of("error", "equal_branches", reason, tally, "left out")
+        elif reason.endswith("is empty"):
+            yield Finding.of("error", "empty", reason, tally, "left out")
+        else:
+            yield Finding.of("error", "malformed", reason, tally, "left out")
+    if account.rows_kept == 0:
+        yield Finding("error", "nothing_left", "no row can be used")
+
+
+def _tokens(account: Preparation) -> Iterator[Finding]:
+    if account.truncated.count:
+        text = f"longer than {account.max_length:,} tokens"
+        note = f"{account.truncated_share:.1%} cut (truncation: {account.truncation})"
+        yield Finding.of("warning", "truncated", text, account.truncated, note)
+    if account.pieces is not None and account.pieces != account.rows_kept:
+        pieces = f"{plural(account.rows_kept, 'text')} split into {account.pieces:,} rows"
+        yield Finding("ok", "split", f"{pieces} of at most {account.max_length:,} tokens")
+    if account.double_bos.count:
+        note = "take BOS out of the text or of the chat template"
+        yield Finding.of("error", "double_bos", "starts with two BOS tokens", account.double_bos, note)
+    if account.double_eos.count:
+        note = "take EOS out of the text"
+        yield Finding.of("warning", "double_eos", "ends with two EOS tokens", account.double_eos, note)
+    if account.boundary.count:
+        note = "the answer starts where the two part, as in TRL; end prompts on a token boundary"
+        text = "prompt is no prefix of prompt + answer"
+        yield Finding.of("warning", "boundary", text, account.boundary, note)
+
+
+def _doubles(keys: Keys) -> Iterator[Finding]:
+    whole = _repeated(keys.rows)
+    if whole.count:
+        yield Finding.of("warning", "duplicate", "the same row again", whole)
+    seen = {row for rows in keys.rows.values() for row in rows[1:]}
+    elsewhere = first_counted(sorted(r for rows in keys.answers.values() for r in rows[1:] if r not in seen))
+    if elsewhere.count:
+        yield Finding.of("warning", "duplicate_answers", "the same answers under another prompt", elsewhere)
+    against = first_counted(sorted(r for key in keys.swapped.keys() & keys.rows.keys() for r in keys.swapped[key]))
+    if against.count:
+        note = "the same pair is also there the other way round"
+        yield Finding.of("warning", "contradiction", "chosen and rejected contradict another row", against, note)
+
+
+def _same_prompts(keys: Keys) -> Iterator[Finding]:
+    again = _repeated(keys.prompts)
+    if again.count:
+        yield Finding.of("warning", "duplicate", "the same prompt again", again)
+
+
+def _repeated(groups: Mapping[bytes, list[int]]) -> Tally:
+    return first_counted(sorted(row for rows in groups.values() for row in rows[1:]))
+
+
+def _overlap(keys: Keys, held_out: Keys, what: str, why: str) -> Iterator[Finding]:
+    rows = {row for key in keys.facts.keys() & held_out.facts.keys() for row in keys.facts[key]}
+    if rows:
+        yield Finding.of("error", "overlap_rows", f"the same row in {what}", first_counted(sorted(rows)), why)
+    prompts = {row for key in keys.prompts.keys() & held_out.prompts.keys() for row in keys.prompts[key]} - rows
+    if prompts:
+        tally = first_counted(sorted(prompts))
+        yield Finding.of("warning", "overlap_prompts", f"the same prompt in {what}", tally)
+
+
+def _traits(traits: Traits, account: Preparation) -> Iterator[Finding]:
+    if traits.roles.count:
+        text = f"unusual roles: {', '.join(sorted(traits.strange))}"
+        yield Finding.of("warning", "roles", text, traits.roles, f"usual are {', '.join(ROLES)}")
+    if traits.alternation.count:
+        yield Finding.of("warning", "alternation", "user and assistant do not alternate", traits.alternation)
+    if traits.repeats.count:
+        note = "the model would be shown the prompt twice; take it out of the answers"
+        yield Finding.of("warning", "repeated_prompt", "the answers repeat the prompt", traits.repeats, note)
+    if traits.touching.count > traits.seen / 2:
+        note = "texts are joined as they are; put a space or line break between them"
+        yield Finding.of("warning", "touching", "no space between prompt and answer", traits.touching, note)
+
+
+def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
+    """Whether chosen answers tend to be longer: what preference training then learns first is length."""
+    if not {"chosen", "rejected"} <= set(account.branches) or not account.rows_kept:
+        return
+    import pyarrow.compute as pc
+
+    table = prepared.with_format("arrow")
+    chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in ("chosen", "rejected"))
+    share = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / account.rows_kept
+    shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True)) / account.rows_kept
+    mean = (sum(chosen) - sum(rejected)) / account.rows_kept
+    biased = account.rows_kept >= 30 and max(share, shorter) >= 0.6
+    text = "chosen longer than rejected" if share >= shorter else "chosen shorter than rejected"
+    note = f"mean {mean:+,.0f} tokens" + (f": expect {'longer' if mean > 0 else 'shorter'} outputs" if biased else "")
+    yield Finding("warning" if biased else "ok", "length_bias", text, amount=f"{max(share, shorter):.0%}", note=note)
+
+
+def _fine(found: Sequence[Finding], account: Preparation, form: Format, compared: str | None) -> Iterator[Finding]:
+    """What was looked for and not found."""
+    codes = {finding.code for finding in found}
+    rows = plural(account.rows_in, "row")
+    if not account.rows_kept:
+        return
+    if not codes & {"double_bos", "boundary"} and account.branches and not form.tokenised:
+        yield Finding("ok", "tokens", f"one BOS at most, prompt is a prefix of prompt + answer in all of {rows}")
+    if not codes & {"malformed", "empty", "equal_branches", "nothing_left"}:
+        turns = ", roles alternate" if form.conversational and not codes & {"roles", "alternation"} else ""
+        yield Finding("ok", "rows", f"nothing missing, empty or of a wrong type{turns}")
+    if not codes & {"duplicate", "duplicate_answers", "contradiction"}:
+        yield Finding("ok", "duplicates", "no row twice")
+    if compared and not codes & {"overlap_rows", "overlap_prompts"}:
+        yield Finding("ok", "overlap", f"no prompt in common with the {compared} rows")
+    if not codes & {"too_long", "truncated", "split"} and account.max_length is not None:
+        yield Finding("ok", "length", f"every row fits into {account.max_length:,} tokens")

@@ -1,0 +1,154 @@
+"""docs/config.md, written from the recipe's sections and the table of training names so that it cannot go stale.
+
+``make docs`` runs this file, which first brings the table up to date with the installed TRL.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from align.objectives import OBJECTIVES
+from align.recipe import Recipe
+from align.recipe.sampling import Endpoint, Judge, Rounds, Sampling, Select, Server
+from align.recipe.sections import Alternates, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
+from align.recipe.train_defaults import EXPLAINED
+from align.recipe.train_keys import TABLE, generate, rendered, train_keys
+from align.recipe.train_refused import REFUSED
+
+ROOT = Path(__file__).resolve().parents[2]
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `make docs`; do not edit. -->
+
+A recipe is one YAML file. Every key below can also be set on the command line: `align train FILE train.max_steps=20
+objective.beta=0.2 data.train.0.rows=100`. An unknown key is an error, and so is a value of the wrong type.
+Numbers may be written as `5e-6`. `align explain KEY` prints one entry, such as `align explain data.truncation`.
+"""
+_PAGES: tuple[tuple[str, type[Section]], ...] = (
+    ("model", Model),
+    ("model.lora", Lora),
+    ("data", Data),
+    ("data.train, data.forget, data.retain, data.held_out, evaluate.source", Source),
+    ("data.alternates", Alternates),
+    ("reference", Reference),
+    ("watch", Watch),
+    ("evaluate", Evaluate),
+    ("sampling", Sampling),
+    ("sampling.server", Server),
+    ("judge", Judge),
+    ("judge.endpoint", Endpoint),
+    ("select", Select),
+    ("rounds", Rounds),
+)
+
+
+def config_page() -> str:
+    """The whole page as Markdown."""
+    top = ["name", "seed", "output"]
+    rows = [(name, *_field(Recipe.model_fields[name])) for name in top]
+    parts = [_INTRODUCTION, "## Top level\n", _table(("key", "type", "default", "meaning"), rows)]
+    for title, section in _PAGES:
+        fields = [(name, *_field(field)) for name, field in section.model_fields.items()]
+        parts += [f"## {title}\n", f"{section.__doc__}\n", _table(("key", "type", "default", "meaning"), fields)]
+    parts += ["## objective\n", _objectives(), "## train\n", _train(), "### Names that are refused\n", _refused()]
+    return "\n".join(parts)
+
+
+def field_entry(section: type[Section], name: str) -> tuple[str, str, str]:
+    """Type, default and meaning of one key, as text."""
+    return _field(section.model_fields[name])
+
+
+def _field(field: Any) -> tuple[str, str, str]:
+    if field.is_required():
+        default = "required"
+    else:
+        value = field.get_default(call_default_factory=True)
+        default = "none" if value is None or value is PydanticUndefined else _yaml(value)
+    return _type(field.annotation), default, field.description or ""
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(a) for a in arguments if a is not type(None))
+    if origin is typing.Literal:
+        return ", ".join(str(a) for a in arguments)
+    if origin is list:
+        item = _type(arguments[0])
+        return f"{item} or list" if item == "source" else f"list of {item}"
+    if origin is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation.__name__.lower()
+    return {str: "text", int: "whole number", float: "number", bool: "true/false"}.get(annotation, "any")
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, code: bool = True) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    marked = [(f"`{row[0]}`", *row[1:]) for row in rows] if code else rows
+    return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, marked)]) + "\n"
+
+
+def _objectives() -> str:
+    rows = [(name, cls.title, cls.paper) for name, cls in OBJECTIVES.items()]
+    text = (
+        "`{name: NAME, ...}` with the fields that `align explain NAME` prints, or a list of such mappings, each with\n"
+        "a `weight`; their losses are added.\n\n"
+    )
+    return text + _table(("name", "objective", "source"), rows)
+
+
+def _train() -> str:
+    rows = [
+        (name, key["type"], EXPLAINED.get(name, _json(key["default"])), key["help"])
+        for name, key in train_keys().items()
+    ]
+    text = (
+        "Names of `transformers.TrainingArguments`. The defaults are those of a recipe that is silent; some are ours\n"
+        "and not those that the meaning, in the words of transformers, may name.\n\n"
+        "The launcher (DDP, FSDP, DeepSpeed) is configured apart, in `recipes/accelerate/`.\n\n"
+    )
+    return text + _table(("key", "type", "default", "meaning"), rows)
+
+
+def _json(value: Any) -> str:
+    if value is None:
+        return "none"
+    return "true" if value is True else "false" if value is False else f"`{value}`" if value != "" else "empty"
+
+
+def _refused() -> str:
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for name, cure in REFUSED.items():
+        grouped[cure].append(f"`{name}`")
+    return _table(("names", "instead"), [(", ".join(names), cure) for cure, names in grouped.items()], code=False)
+
+
+def main() -> None:
+    """Write ``align/recipe/train_keys.json`` and ``docs/config.md``."""
+    TABLE.write_text(rendered(generate()), encoding="utf-8")
+    train_keys.cache_clear()
+    page = ROOT / "docs" / "config.md"
+    page.write_text(config_page(), encoding="utf-8")
+    print(f"wrote {TABLE.name} ({len(train_keys())} names) and {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""``align eval``: the parser of its suites, and one function for each. The work is imported only when called."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.cli.verbs import add_verb
+from align.errors import Exit, UserError
+from align.runs.directory import write_atomically
+from align.runs.quiet import calm
+
+if TYPE_CHECKING:
+    from align.eval.log import MuseLog, TofuLog
+    from align.models.subject import Subject
+
+# options that say how a model is measured
+_OF_MODELS = ("split", "source", "question", "system", "reference", "gradnorm")
+_TOFU = """\
+examples:
+  align eval tofu runs/npo --split forget10 --retain runs/retain90 --out runs/npo/TOFU_EVAL.json
+  align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json
+"""
+_MUSE = """\
+examples:
+  align eval muse runs/npo --source muse-bench/MUSE-News --retain retrained
+  align eval muse --log MUSE_EVAL.json --retain-log retrain/MUSE_EVAL.json
+"""
+_RELEARN = """\
+examples:
+  align eval relearn runs/npo --control
+  align eval relearn some/model --source locuslab/TOFU --split forget05 --retain retain95/TOFU_EVAL.json
+"""
+
+
+def add_suites(parser: argparse.ArgumentParser) -> None:
+    """Add the suites to the verb ``eval``."""
+    suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
+
+    suite = partial(add_verb, suites)
+    tofu = suite("tofu", "what is forgotten of TOFU's people, and what it cost", _TOFU, run_tofu)
+    _subject_arguments(tofu)
+    tofu.add_argument("--split", metavar="NAME", help="the forget split: the run's, else forget10")
+    tofu.add_argument("--source", metavar="DATA", help="the run's, a folder, a Hub id or world; else locuslab/TOFU")
+    tofu.add_argument("--rows", choices=("all", "legacy300"), help="the run's, else all rows")
+    tofu.add_argument(
+        "--truth-ratio", choices=("geometric", "arithmetic"), default="geometric", help="mean over the wrong answers"
+    )
+    tofu.add_argument(
+        "--question",
+        choices=("question", "paraphrased_question"),
+        help="which column is asked, the question by default",
+    )
+    muse = suite("muse", "what is forgotten of MUSE's texts, and what it cost", _MUSE, run_muse)
+    _subject_arguments(muse)
+    muse.add_argument("--source", metavar="DATA", help="a folder of MUSE's files or a Hub id")
+    _relearn_arguments(suite("relearn", "whether what was forgotten stays so under attack", _RELEARN, run_relearn))
+
+
+def _subject_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN_OR_MODEL", nargs="?", help="a run, a folder of a model or a Hub id")
+    parser.add_argument("--log", metavar="FILE", help="score the items of this log in place of a model")
+    retain = parser.add_mutually_exclusive_group()
+    retain.add_argument("--retain", metavar="MODEL_OR_LOG", help="a model that never saw the forget set, or its log")
+    retain.add_argument("--retain-log", metavar="FILE", help="the log of such a model")
+    parser.add_argument("--system", metavar="TEXT", help="a system message put before every conversation")
+    parser.add_argument("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference")
+    parser.add_argument("--gradnorm", action="store_true", help="also mia_gradnorm, at a backward pass for each row")
+    parser.add_argument("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout")
+
+
+def _relearn_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model")
+    parser.add_argument("--split", metavar="NAME", help="the forget split, by default the recipe's")
+    parser.add_argument("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's")
+    parser.add_argument("--rows", choices=("all", "legacy300"), help="by default the recipe's, else all")
+    parser.add_argument("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's")
+    parser.add_argument("--control", action="store_true", help="attack the retain model, too: what exceeds it counts")
+    parser.add_argument("--steps", metavar="K", type=int, help="steps of relearning, 10 by default")
+    parser.add_argument("--rows-relearned", metavar="N", type=int, help="forget rows relearned, 20 by default")
+    parser.add_argument("--learning-rate", metavar="RATE", type=float, help="by default the run's, else 1e-5")
+    parser.add_argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default")
+    parser.add_argument("--system", metavar="TEXT", help="a system message put before every conversation")
+    parser.add_argument("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too")
+
+
+def run_tofu(args: argparse.Namespace) -> int:
+    """``align eval tofu``."""
+    _check_subject(args, "tofu")
+    from align.eval.log_read import read_log
+    from align.eval.tofu_metrics import metrics
+
+    base = _as_trained(args) if args.model and not args.source else None
+    args.rows = args.rows or "all"
+    log = read_log(args.log) if args.log else _score_tofu(args.model, args, base)
+    retain, file = None, _retain_file(args)
+    if file or args.retain:
+        retain = read_log(file) if file else _score_tofu(args.retain, args, base)
+    result = metrics(log, retain, rows=args.rows, truth_ratio=args.truth_ratio)
+    return _report(args, result, log, file)
+
+
+def run_muse(args: argparse.Namespace) -> int:
+    """``align eval muse``."""
+    _check_subject(args, "muse")
+    from align.eval.log_read import read_muse_log
+    from align.eval.muse_metrics import metrics
+
+    log = read_muse_log(args.log) if args.log else _score_muse(args.model, args)
+    retain, file = None, _retain_file(args)
+    if file or args.retain:
+        retain = read_muse_log(file) if file else _score_muse(args.retain, args)
+    return _report(args, metrics(log, retain), log, file)
+
+
+def run_relearn(args: argparse.Namespace) -> int:
+    """``align eval relearn``."""
+    _check_out(args.out)
+    calm()
+    from align.eval.finished_run import attack_run
+
+    echo = partial(print, file=sys.stderr if args.json else sys.stdout)
+    durability = attack_run(
+        args.model,
+        source=args.source,
+        split=args.split,
+        rows=args.rows,
+        retain=args.retain,
+        control=args.control,
+        steps=args.steps,
+        rows_relearned=args.rows_relearned,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        system=args.system,
+        say=echo,
+    )
+    text = json.dumps(durability.to_json(), indent=1)
+    if args.out:
+        write_atomically(Path(args.out), text + "\n")
+    print(text if args.json else "\n".join(["", *durability.lines()]))
+    return Exit.OK
+
+
+def _as_trained(args: argparse.Namespace) -> Path | None:
+    """Ask a run what its recipe's suite asked, and compare with the same retain model; the recipe's folder, or None."""
+    from align.eval.finished_run import FinishedRun
+
+    run = FinishedRun.at(args.model)
+    settings = run.evaluate
+    if settings is None or run.recipe is None:
+        return None
+    args.source, args.rows = settings.source, args.rows or settings.rows
+    args.system = args.system or settings.source.system
+    same = args.split in (None, settings.split) and args.question in (None, "question")
+    args.split = args.split or settings.split
+    kept = run.directory.path / "eval" / "retain.json"
+    said = "the questions are from where the run's recipe has them"
+    if same and not args.retain and not args.retain_log and kept.is_file():
+        args.retain_log = str(kept)
+        said += ", and so is the retain model's log"
+    print(said, file=sys.stderr if args.json else sys.stdout)
+    return run.recipe.base
+
+
+def _score_tofu(name: str, args: argparse.Namespace, base: Path | None) -> TofuLog:
+    """The log of a model; ``base`` is where a recipe's own source starts."""
+    calm()
+    from align.eval.tofu import evaluate
+    from align.eval.tofu_data import load_sets
+
+    subject = _load(name, args)  # first, since a mistyped name is the likelier mistake
+    usual = "forget" if str(args.source).partition(":")[0] == "world" else "forget10"
+    sets = load_sets(args.split or usual, args.source or "locuslab/TOFU", rows=args.rows, base=base)
+    key = args.question or "question"
+    return evaluate(subject, sets, question_key=key, gradnorm=args.gradnorm, reference=_reference(args))
+
+
+def _score_muse(name: str, args: argparse.Namespace) -> MuseLog:
+    """The log of a model."""
+    calm()
+    from align.eval.muse import evaluate, load_sets
+
+    if not args.source:
+        raise UserError("align eval muse needs --source: a folder of MUSE's files, or muse-bench/MUSE-News or -Books.")
+    sets = load_sets(args.source)
+    return evaluate(_load(name, args), sets, gradnorm=args.gradnorm, reference=_reference(args))
+
+
+def _load(name: str, args: argparse.Namespace) -> Subject:
+    from align.models.subject import Subject
+
+    echo = partial(print, file=sys.stderr if args.json else sys.stdout)
+    return Subject.load(name, system=args.system, echo=echo)
+
+
+def _reference(args: argparse.Namespace) -> Subject | None:
+    return _load(args.reference, args) if args.reference else None
+
+
+def _check_subject(args: argparse.Namespace, suite: str) -> None:
+    """One of a model and a log, and nothing that would be ignored. Raises UserError."""
+    if bool(args.model) == bool(args.log):
+        raise UserError(f"align eval {suite} takes either a run or model, or a log: name one, such as --log FILE.")
+    measures = args.model or (args.retain and not _retain_file(args))
+    ignored = [f"--{key}" for key in _OF_MODELS if getattr(args, key, None) and not measures]
+    if ignored:
+        raise UserError(f"A log was measured already, and {ignored[0]} says how to measure a model: leave it out.")
+    _check_out(args.out)
+    if args.out and args.log and Path(args.out).resolve() == Path(args.log).resolve():
+        raise UserError(f"--out {args.out} would overwrite the log that is read: name another file.")
+
+
+def _check_out(out: str | None) -> None:
+    if out and not Path(out).parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {Path(out).parent}.")
+    if out and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
+        raise UserError(f"--out {out}: no file can be written there; name another.")
+
+
+def _retain_file(args: argparse.Namespace) -> str | None:
+    """The retain model's log, if it is a log that was named."""
+    if args.retain_log:
+        return str(args.retain_log)
+    named = args.retain and (Path(args.retain).is_file() or args.retain.endswith((".json", ".json.gz")))
+    return str(args.retain) if named else None
+
+
+def _report(args: argparse.Namespace, result: Any, log: TofuLog | MuseLog, retain_file: str | None) -> int:
+    if int(os.environ.get("RANK", "0")):  # every process has the result; the first one says it
+        return Exit.OK
+    if args.out:
+        text = json.dumps(log.to_json()).encode("utf-8")
+        write_atomically(Path(args.out), gzip.compress(text, mtime=0) if args.out.endswith(".gz") else text)
+    if args.json:
+        print(json.dumps({**result.to_json(), "file": args.log or args.out, "retain_file": retain_file}, indent=1))
+    else:
+        print("\n".join(result.lines()))
+    return Exit.OK

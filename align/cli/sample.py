@@ -1,0 +1,212 @@
+"""``align sample`` and ``align show``: their parsers, and a function for each. The work is imported when called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from align.cli.verbs import add_verb
+from align.errors import Exit, UserError
+from align.runs.quiet import calm
+
+_SAMPLE = """\
+examples:
+  align sample prompts.jsonl --model runs/dpo --n 16 --judge reward:some/reward-model --keep best
+  align sample prompts.jsonl --model runs/dpo --n 8 --judge pair:some/pair-model --keep pair --out pairs.jsonl
+  align sample world:forget --model runs/quickstart-dpo --n 4 --judge function:rewards:short --allow-code
+"""
+_SHOW = """\
+examples:
+  align show samples runs/hypo
+  align show samples runs/inpo --round 2 --worst
+"""
+_SHOW_SAMPLES = """\
+examples:
+  align show samples runs/hypo --step 40 --n 3
+  align show samples runs/inpo --round 2 --best
+  align show samples runs/superhf --row 17 --json
+"""
+_JUDGES = "reward:MODEL, pair:MODEL, endpoint:URL#MODEL or function:MODULE:NAME"
+_KEEPS = "all, best, pair, top:K or above:X"
+# options of the command line by the keys of a recipe that they set
+_OPTIONS = {"samples": "--n"}
+
+
+def add_sample(verbs: Any) -> None:
+    """Add the verb ``sample``."""
+    parser = add_verb(verbs, "sample", "draw completions of prompts and keep the best as a data set", _SAMPLE, _sample)
+    parser.usage = "align sample FILE --model MODEL [options]"
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a data file, a Hub id, or world:KIND[:SEED]")
+    add("--model", metavar="MODEL", required=True, help="a run, a folder of a model or a Hub id")
+    add("--n", metavar="N", type=int, default=4, help="completions of each prompt, 4 by default")
+    add("--judge", metavar="SPEC", help="reward:M, pair:M, endpoint:URL#M, function:MOD:F")
+    add("--keep", metavar="WHAT", help=_KEEPS)
+    add("--out", metavar="FILE", default="samples.jsonl", help="samples.jsonl by default; or a .parquet")
+    add("--max-new-tokens", metavar="N", type=int, default=256, help="most of a completion, 256 by default")
+    add("--temperature", metavar="T", type=float, default=1.0, help="logits are divided by it, 1 by default")
+    add("--top-p", metavar="P", type=float, default=1.0, help="only the likeliest tokens of this mass")
+    add("--top-k", metavar="K", type=int, help="only so many likeliest tokens")
+    add("--min-p", metavar="P", type=float, help="no token below this share of the likeliest's")
+    add("--stop", metavar="TEXT", action="append", default=[], help="a completion ends before it; may be repeated")
+    add("--length-penalty", metavar="X", type=float, default=0.0, help="off a score per log of characters")
+    add("--seed", metavar="SEED", type=int, default=0, help="of all draws, 0 by default")
+    add("--batch-size", metavar="N", type=int, default=32, help="completions drawn at a time, 32 by default")
+    add("--rows", metavar="N", type=int, help="only the first so many prompts")
+    add("--subset", metavar="NAME", help="configuration of a Hub data set")
+    add("--split", metavar="NAME", default="train", help="split, train by default; slices work")
+    add("--system", metavar="TEXT", help="a system message before every conversation")
+    add("--server", metavar="URL", help="let a server draw that serves the model")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type of the weights")
+    add("--allow-code", action="store_true", help="run the Python function that judges")
+    add("--resume", action="store_true", help="go on with a call that was interrupted")
+
+
+def add_show(verbs: Any) -> None:
+    """Add the verb ``show``, with what it shows."""
+    parser = add_verb(verbs, "show", "print what a run keeps in its directory", _SHOW)
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    samples = add_verb(what, "samples", "print completions that a run drew", _SHOW_SAMPLES, _show_samples)
+    samples.add_argument("directory", metavar="RUN", help="a run's directory")
+    number = samples.add_mutually_exclusive_group()
+    number.add_argument("--round", metavar="N", type=int, help="of this round, by default the last")
+    number.add_argument("--step", metavar="S", type=int, help="of this optimizer step, by default the last")
+    samples.add_argument("--row", metavar="R", type=int, help="that answer this row of the prompts")
+    samples.add_argument("--n", metavar="N", type=int, default=5, help="so many prompts; with best and worst, samples")
+    order = samples.add_mutually_exclusive_group()
+    order.add_argument("--best", action="store_true", help="those of the highest scores")
+    order.add_argument("--worst", action="store_true", help="those of the lowest scores")
+
+
+def _sample(args: argparse.Namespace) -> int:
+    keep, amount = _keep(args.keep or ("best" if args.judge else "all"))
+    judge, source, sampling = _judge(args.judge), _source(args), _sampling(args)
+    if args.length_penalty < 0:
+        raise UserError(f"--length-penalty: must be at least 0, got {args.length_penalty:g}.")
+    calm()
+    from align.sampling.best_of import Job, sample
+
+    job = Job(
+        source=source,
+        model=args.model,
+        out=Path(args.out).expanduser(),
+        sampling=sampling,
+        judge=judge,
+        keep=keep,
+        amount=amount,
+        length_penalty=args.length_penalty,
+        seed=args.seed,
+        dtype=args.dtype,
+        allow_code=args.allow_code,
+    )
+    result = sample(job, resume=args.resume, say=partial(print, file=sys.stderr if args.json else sys.stdout))
+    if result is not None:
+        text = json.dumps(result.to_json(), indent=1) if args.json else "\n".join(result.lines())
+        sys.stdout.write(f"{text}\n")
+    return Exit.OK
+
+
+def _show_samples(args: argparse.Namespace) -> int:
+    if args.n < 1:
+        raise UserError(f"--n: must be at least 1, got {args.n}.")
+    from align.sampling.show import samples
+
+    order: Any = "best" if args.best else "worst" if args.worst else "first"
+    found = samples(args.directory, round=args.round, step=args.step, row=args.row, count=args.n, order=order)
+    if args.json:
+        sys.stdout.write(f"{json.dumps(found.to_json(), indent=1)}\n")
+        return Exit.OK
+    from rich.console import Console
+
+    found.print(Console(file=sys.stdout, highlight=False))
+    return Exit.OK
+
+
+# ---- what the command line says, as settings
+
+
+def _keep(text: str) -> tuple[Any, float | None]:
+    """``best`` or ``top:4`` as a name and an amount. Raises UserError."""
+    name, colon, amount = text.partition(":")
+    plain, with_amount = ("all", "best", "pair"), {"top": int, "above": float}
+    if name in plain and not colon:
+        return name, None
+    if name not in with_amount:
+        raise UserError(f"--keep {text}: expected {_KEEPS}.")
+    try:
+        value = with_amount[name](amount)
+    except ValueError:
+        what = "a whole number, as in top:2" if name == "top" else "a number, as in above:0.5"
+        raise UserError(f"--keep {text}: {name} takes {what}.") from None
+    return name, value
+
+
+def _judge(spec: str | None) -> Any:
+    """The settings of a judge from ``reward:MODEL`` and the like. Raises UserError."""
+    if spec is None:
+        return None
+    from align.recipe.sampling import Endpoint, Judge
+
+    kind, _, rest = spec.partition(":")
+    if kind not in ("reward", "pair", "endpoint", "function") or not rest:
+        raise UserError(f"--judge {spec}: expected {_JUDGES}.")
+    if kind != "endpoint":
+        return Judge.model_validate({kind: rest})
+    url, _, model = rest.rpartition("#")
+    if not url or not model:
+        raise UserError(f"--judge {spec}: expected endpoint:URL#MODEL, as in endpoint:http://localhost:8000/v1#judge.")
+    return Judge(endpoint=Endpoint(url=url, model=model))
+
+
+def _source(args: argparse.Namespace) -> Any:
+    """Where the prompts are: the generated world, what exists here, or a Hub id."""
+    from align.data.rows.files import file_kind
+    from align.recipe.sections import Source
+
+    common = {"system": args.system, "rows": args.rows, "split": args.split, "subset": args.subset}
+    kind, _, rest = args.file.partition(":")
+    if kind == "world" and not Path(args.file).exists():
+        name, _, seed = rest.partition(":")
+        if not name or (seed and not seed.isdecimal()):
+            raise UserError(f"{args.file}: expected world:KIND or world:KIND:SEED, as in world:forget:0.")
+        return _made(Source, world={"kind": name, "seed": int(seed or 0)}, **common)
+    on_hub = args.file.count("/") == 1 and not args.file.startswith((".", "/", "~"))
+    if on_hub and not Path(args.file).exists() and file_kind(Path(args.file)) is None:
+        return _made(Source, id=args.file, **common)
+    return _made(Source, path=args.file, **common)
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from align.recipe.sampling import Sampling, Server
+
+    return _made(
+        Sampling,
+        samples=args.n,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        stop=args.stop,
+        batch_size=args.batch_size,
+        server=_made(Server, url=args.server) if args.server is not None else None,
+    )
+
+
+def _made(section: Any, **values: Any) -> Any:
+    """A section of recipes from options. Raises UserError that names the option."""
+    from pydantic import ValidationError
+
+    from align.recipe.messages import sentence
+
+    try:
+        return section(**values)
+    except ValidationError as error:
+        entry = error.errors(include_url=False)[0]
+        key = str(entry["loc"][0])
+        option = _OPTIONS.get(key, "--" + key.replace("_", "-"))
+        raise UserError(f"{option}: {sentence(entry)}") from None

@@ -1,0 +1,51 @@
+"""What the words of a run that samples mean; a part of what ``align explain`` knows."""
+
+from __future__ import annotations
+
+from align.cli.terms import Explanation
+
+ONLINE: dict[str, Explanation] = {
+    "reward": Explanation(
+        "The judge's mean score of the samples that were drawn, before the best are kept.",
+        'The first and the last quarter of the log steps are compared; "rose" and "fell" take two standard errors, '
+        'anything less is "not clear".',
+        "It was trained against, so it flatters the model: let another judge score new samples (align sample), and "
+        "read it with the likeness of answers: align explain collapse.",
+    ),
+    "collapse": Explanation(
+        "The reward rises because the model says the same to everybody.",
+        "METEOR (exact words, then stems) between kept answers to different prompts, both orders averaged, over at "
+        "most 64 pairs since the last log step. A warning comes when it passes watch.similarity_limit (0.3) while the "
+        "reward is above the first log step's; watch.stop_on_collapse: true ends the run there.",
+        "Raise objective.kl_weight, or lower train.learning_rate. Without the KL term published runs end at a "
+        "similarity of 0.7 and at their highest reward (arXiv 2310.16763).",
+    ),
+    "alike": Explanation(
+        "How alike the answers to different prompts have become.",
+        "The METEOR similarity of align explain collapse, mean over the last quarter of the log steps.",
+        "See align explain collapse.",
+    ),
+    "distance": Explanation(
+        "How far the policy is from the model at the start.",
+        "With fresh samples (hypo): mean over them of log pi(y|x) - log pi_ref(y|x), in nats per answer, an unbiased "
+        "estimate of the reverse KL that may dip below 0. With survivors (superhf): the full-vocabulary forward KL at "
+        "the kept samples' tokens, in nats per token.",
+        "Raise objective.kl_weight to hold it down; a KL near 0 with an accuracy near the start's means little was "
+        "learned.",
+    ),
+    "rounds": Explanation(
+        "Sample, judge, select and train, again and again; each round starts from the last one's policy.",
+        "One line a round: pairs, prompts dropped, the judge's mean score, how alike chosen answers to different "
+        "prompts are, tokens of a sample, the share cut off, the judge's position bias, the loss of the first and the "
+        "last log step, and the training pairs' accuracy at the last one.",
+        "These numbers say whether rounds work as meant, not whether the model is better: let another judge score new "
+        "samples (align sample). INPO's loss starts near 1 / (4 eta^2) and stays large: its target is 1 / (2 eta).",
+    ),
+    "position bias": Explanation(
+        "How much a comparing judge prefers whatever it is shown first.",
+        "Mean over comparisons of P(first shown is better) - 1/2, both orders; 0 is none, 0.5 is always the first.",
+        "Both orders are averaged, which takes the bias off the mean but not the noise that it hides. Above 0.2, take "
+        "another judge or another template.",
+    ),
+}
+ONLINE["bias"] = ONLINE["position bias"]  # the heading of its column

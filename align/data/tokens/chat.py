@@ -1,0 +1,148 @@
+"""Conversations to token ids through a chat template, and which tokens of an answer of several turns are targets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from align.data.rows.formats import BadRow
+from align.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+# A template says no with `raise_exception`, or fails over a value that it did not expect.
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversation to render; ``prompt`` adds the header of the coming answer."""
+
+    messages: list[Message]
+    prompt: bool = False
+    mask: bool = False
+    tools: list | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Token ids of a conversation; ``mask`` marks the assistant's tokens where the template does, else it is None."""
+
+    ids: list[int]
+    mask: list[int] | None = None
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` where a tokenizer has no chat template to render conversations with."""
+    if tokenizer.chat_template:
+        return
+    raise UserError(
+        f"The rows are conversations, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat "
+        "template. Set model.chat_template to a Jinja file, take an instruction-tuned model, or give prompt and "
+        "answers as plain text."
+    )
+
+
+def has_generation_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template marks the assistant's tokens with ``{% generation %}``."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return bool(_GENERATION.search(template or ""))
+
+
+def render(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> list[Rendered | BadRow]:
+    """Render and tokenise conversations, many at a time. One that the template refuses gives a ``BadRow``."""
+    groups: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        key = json.dumps([request.prompt, request.mask, request.tools, request.kwargs], sort_keys=True, default=repr)
+        groups.setdefault(key, []).append(index)
+    out: list[Rendered | BadRow] = [BadRow("not rendered")] * len(requests)
+    for indices in groups.values():
+        for index, rendered in zip(indices, _group(tokenizer, [requests[i] for i in indices]), strict=True):
+            out[index] = rendered
+    return out
+
+
+def _group(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[Rendered | BadRow]:
+    try:
+        return list(_apply(tokenizer, requests))
+    except _REFUSALS:  # find out which conversations it refuses
+        return [_one(tokenizer, request) for request in requests]
+
+
+def _one(tokenizer: PreTrainedTokenizerBase, request: Request) -> Rendered | BadRow:
+    try:
+        return _apply(tokenizer, [request])[0]
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return BadRow(f"the chat template refuses the conversation ({reason[:120]})")
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[Rendered]:
+    first = requests[0]
+    encoded = tokenizer.apply_chat_template(
+        [request.messages for request in requests],
+        tools=first.tools or None,
+        add_generation_prompt=first.prompt,
+        tokenize=True,
+        return_dict=True,
+        tokenizer_kwargs={"verbose": False},  # our own limit on length comes later, and is counted
+        **({"return_assistant_tokens_mask": True} if first.mask else {}),
+        **first.kwargs,
+    )
+    masks = encoded["assistant_masks"] if first.mask else [None] * len(requests)
+    return [Rendered(list(ids), mask) for ids, mask in zip(encoded["input_ids"], masks, strict=True)]
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading token ids two sequences share."""
+    most = min(len(left), len(right))
+    if left[:most] == right[:most]:
+        return most
+    return next(index for index in range(most) if left[index] != right[index])
+
+
+def turn_requests(prompt: list[Message], answer: list[Message], tools: list | None, kwargs: dict) -> list[Request]:
+    """What ``turn_mask`` needs rendered: for each assistant turn the conversation up to it and including it."""
+    out = []
+    for index, message in enumerate(answer):
+        if message["role"] == "assistant":
+            out.append(Request(prompt + answer[:index], prompt=True, tools=tools, kwargs=kwargs))
+            out.append(Request(prompt + answer[: index + 1], tools=tools, kwargs=kwargs))
+    return out
+
+
+def turn_mask(tokenizer: PreTrainedTokenizerBase, full: list[int], rendered: Sequence[Rendered | BadRow]) -> list[int]:
+    """Which tokens of ``full`` (a conversation of several turns) the assistant wrote: 1 for those, 0 for all others.
+
+    ``rendered`` are the results of ``turn_requests``. A turn reaches from where the conversation before it ends, header
+    included, to where the conversation with it ends. Raises ``BadRow`` where the template words earlier turns
+    differently once later ones follow, since then no such place exists.
+    """
+    mask = [0] * len(full)
+    for before, after in zip(rendered[::2], rendered[1::2], strict=True):
+        if isinstance(before, BadRow):
+            raise before
+        if isinstance(after, BadRow):
+            raise after
+        start, stop = common_prefix(before.ids, full), common_prefix(after.ids, full)
+        rest = after.ids[stop:]
+        # An end-of-text token that only the very last turn gets is no difference in wording.
+        if stop <= start or (rest and tokenizer.decode(rest, skip_special_tokens=True).strip()):
+            raise BadRow(
+                "the chat template words earlier turns differently when later ones follow; "
+                "use one with {% generation %} markers"
+            )
+        mask[start:stop] = [1] * (stop - start)
+    return mask

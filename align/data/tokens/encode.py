@@ -1,0 +1,217 @@
+"""Batches of raw rows to token ids: the part of preparation that runs inside ``datasets.map``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.data.rows.formats import BadRow, Format
+from align.data.tokens.chat import (
+    Rendered,
+    Request,
+    common_prefix,
+    has_generation_markers,
+    render,
+    turn_mask,
+    turn_requests,
+)
+from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED
+from align.data.tokens.truncation import fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STATUS, FLAGS = "_status", "_flags"  # columns of every encoded row: the reason to drop it, and the bits of its flags
+SAME_ANSWERS = "chosen equals rejected"
+SAME_AFTER_CUT = "the answers are equal once they are cut"
+CUT_ANCHOR = "it would be cut, and its log-probs are those of whole answers"
+NO_START = "prompt is empty and the answers do not start alike, so there is no token to start from"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Batches of raw rows to prepared rows; every row comes out, a dropped one with its reason in ``_status``."""
+
+    form: Format
+    tokenizer: PreTrainedTokenizerBase
+    branches: tuple[str, ...]
+    max_length: int | None
+    truncation: str
+    system: str | None
+    columns: tuple[str, ...]
+
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        names = list(batch)
+        canonical = [
+            self._canonical(dict(zip(names, values, strict=True))) for values in zip(*batch.values(), strict=True)
+        ]
+        numbers = batch.get("row", indices)
+        if self.form.tokenised:
+            encoded = [row if isinstance(row, BadRow) else self._given(row) for row in canonical]
+        elif self.form.conversational:
+            encoded = self._conversations(canonical)
+        else:
+            encoded = self._texts(canonical)
+        out: dict[str, list] = {name: [] for name in (*self.columns, STATUS, FLAGS)}
+        for row, ids, number in zip(canonical, encoded, numbers, strict=True):
+            finished, flags = (ids, 0) if isinstance(ids, BadRow) else self._finish(ids)
+            bad = isinstance(finished, BadRow)
+            values: dict[str, Any] = {} if isinstance(finished, BadRow) else dict(finished)
+            if not isinstance(row, BadRow):
+                values |= {name: row[name] for name in row if name in ("label", "margin") or "_logp_" in name}
+                if not bad and flags & TRUNCATED and any("_logp_" in name for name in row):
+                    bad, finished = True, BadRow(CUT_ANCHOR)
+            for name in self.columns:
+                empty: Any = [] if name.endswith(("_ids", "_mask")) else None
+                out[name].append(number if name == "row" else values.get(name, empty))
+            out[STATUS].append(str(finished) if bad else "")
+            out[FLAGS].append(0 if bad else flags)
+        return out
+
+    def _canonical(self, row: Mapping[str, Any]) -> dict[str, Any] | BadRow:
+        try:
+            out = self.form.canonical(row)
+        except BadRow as bad:
+            return bad
+        if self.system is not None and out["prompt"][0]["role"] not in ("system", "developer"):
+            out["prompt"] = [{"role": "system", "content": self.system}, *out["prompt"]]
+        return out
+
+    def _given(self, row: Mapping[str, Any]) -> _Ids:
+        masks = {name: row[f"{name}_mask"] for name in self.branches if f"{name}_mask" in row}
+        return _Ids(row["prompt_ids"], {name: row[f"{name}_ids"] for name in self.branches}, masks)
+
+    def _texts(self, rows: Sequence[dict[str, Any] | BadRow]) -> list[_Ids | BadRow]:
+        """Tokenise rows of plain text, all texts of the batch in one call."""
+        eos = self.tokenizer.eos_token
+        texts: list[str] = []
+        for row in rows:
+            if isinstance(row, BadRow):
+                continue
+            texts.append(row["prompt"])
+            for name in self.branches:
+                text = row["prompt"] + row[name]
+                texts.append(text if row[name].endswith(eos) else text + eos)
+        only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        encoded = iter(self.tokenizer(texts, **only_ids)["input_ids"] if texts else ())
+        return [
+            row if isinstance(row, BadRow) else _joined(next(encoded), {name: next(encoded) for name in self.branches})
+            for row in rows
+        ]
+
+    def _conversations(self, rows: Sequence[dict[str, Any] | BadRow]) -> list[_Ids | BadRow]:
+        """Render and tokenise conversations, all of the batch together."""
+        marked = has_generation_markers(self.tokenizer)
+        requests: list[Request] = []
+        spans: list[tuple[int, dict[str, tuple[int, int]]]] = []
+        for row in rows:
+            if isinstance(row, BadRow):
+                spans.append((0, {}))
+                continue
+            tools, kwargs = row.get("tools"), row.get("chat_template_kwargs") or {}
+            continued = not self.branches and row["prompt"][-1]["role"] == "assistant"
+            at = len(requests)
+            extra = {"continue_final_message": True} if continued else {}
+            requests.append(Request(row["prompt"], not continued, False, tools, {**kwargs, **extra}))
+            parts: dict[str, tuple[int, int]] = {}
+            for name in self.branches:
+                answer = row[name]
+                several = any(message["role"] != "assistant" for message in answer)
+                start = len(requests)
+                requests.append(Request(row["prompt"] + answer, False, several and marked, tools, kwargs))
+                if several and not marked:
+                    requests += turn_requests(row["prompt"], answer, tools, kwargs)
+                parts[name] = (start, len(requests))
+            spans.append((at, parts))
+        rendered = render(self.tokenizer, requests)
+        return [
+            row
+            if isinstance(row, BadRow)
+            else self._row(rendered[at], {n: rendered[a:b] for n, (a, b) in parts.items()})
+            for row, (at, parts) in zip(rows, spans, strict=True)
+        ]
+
+    def _row(self, prompt: Rendered | BadRow, parts: Mapping[str, Sequence[Rendered | BadRow]]) -> _Ids | BadRow:
+        if isinstance(prompt, BadRow):
+            return prompt
+        full: dict[str, list[int]] = {}
+        masks: dict[str, list[int]] = {}
+        for name, (whole, *turns) in parts.items():
+            if isinstance(whole, BadRow):
+                return whole
+            full[name] = whole.ids
+            if whole.mask is not None:
+                masks[name] = whole.mask
+            elif turns:
+                try:
+                    masks[name] = turn_mask(self.tokenizer, whole.ids, turns)
+                except BadRow as bad:
+                    return bad
+        return _joined(prompt.ids, full, masks)
+
+    def _finish(self, ids: _Ids) -> tuple[dict[str, Any] | BadRow, int]:
+        """Flags, the first token, the limit on length and the last checks of one row."""
+        flags = self._flags(ids)
+        if self.branches and not ids.prompt and not ids.move_first():
+            return BadRow(NO_START), flags
+        if not self.branches and not ids.prompt:
+            return BadRow("prompt is empty"), flags
+        if {"chosen", "rejected"} <= set(self.branches) and ids.full("chosen") == ids.full("rejected"):
+            return BadRow(SAME_ANSWERS), flags
+        lengths = {name: len(branch) for name, branch in ids.branches.items()}
+        bos = self.tokenizer.bos_token_id
+        cut = fit(ids.prompt, lengths, max_length=self.max_length, truncation=self.truncation, bos=bos)
+        if isinstance(cut, str):
+            return BadRow(cut), flags
+        out: dict[str, Any] = {"prompt_ids": cut.prompt}
+        for name, branch in ids.branches.items():
+            kept = branch[cut.spans[name]]
+            mask = ids.masks.get(name, [1] * len(branch))[cut.spans[name]]
+            if not any(mask):
+                return BadRow(f"{name} has no target token left" if branch else f"{name} is empty"), flags
+            out[f"{name}_ids"], out[f"{name}_mask"] = kept, mask
+        if cut.truncated and "chosen_ids" in out and out["chosen_ids"] == out.get("rejected_ids"):
+            return BadRow(SAME_AFTER_CUT), flags
+        return out, flags | (TRUNCATED if cut.truncated else 0)
+
+    def _flags(self, ids: _Ids) -> int:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        flags = BOUNDARY if ids.parted else 0
+        starts = [ids.full(name)[:2] for name in self.branches] or [ids.prompt[:2]]
+        if bos is not None and [bos, bos] in starts:
+            flags |= DOUBLE_BOS
+        if eos is not None and eos != bos and any(branch[-2:] == [eos, eos] for branch in ids.branches.values()):
+            flags |= DOUBLE_EOS
+        return flags
+
+
+@dataclass
+class _Ids:
+    """Token ids of one row; ``parted`` where the prompt alone is tokenised otherwise than before an answer."""
+
+    prompt: list[int]
+    branches: dict[str, list[int]]
+    masks: dict[str, list[int]]
+    parted: bool = False
+
+    def full(self, name: str) -> list[int]:
+        """Prompt and branch together."""
+        return self.prompt + self.branches[name]
+
+    def move_first(self) -> bool:
+        """Make the first token of the branches the prompt, since nothing can predict it; False where they differ."""
+        firsts = {branch[0] if branch else None for branch in self.branches.values()}
+        if len(firsts) != 1 or None in firsts:
+            return False
+        self.prompt = [token for token in firsts if token is not None]
+        self.branches = {name: branch[1:] for name, branch in self.branches.items()}
+        self.masks = {name: mask[1:] for name, mask in self.masks.items()}
+        return True
+
+
+def _joined(prompt: list[int], full: Mapping[str, list[int]], masks: Mapping[str, list[int]] | None = None) -> _Ids:
+    """Split each prompt + branch where it parts from the prompt alone, at the earliest place over the branches."""
+    cut = min((common_prefix(prompt, ids) for ids in full.values()), default=len(prompt))
+    branches = {name: ids[cut:] for name, ids in full.items()}
+    return _Ids(prompt[:cut], branches, {n: mask[cut:] for n, mask in (masks or {}).items()}, cut < len(prompt))

@@ -1,0 +1,254 @@
+"""Raw rows to prepared rows: token ids of the prompt and of every branch, exactly as TRL's trainers split them.
+
+Prompt and prompt + branch are tokenised as whole texts (or conversations); a branch starts where the two part, at the
+earliest place over all branches. Text gets the EOS token at its end where it has none; conversations are closed by
+their template. Limits on length are applied here, once, so that everything that follows sees the same rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.data.rows.formats import Format, recognise
+from align.data.rows.questions import asked
+from align.data.rows.sources import column_names, did_you_mean, is_table, quiet_hub
+from align.data.tokens.chat import require_template
+from align.data.tokens.chunks import split
+from align.data.tokens.encode import FLAGS, STATUS, Encoder
+from align.data.tokens.preparation import Preparation
+from align.data.tokens.truncation import check_policy
+from align.errors import UserError
+from align.recipe.sections import located
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+    from align.recipe.sections import Model
+
+    AnyDataset = Dataset | IterableDataset
+
+_SAMPLE = 20  # rows that are looked at to recognise the format: the first may be a bad one
+
+
+def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model section, with its chat template; ``base`` is where relative paths start.
+
+    A tokenizer without a pad token pads with EOS. Nothing of ours tells padding by its id, so EOS keeps its meaning.
+    Raises ``UserError`` where there is none to load.
+    """
+    from transformers import AutoTokenizer
+
+    name = located(model.tokenizer or model.id, base)
+    key = "model.tokenizer" if model.tokenizer else "model.id"
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise UserError(_no_tokenizer(key, name, base))
+    revision = model.revision if model.tokenizer is None else None
+    try:
+        with quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_no_tokenizer(key, name, base, error)) from error
+    if model.chat_template is not None:
+        path = (base or Path()) / Path(model.chat_template).expanduser()
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"model.chat_template: {path} cannot be read as text ({error}).") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"The tokenizer of {name} has neither a pad nor an EOS token; set one in its files.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _no_tokenizer(key: str, name: str, base: Path | None, error: Exception | None = None) -> str:
+    """Why there is no tokenizer; ``name`` may be a folder that is missing or a Hub id, and only then has an error."""
+    from huggingface_hub import constants
+
+    start = f"{key}: no tokenizer could be loaded from {name!r}"
+    parents = [folder / Path(name).parent for folder in (base or Path(), Path())]
+    inside = next((folder for folder in parents if folder.is_dir()), None) if "/" in name else None
+    if not Path(name).is_dir() and (error is None or inside is not None):
+        near = did_you_mean(Path(name).name, [p.name for p in inside.iterdir() if p.is_dir()]) if inside else ""
+        hub = "" if error is None else ", nor a model that the Hub or its local cache gives"
+        return f"{start}: no such folder{hub}.{near}"
+    text = " ".join(str(error).split())
+    if "couldn't connect" not in text:
+        return f"{start}: {text.rstrip('.')}. It must be a folder with tokenizer files or a Hub id."
+    why = "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+    cure = "Load it once with the network on, or name a folder that holds the model."
+    return f"{start}: it is not in the local cache, and {why}. {cure}"
+
+
+def prepare(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    max_length: int | None = None,
+    truncation: str = "drop",
+    system: str | None = None,
+) -> tuple[AnyDataset, Preparation]:
+    """Tokenise raw rows. Returns the prepared data set and an account of what happened to the rows.
+
+    Prepared columns are ``prompt_ids`` (at least one token), ``<branch>_ids`` (at least one), ``<branch>_mask`` (1 for
+    target tokens; only where not all are targets), ``row``, ``label`` or ``margin`` where the rows have them, and
+    ``<branch>_logp_<model>`` where they are tokenised already.
+    ``max_length`` counts tokens of prompt and branch together. ``system`` is put before every conversation that has no
+    system message of its own. Streams stay streams, and their account grows as they are read.
+
+    Raises ``UserError`` where the format is not recognised, does not offer the branches, or no row is left.
+    """
+    prepared, account = prepare_rows(
+        dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
+    )
+    if is_table(dataset) and account.rows_kept == 0:
+        why = "; ".join(f"{tally.count:,} {reason}" for reason, tally in account.dropped.items())
+        raise UserError(f"No row of {account.rows_in:,} can be used: {why or 'there are no rows'}.")
+    return prepared, account
+
+
+def prepare_rows(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    max_length: int | None = None,
+    truncation: str = "drop",
+    system: str | None = None,
+) -> tuple[AnyDataset, Preparation]:
+    """``prepare`` for callers that go on where no row is left."""
+    check_policy(truncation, max_length)
+    dataset = asked(dataset, tokenizer, branches)
+    columns = column_names(dataset)
+    form = recognise_dataset(dataset, branches)
+    _check_tokenizer(form, tokenizer, system, columns)
+    masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
+    features = _features(form, branches, columns, masked)
+    limit = None if truncation == "split" else max_length
+    encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features))
+    account = Preparation(form.name, tuple(branches), max_length, truncation)
+    if truncation == "split" and (len(branches) != 1 or not is_table(dataset)):
+        raise UserError("data.truncation: split cuts plain texts, one to a row, and no stream; choose another.")
+    if not is_table(dataset):
+        counted = _Counting(encode, account)
+        return dataset.map(
+            counted, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=features
+        ), account
+    from datasets import Value
+
+    all_features = features.copy()
+    all_features.update({STATUS: Value("string"), FLAGS: Value("int8")})
+    encoded = dataset.map(
+        encode,
+        batched=True,
+        batch_size=256,
+        with_indices=True,
+        remove_columns=columns,
+        features=all_features,
+        desc="Tokenising",
+    )
+    prepared = _settle(encoded, account, masked)
+    if truncation == "split" and max_length is not None:
+        prepared = split(prepared, branches[0], max_length, tokenizer.bos_token_id)
+        account.pieces = len(prepared)
+    return prepared, account
+
+
+def recognise_dataset(dataset: AnyDataset, branches: Sequence[str]) -> Format:
+    """The format of most of the first rows. Raises ``UserError`` where none of them has one."""
+    columns = column_names(dataset)
+    found: dict[str, Format] = {}
+    votes: Counter[str] = Counter()
+    error: UserError | None = None
+    for row in islice(iter(dataset), _SAMPLE):
+        try:
+            form = recognise(row, columns, branches)
+        except UserError as problem:
+            error = error or problem
+            continue
+        found.setdefault(form.name, form)
+        votes[form.name] += 1
+    if not votes:
+        raise error or UserError("The data set has no rows.")
+    return found[votes.most_common(1)[0][0]]
+
+
+def _check_tokenizer(
+    form: Format, tokenizer: PreTrainedTokenizerBase, system: str | None, columns: Sequence[str]
+) -> None:
+    own = [name for name in columns if name.endswith("_prompt_ids")]
+    if form.tokenised and own:
+        raise UserError(f"Rows with a prompt of their own per branch ({', '.join(own)}) cannot be prepared again.")
+    if system is not None and not form.conversational:
+        raise UserError(
+            f"system is given, but the rows are not conversations: {form.name}. "
+            "Put the text into the prompts, or leave out system."
+        )
+    if form.conversational:
+        require_template(tokenizer)
+    elif not form.tokenised and form.branches and tokenizer.eos_token is None:
+        raise UserError(
+            "The tokenizer has no EOS token, so no answer could be ended; set one in the tokenizer's files."
+        )
+
+
+def _features(form: Format, branches: Sequence[str], columns: Sequence[str], masked: bool) -> Features:
+    from datasets import Features, List, Value
+
+    features: Any = Features()
+    features["prompt_ids"] = List(Value("int32"))
+    for name in branches:
+        features[f"{name}_ids"] = List(Value("int32"))
+        if masked:
+            features[f"{name}_mask"] = List(Value("int8"))
+        if form.tokenised:
+            features.update({key: Value("float64") for key in columns if key.startswith(f"{name}_logp_")})
+    if form.kind == "unpaired":
+        features["label"] = Value("bool")
+    if "margin" in columns:
+        features["margin"] = Value("float64")
+    features["row"] = Value("int64")
+    return features
+
+
+def _settle(encoded: Dataset, account: Preparation, masked: bool) -> Dataset:
+    """Count what happened, leave out the dropped rows and the columns that say nothing."""
+    import pyarrow.compute as pc
+
+    table = encoded.with_format("arrow")
+    names = ("prompt", *account.branches)
+    lengths = {name: pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in names} if len(encoded) else {}
+    reasons = encoded[STATUS][:]
+    account.count(encoded["row"][:], reasons, encoded[FLAGS][:], lengths)
+    prepared = encoded.remove_columns([STATUS, FLAGS])
+    if account.rows_dropped:
+        prepared = prepared.select([index for index, reason in enumerate(reasons) if not reason])
+    if masked and len(prepared):
+        masks = [name for name in prepared.column_names if name.endswith("_mask")]
+        kept = prepared.with_format("arrow")
+        if all(pc.min(pc.list_flatten(kept[name])).as_py() == 1 for name in masks):
+            prepared = prepared.remove_columns(masks)
+    return prepared
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """An encoder for streams: leaves out dropped rows itself and counts as it goes."""
+
+    encode: Encoder
+    account: Preparation
+
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        out = self.encode(batch, indices)
+        reasons, flags = out.pop(STATUS), out.pop(FLAGS)
+        lengths = {name: [len(ids) for ids in out[f"{name}_ids"]] for name in ("prompt", *self.account.branches)}
+        self.account.count(out["row"], reasons, flags, lengths)
+        keep = [index for index, reason in enumerate(reasons) if not reason]
+        return {name: [values[index] for index in keep] for name, values in out.items()}

@@ -1,0 +1,79 @@
+"""Loading models that judge: whole in every process that asks, frozen, safetensors only, remote code off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.compat import loaded_whole
+from align.data.rows.sources import quiet_hub
+from align.data.tokens.tokenize import load_tokenizer
+from align.errors import UserError
+from align.models.load import DType, adapter_base, first_line, model_folder
+from align.recipe.sections import Model, located
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_judge_model(
+    key: str, kind: Any, name: str, revision: str | None, dtype: DType, base: Path | None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer, frozen; an adapter is merged into its model. ``kind`` is the class that loads it."""
+    where = model_folder(located(name, base))
+    source = str(where or name)
+    adapter = where is not None and (where / "adapter_config.json").exists()
+    model_name = adapter_base(where) if adapter and where is not None else source
+    scores = "SequenceClassification" in kind.__name__
+    brought: set[str] = set()  # parts that an adapter has in full
+    try:
+        with quiet_hub(), loaded_whole():
+            if scores and not adapter:
+                _check_labels(key, name, source, revision)
+            options = {"num_labels": 1} if scores else {}
+            model, found = kind.from_pretrained(
+                model_name,
+                revision=None if adapter else revision,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+            if adapter:
+                from peft import PeftConfig, PeftModel
+
+                task = PeftConfig.from_pretrained(source).task_type
+                if scores != (task == "SEQ_CLS"):
+                    raise UserError(f"{key}: the adapter {name} is for another kind of model (task_type {task}).")
+                adapted = PeftModel.from_pretrained(model, source)
+                brought = set(adapted.peft_config["default"].modules_to_save or ())
+                model = adapted.merge_and_unload()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"{key}: {name!r} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
+            "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
+        ) from error
+    missing = sorted(weight for weight in found["missing_keys"] if not brought & set(weight.split(".")))
+    if missing:
+        raise UserError(
+            f"{key}: {name} has no weights for {', '.join(missing[:3])}, which would be random; name another."
+        )
+    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else model_name
+    try:
+        tokenizer = load_tokenizer(Model(id=with_tokenizer, revision=revision))
+    except UserError as error:
+        raise UserError(str(error).replace("model.id", key, 1)) from error
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _check_labels(key: str, name: str, source: str, revision: str | None) -> None:
+    """Refuse what is no reward model before its weights are read."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    made = ", ".join(getattr(config, "architectures", None) or ())
+    if made and "SequenceClassification" not in made:
+        raise UserError(f"{key}: {name} is a {made}; a reward model is a ...ForSequenceClassification with one label.")
+    if config.num_labels != 1:
+        raise UserError(f"{key}: {name} gives {config.num_labels} numbers (num_labels); a reward model gives one.")

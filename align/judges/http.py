@@ -1,0 +1,342 @@
+"""The one HTTP client: an OpenAI-compatible server is asked many things at once, and every answer lands once.
+
+An answer is written to disk the moment it comes, whole or not at all, under a digest of what was asked; whoever asks
+the same again, after a kill or in another process, finds it there. The key comes from the environment and goes out as a
+header to the server's own address, nowhere else: redirects are not followed, and where a server repeats it, it is
+blotted out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from align.errors import UserError
+from align.runs.directory import write_atomically
+
+if TYPE_CHECKING:
+    from align.recipe.sampling import Server
+
+Usable = Callable[[Any], bool]  # whether an answer, read from JSON, is what was asked for
+
+_AGAIN = {408, 409, 425, 429}  # and all of 5xx
+_LONGEST = 60.0  # seconds of a pause of our own
+_PATIENCE = 600.0  # seconds that a server may ask us to wait before we give up instead
+_LARGEST = 64 * 2**20  # bytes of an answer
+_SHOWN = 300  # characters of a server's message
+_SECRET = 8  # a shorter key (EMPTY, none) is no secret, and blotting it out would garble answers
+
+
+class _Again(Exception):
+    """A failure that may pass: what was seen, and the seconds that the server asks us to wait."""
+
+    def __init__(self, seen: str, wait: float | None = None) -> None:
+        super().__init__(seen)
+        self.wait = wait
+
+
+class Client:
+    """Asks one server.
+
+    Args:
+        server: address, environment variable of the key, calls under way at a time, timeout, retries.
+        cache: folder of answers, shared by any number of processes; None keeps none.
+        limit: most requests altogether, retries among them; None for no limit.
+        say: where sentences go.
+        pause: seconds before the first retry; doubled for each one after it.
+
+    Attributes:
+        calls: requests made, retries among them.
+        retries: requests that were made again.
+        cached: answers found on disk.
+
+    Raises ``UserError`` where the address is not one that can be asked, or the variable holds no key.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        cache: Path | None = None,
+        *,
+        limit: int | None = None,
+        say: Callable[[str], Any] = print,
+        pause: float = 1.0,
+    ) -> None:
+        self.server, self.cache, self.limit, self.pause = server, cache, limit, pause
+        self.url, self.host = _address(server.url)
+        self._key = _key(server.key_env)
+        self.calls = self.retries = self.cached = 0
+        self._lock = threading.Lock()
+        if self._key and self.url.startswith("http:") and self.host not in ("localhost", "127.0.0.1", "::1"):
+            say(f"{self.host}: the key of {server.key_env} goes there unencrypted; https:// would not.")
+
+    def get(self, path: str, usable: Usable) -> Any:
+        """The answer to GET of ``path``, never kept. Raises like ``post``."""
+        with self._http() as http:
+            return self._ask(http, "GET", path, None, usable, threading.Event())
+
+    def post(
+        self,
+        path: str,
+        bodies: Sequence[Mapping[str, Any]],
+        usable: Usable,
+        before: Callable[[list[Mapping[str, Any]]], Any] | None = None,
+    ) -> list[Any]:
+        """Answers to POST of each body, in their order; equal bodies are asked once.
+
+        Args:
+            path: what follows the address, such as ``/completions``.
+            usable: answers that it refuses are asked for again, and not kept.
+            before: called with the bodies that are not on disk, before the first of them is asked.
+
+        Raises:
+            UserError: where the server refuses a call, a call fails for good, or ``limit`` is reached. Calls under way
+                are waited for, and what they bring is kept.
+        """
+        keys = [_digest(self.url, path, body) for body in bodies]
+        landed: dict[str, Any] = {}
+        wanted: dict[str, Mapping[str, Any]] = {}
+        for key, body in zip(keys, bodies, strict=True):
+            if key in landed or key in wanted:
+                continue
+            answer = self._read(key)
+            if answer is not None and usable(answer):
+                landed[key] = answer
+            else:
+                wanted[key] = body
+        if before is not None:
+            before(list(wanted.values()))
+        self.cached += len(landed)
+        if wanted:
+            self._require_writable()
+            landed |= self._ask_all(path, wanted, usable)
+        return [landed[key] for key in keys]
+
+    # ---- asking
+
+    def _http(self) -> httpx2.Client:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        limits = httpx2.Limits(max_connections=self.server.concurrency)
+        return httpx2.Client(headers=headers, timeout=self.server.timeout, limits=limits, follow_redirects=False)
+
+    def _ask_all(self, path: str, wanted: Mapping[str, Mapping[str, Any]], usable: Usable) -> dict[str, Any]:
+        stop, landed = threading.Event(), {}
+        failed: list[BaseException] = []
+        with self._http() as http, ThreadPoolExecutor(min(self.server.concurrency, len(wanted))) as pool:
+
+            def one(key: str, body: Mapping[str, Any]) -> Any:
+                try:
+                    answer = self._ask(http, "POST", path, json.dumps(body).encode(), usable, stop)
+                    self._keep(key, answer)
+                    return answer
+                except BaseException as error:
+                    failed.append(error)
+                    stop.set()  # nothing is begun or tried again; what is under way elsewhere may still land
+                    raise
+
+            futures = {pool.submit(one, key, body): key for key, body in wanted.items()}
+            try:
+                for future in as_completed(futures):
+                    if future.exception() is not None:
+                        raise failed[0]  # the others may only say that they were not asked
+                    landed[futures[future]] = future.result()
+            finally:  # an interrupt, too, leaves the pool only when what is under way has landed
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        return landed
+
+    def _ask(
+        self, http: httpx2.Client, method: str, path: str, content: bytes | None, usable: Usable, stop: threading.Event
+    ) -> Any:
+        """One answer, after as many tries as it takes."""
+        salt = hashlib.sha256(content or b"").hexdigest()
+        for attempt in range(self.server.retries + 1):
+            if stop.is_set():
+                raise UserError(f"{self.url}{path} is not asked, since another call has failed.")
+            self._count(attempt)
+            try:
+                return self._once(http, method, path, content, usable)
+            except _Again as again:
+                seen, wait = str(again), again.wait
+            if wait is not None and wait > _PATIENCE:
+                raise UserError(
+                    f"{self.url}{path} asks to be called again in {wait:.0f} s ({seen}).{self._kept()}"
+                ) from None
+            if attempt < self.server.retries:
+                stop.wait(max(self._delay(salt, attempt), wait or 0.0))
+        raise UserError(
+            f"{self.url}{path} gave no answer that can be used in {attempt + 1} {'try' if not attempt else 'tries'}; "
+            f"the last: {seen}.{self._kept()}"
+        )
+
+    def _once(self, http: httpx2.Client, method: str, path: str, content: bytes | None, usable: Usable) -> Any:
+        try:
+            status, headers, text = self._exchange(http, method, path, content)
+        except httpx2.TimeoutException:
+            raise _Again(f"no answer within {self.server.timeout:g} s") from None
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise _Again(self._short(str(error)) or type(error).__name__) from None
+        if status >= 500 or status in _AGAIN:
+            raise _Again(f"status {status}: {self._message(text)}", _retry_after(headers))
+        if not 200 <= status < 300:
+            raise UserError(self._refusal(method, path, status, headers, text))
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            raise _Again(f"an answer that is not JSON ({self._short(text) or 'empty'})") from None
+        if not usable(answer):
+            raise _Again(f"an answer that is not what was asked for ({self._message(text)})")
+        return answer
+
+    def _exchange(
+        self, http: httpx2.Client, method: str, path: str, content: bytes | None
+    ) -> tuple[int, Mapping[str, str], str]:
+        deadline, size, parts = time.monotonic() + self.server.timeout, 0, []
+        with http.stream(method, self.url + path, content=content) as response:
+            for part in response.iter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > _LARGEST:
+                    raise UserError(f"{self.url}{path} sends more than {_LARGEST >> 20} MiB as one answer.")
+                if time.monotonic() > deadline:  # the library's own timeout is one of each read
+                    raise httpx2.ReadTimeout("too slow")
+        text = b"".join(parts).decode("utf-8", errors="replace")
+        return response.status_code, response.headers, self._blotted(text)
+
+    def _count(self, attempt: int) -> None:
+        with self._lock:
+            if self.limit is not None and self.calls >= self.limit:
+                raise UserError(
+                    f"{self.url}: all {self.limit:,} calls that are allowed were made, {self.retries:,} of them "
+                    f"because an earlier one had failed.{self._kept()}"
+                )
+            self.calls += 1
+            self.retries += attempt > 0
+
+    def _delay(self, salt: str, attempt: int) -> float:
+        """Seconds before the next try: twice as long each time, and up to half of it off, by what is asked."""
+        return min(self.pause * 2 ** min(attempt, 16), _LONGEST) * random.Random(f"{salt}{attempt}").uniform(0.5, 1.0)
+
+    # ---- the disk
+
+    def _file(self, key: str) -> Path:
+        assert self.cache is not None
+        return self.cache / key[:2] / f"{key}.json"
+
+    def _read(self, key: str) -> Any:
+        """An answer on disk; None where there is none, or one that cannot be read, which is asked for again."""
+        if self.cache is None:
+            return None
+        try:
+            return json.loads(self._file(key).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def _keep(self, key: str, answer: Any) -> None:
+        if self.cache is None:
+            return
+        try:
+            write_atomically(self._file(key), json.dumps(answer))
+        except OSError as error:
+            raise UserError(f"An answer cannot be written to {self.cache} ({error.strerror}).") from error
+
+    def _require_writable(self) -> None:
+        """Answers may cost money, so nothing is asked before there is a place for them."""
+        if self.cache is None:
+            return
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=self.cache).close()
+        except OSError as error:
+            raise UserError(f"{self.cache}, where answers go, cannot be written to ({error.strerror}).") from error
+
+    # ---- sentences
+
+    def _kept(self) -> str:
+        if self.cache is None:
+            return ""
+        return f" The answers so far are kept in {self.cache}: the same call again goes on from there (with --resume)."
+
+    def _blotted(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= _SECRET else text
+
+    def _short(self, text: str) -> str:
+        """A server's words, fit to be shown: one line, no control characters, no key, not too long."""
+        words = " ".join("".join(c if c.isprintable() else " " for c in self._blotted(text)).split())
+        return words if len(words) <= _SHOWN else words[:_SHOWN] + "…"
+
+    def _message(self, text: str) -> str:
+        """What an answer in JSON says went wrong, or the answer itself."""
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        for name in ("error", "message", "detail"):
+            if isinstance(found, dict) and name in found:
+                found = found[name]
+        return self._short(found if isinstance(found, str) else text) or "nothing more"
+
+    def _refusal(self, method: str, path: str, status: int, headers: Mapping[str, str], text: str) -> str:
+        said = f"{method} {self.url}{path} was refused with status {status}: {self._message(text)}."
+        if 300 <= status < 400:
+            place = self._short(headers.get("location", "another place"))
+            return f"{self.url}{path} redirects to {place}, which is not followed: set url to where the server is."
+        if status in (401, 403):
+            there = "" if self._key else ", which is not set"
+            said += f" The key is read from the environment variable {self.server.key_env}{there}."
+        if status == 404:
+            said += " Check url (it often ends in /v1) and the model's name."
+        return said + self._kept()
+
+
+def _address(url: str) -> tuple[str, str]:
+    """An address without a slash at its end, and its host."""
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise UserError(f"url: expected an address such as http://localhost:8000/v1 ({error}).") from None
+    if parsed.userinfo:
+        raise UserError("url: it holds a name or password; a key is read from the environment variable key_env.")
+    wrong = parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 80) > 65535
+    if wrong or parsed.query or parsed.fragment:
+        raise UserError(f"url: expected an address such as http://localhost:8000/v1, got {url.split('?')[0]!r}.")
+    return str(parsed).rstrip("/"), parsed.host
+
+
+def _key(name: str) -> str:
+    """The key in an environment variable, empty where there is none."""
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"key_env: the environment variable {name} holds characters that no key has.")
+    return key
+
+
+def _digest(url: str, path: str, body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([url, path, body], sort_keys=True).encode()).hexdigest()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks us to wait, given as such or as a date; None where it does not say."""
+    said = headers.get("retry-after", "").strip()
+    try:
+        if said.replace(".", "", 1).isdigit():
+            return float(said)
+        date = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())

@@ -1,0 +1,96 @@
+"""A checkpoint to measure: the model of a run, a folder, an adapter's folder, or a Hub id. Remote code stays off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.data.rows.sources import did_you_mean, quiet_hub
+from align.data.tokens.tokenize import load_tokenizer
+from align.errors import UserError
+from align.recipe.sections import Model
+from align.runs.directory import LOCK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+_ADAPTER = "adapter_config.json"
+
+
+def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer of ``name``; weights in ``dtype``, None or ``auto`` for the checkpoint's own.
+
+    Raises:
+        UserError: where there is no such model or it cannot be read.
+    """
+    where = model_folder(name)
+    source = str(where or name)
+    adapter = where is not None and (where / _ADAPTER).exists()
+    base = adapter_base(where) if adapter and where is not None else source
+    model = _model(base, source, dtype or "auto")
+    if adapter:
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, source)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
+    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else base
+    try:
+        tokenizer = load_tokenizer(Model(id=with_tokenizer))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("model.id: ")) from error
+    return model, tokenizer
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder that holds the model, or None for a Hub id."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / LOCK).exists():
+            return path
+        if not (path / "model" / "config.json").exists() and not (path / "model" / _ADAPTER).exists():
+            raise UserError(
+                f"{name} is a run without a model: it ended before {path / 'model'} was written. Let it finish "
+                "(align train RECIPE --resume), or name one of its checkpoints."
+            )
+        return path / "model"
+    if path.exists():
+        raise UserError(f"{name} is a file; a model is a folder with config.json and safetensors, or a Hub id.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        if name.count("/") or near:
+            raise UserError(f"{name}: no such folder.{near} A model is a run, a folder, or a Hub id.")
+    return None
+
+
+def adapter_base(adapter: Path) -> str:
+    """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
+    try:
+        base = json.loads((adapter / _ADAPTER).read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{adapter / _ADAPTER} cannot be read ({error}).") from error
+    if not base:
+        raise UserError(f"{adapter / _ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
+    return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
+
+
+def _model(base: str, source: str, dtype: DType) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_hub():
+            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        under = "" if base == source else f", which the adapter {source} was trained on,"
+        raise UserError(
+            f"{base}{under} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
+            "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,0 +1,238 @@
+"""Settings that are each valid and wrong together. Every complaint says which of them to change, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from align.recipe.checks_online import online_checks
+from align.recipe.checks_unlearning import unlearning_checks
+from align.recipe.messages import Path, Problem, unknown_choice
+
+# train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
+_TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "azure_ml": (("azureml.core",), "azureml-core"),
+    "clearml": (("clearml",), "clearml"),
+    "codecarbon": (("codecarbon",), "codecarbon"),
+    "comet_ml": (("comet_ml",), "comet-ml"),
+    "dagshub": (("dagshub",), "dagshub"),
+    "dvclive": (("dvclive",), "dvclive"),
+    "flyte": (("flytekit",), "flytekit"),
+    "kubeflow": ((), ""),
+    "mlflow": (("mlflow",), "mlflow"),
+    "neptune": (("neptune",), "neptune"),
+    "swanlab": (("swanlab",), "swanlab"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "trackio": (("trackio",), "trackio"),
+    "wandb": (("wandb",), "wandb"),
+}
+
+
+def cross_checks(raw: Any) -> list[Problem]:
+    """All contradictions in a recipe given as plain values. Parts of the wrong type are skipped: others report them."""
+    if not isinstance(raw, Mapping):
+        return []
+    return [problem for check in _CHECKS for problem in check(raw)]
+
+
+def _section(raw: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    value: Any = raw
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sources(raw: Mapping[str, Any], name: str) -> list[tuple[Path, Mapping[str, Any]]]:
+    value = _section(raw, "data").get(name)
+    if isinstance(value, Mapping):
+        return [(("data", name), value)]
+    if isinstance(value, list):
+        return [(("data", name, i), item) for i, item in enumerate(value) if isinstance(item, Mapping)]
+    return []
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _source(raw: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for name in ("train", "forget", "retain", "held_out"):
+        for path, source in _sources(raw, name):
+            given = [key for key in ("id", "path", "world") if source.get(key) is not None]
+            if not given:
+                problems.append(Problem(path, "says no source; give one of id, path and world."))
+            elif len(given) > 1:
+                problems.append(Problem(path, f"gives {' and '.join(given)}; keep one of them."))
+            elif given != ["id"]:
+                hub = [key for key in ("subset", "revision") if source.get(key) is not None]
+                problems += [Problem((*path, key), f"only a Hub dataset has a {key}; remove it.") for key in hub]
+    return problems
+
+
+def _streaming(raw: Mapping[str, Any]) -> list[Problem]:
+    steps = _number(_section(raw, "train").get("max_steps"))
+    problems = []
+    for path, source in _sources(raw, "train"):
+        if source.get("streaming") is True and (steps is None or steps <= 0):
+            problems.append(
+                Problem((*path, "streaming"), "a stream has no end that could be known; set train.max_steps.")
+            )
+    for name, what in (("held_out", "held-out"), ("forget", "forgotten"), ("retain", "retained")):
+        for path, source in _sources(raw, name):
+            if source.get("streaming") is True:
+                text = f"{what} rows must be countable; set rows: 500 instead of streaming."
+                problems.append(Problem((*path, "streaming"), text))
+    return problems
+
+
+def _held_out(raw: Mapping[str, Any]) -> list[Problem]:
+    if _section(raw, "data").get("held_out") is not None:
+        return []
+    train = _section(raw, "train")
+    cure = "needs rows to evaluate on; add data.held_out."
+    problems = []
+    if train.get("eval_strategy") not in (None, "no", False):
+        problems.append(Problem(("train", "eval_strategy"), cure))
+    elif train.get("eval_steps") is not None:
+        problems.append(Problem(("train", "eval_steps"), cure))
+    for name in ("eval_on_start", "load_best_model_at_end"):
+        if train.get(name) is True:
+            problems.append(Problem(("train", name), cure))
+    return problems
+
+
+def _best_model(raw: Mapping[str, Any]) -> list[Problem]:
+    train = _section(raw, "train")
+    if train.get("load_best_model_at_end") is not True:
+        return []
+    problems = []
+    if train.get("save_strategy") in ("no", False):
+        problems.append(Problem(("train", "save_strategy"), "load_best_model_at_end needs checkpoints; remove 'no'."))
+    if train.get("eval_strategy") in ("no", False):
+        problems.append(Problem(("train", "eval_strategy"), "load_best_model_at_end needs evaluations; remove 'no'."))
+    return problems
+
+
+def _quantised(raw: Mapping[str, Any]) -> list[Problem]:
+    model = _section(raw, "model")
+    if model.get("load_in") is None or model.get("lora") is not None:
+        return []
+    return [Problem(("model", "load_in"), "quantised weights cannot be trained themselves; add model.lora: {}.")]
+
+
+def _adapter(raw: Mapping[str, Any]) -> list[Problem]:
+    lora = _section(raw, "model", "lora")
+    if lora and _section(raw, "model").get("train_only") is not None:
+        return [
+            Problem(("model", "train_only"), "an adapter is trained instead of weights; remove model.lora or this.")
+        ]
+    if lora.get("adapter") is None:
+        return []
+    own = [key for key in ("rank", "alpha", "dropout", "targets", "modules_to_save") if key in lora]
+    return [Problem(("model", "lora", key), f"an existing adapter has its own {key}; remove it.") for key in own]
+
+
+def _reference(raw: Mapping[str, Any]) -> list[Problem]:
+    reference, model = _section(raw, "reference"), _section(raw, "model")
+    problems = []
+    if reference.get("strategy") == "adapter_off" and model.get("lora") is None:
+        problems.append(
+            Problem(("reference", "strategy"), "there is no adapter to switch off; add model.lora, or use copy.")
+        )
+    if reference.get("strategy") == "copy" and model.get("load_in") is not None:
+        problems.append(
+            Problem(("reference", "strategy"), "quantised weights are not copied; use adapter_off or reload.")
+        )
+    if reference.get("sync_every") is not None and model.get("lora") is not None:
+        problems.append(
+            Problem(("reference", "sync_every"), "the reference of an adapter cannot move; remove model.lora or this.")
+        )
+    if reference.get("sync_mix") is not None and reference.get("sync_every") is None:
+        problems.append(Problem(("reference", "sync_mix"), "the reference does not move; set reference.sync_every."))
+    if reference.get("store") is False and reference.get("store_dir") is not None:
+        problems.append(Problem(("reference", "store_dir"), "the store is switched off; remove store: false or this."))
+    return problems
+
+
+def _precision(raw: Mapping[str, Any]) -> list[Problem]:
+    model, train = _section(raw, "model"), _section(raw, "train")
+    problems = []
+    if train.get("bf16") is True and train.get("fp16") is True:
+        problems.append(Problem(("train", "fp16"), "bf16 is on too; keep one of them, bf16 where the device has it."))
+    if model.get("dtype") == "float16" and model.get("lora") is None:
+        problems.append(
+            Problem(
+                ("model", "dtype"),
+                "float16 weights lose small updates; use bfloat16, or float32 with train.fp16: true.",
+            )
+        )
+    return problems
+
+
+def _lengths(raw: Mapping[str, Any]) -> list[Problem]:
+    data, train = _section(raw, "data"), _section(raw, "train")
+    problems = []
+    if "max_length" in data and data["max_length"] is None and data.get("truncation") not in (None, "drop"):
+        problems.append(
+            Problem(("data", "truncation"), "no row is too long while max_length is null; set a max_length.")
+        )
+    limit = _number(data.get("max_length", 1024))
+    budget = _number(train.get("max_tokens_per_microbatch"))
+    if limit is not None and budget is not None and budget < limit:
+        text = f"holds no row of data.max_length {limit:g}; give at least that many, or lower data.max_length."
+        problems.append(Problem(("train", "max_tokens_per_microbatch"), text))
+    return problems
+
+
+def _trackers(raw: Mapping[str, Any]) -> list[Problem]:
+    given = _section(raw, "train").get("report_to")
+    here, problems = ("train", "report_to"), []
+    for name in given if isinstance(given, list) else [given]:
+        if not isinstance(name, str) or (name in ("all", "none") and not isinstance(given, list)):
+            continue  # those two stand alone; a wrong type is reported elsewhere
+        if name not in _TRACKERS:
+            problems.append(Problem(here, unknown_choice(name, ("none", "all", *_TRACKERS))))
+            continue
+        modules, package = _TRACKERS[name]
+        if modules and not any(map(_importable, modules)):
+            problems.append(Problem(here, f"{name} is not installed: pip install {package}."))
+    return problems
+
+
+def _importable(module: str) -> bool:
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return False
+    return spec is not None and spec.origin is not None  # a folder of that name, left by a tracker, has no origin
+
+
+def _watch(raw: Mapping[str, Any]) -> list[Problem]:
+    watch = _section(raw, "watch")
+    problems = []
+    if watch.get("prompts") and watch.get("generate_every") is None:
+        problems.append(Problem(("watch", "prompts"), "no generation is asked for; set watch.generate_every."))
+    if watch.get("generate_every") is not None and not watch.get("prompts"):
+        problems.append(Problem(("watch", "generate_every"), "there is nothing to answer; list watch.prompts."))
+    if watch.get("stop_on_drop") is True and watch.get("probe_pairs") == 0:
+        problems.append(Problem(("watch", "stop_on_drop"), "no pair is followed; set watch.probe_pairs above 0."))
+    return problems
+
+
+_CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
+    _source,
+    _streaming,
+    _held_out,
+    _best_model,
+    _quantised,
+    _adapter,
+    _reference,
+    _precision,
+    _lengths,
+    _trackers,
+    _watch,
+    unlearning_checks,
+    online_checks,
+)

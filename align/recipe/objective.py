@@ -1,0 +1,112 @@
+"""The ``objective`` section: names looked up in the table of objectives, fields checked by their dataclass."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from align.objectives import OBJECTIVES, Objective, WeightedSum
+from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
+
+
+@dataclass(frozen=True)
+class Part:
+    """One objective of a recipe with its weight in the sum."""
+
+    name: str
+    weight: float
+    value: Objective
+
+    def dump(self) -> dict[str, Any]:
+        """As a recipe writes it, every field resolved."""
+        return {"name": self.name, "weight": self.weight, **asdict(self.value)}
+
+
+def parse_objective(raw: Any) -> tuple[tuple[Part, ...], list[Problem]]:
+    """The parts of an ``objective`` section (one mapping, or a list of them) and all mistakes in it."""
+    if isinstance(raw, tuple) and all(isinstance(part, Part) for part in raw):
+        return raw, []
+    here: Path = ("objective",)
+    items = raw if isinstance(raw, list) else [raw]
+    if not items:
+        return (), [Problem(here, "the list is empty; name at least one objective.")]
+    parts: list[Part] = []
+    problems: list[Problem] = []
+    for i, item in enumerate(items):
+        part, found = _part(item, (*here, i) if isinstance(raw, list) else here)
+        problems += found
+        if part is not None:
+            parts.append(part)
+    return tuple(parts), problems
+
+
+def combined(parts: tuple[Part, ...]) -> Objective:
+    """The objective that the parts add up to; a single part of weight 1 is itself."""
+    if len(parts) == 1 and parts[0].weight == 1:
+        return parts[0].value
+    return WeightedSum(tuple((part.value, part.weight) for part in parts))
+
+
+def _part(item: Any, path: Path) -> tuple[Part | None, list[Problem]]:
+    if isinstance(item, str):
+        cure = f"write objective: {{name: {item}}}." if item in OBJECTIVES else "write objective: {name: dpo}."
+        return None, [Problem(path, f"expected a mapping, got {shown(item)}; {cure}")]
+    if not isinstance(item, Mapping):
+        return None, [Problem(path, expected("a mapping such as {name: dpo, beta: 0.1}", item))]
+    name = item.get("name")
+    problems = _weight_problems(item.get("weight", 1.0), path)
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        return None, [Problem(*_name_problem(item, path)), *problems]
+    given = {key: value for key, value in item.items() if key not in ("name", "weight")}
+    value, found = _value(name, given, path)
+    problems += found
+    if value is None or problems:
+        return None, problems
+    return Part(name, float(item.get("weight", 1.0)), value), []
+
+
+def _name_problem(item: Mapping[str, Any], path: Path) -> tuple[Path, str]:
+    if "name" not in item:
+        return path, "name is missing. All: align list objectives."
+    name = item["name"]
+    if not isinstance(name, str):
+        return (*path, "name"), expected("text", name)
+    meant = did_you_mean(name, OBJECTIVES)
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    return (*path, "name"), f"{name!r} is not a known objective.{hint} All: align list objectives."
+
+
+def _weight_problems(weight: Any, path: Path) -> list[Problem]:
+    here = (*path, "weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        return [Problem(here, expected("a number", weight))]
+    if not math.isfinite(weight) or weight <= 0:
+        return [Problem(here, f"must be greater than 0, got {weight}.")]
+    return []
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Objective]:
+    return TypeAdapter(OBJECTIVES[name])
+
+
+def _value(name: str, given: Mapping[str, Any], path: Path) -> tuple[Objective | None, list[Problem]]:
+    try:
+        # through JSON, since pydantic's strict mode takes a dataclass from a mapping only there
+        return _adapter(name).validate_json(json.dumps(dict(given)), strict=True), []
+    except ValidationError as error:
+        known = [field.name for field in fields(OBJECTIVES[name])]
+        problems: dict[Any, Problem] = {}
+        for entry in error.errors(include_url=False):
+            # one sentence for a key: a union reports each of its members
+            problems.setdefault(entry["loc"][0], Problem((*path, entry["loc"][0]), sentence(entry, known)))
+        return None, list(problems.values())
+
+
+__all__ = ["Part", "combined", "parse_objective"]

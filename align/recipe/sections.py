@@ -1,0 +1,214 @@
+"""The sections of a recipe. Every field's description is what `align explain` and docs/config.md print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from align.recipe.messages import expected
+
+
+def located(name: str, base: Path | None) -> str:
+    """A model's name as it is loaded: a folder beside the recipe where there is one, else the name as it stands."""
+    return str(base / name) if base is not None and (base / name).is_dir() else name
+
+
+Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left", "split"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _text_or_list(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+        return value
+    raise PydanticCustomError("align", "{text}", {"text": expected("text or a list of texts", value)})
+
+
+def _sources(value: Any) -> Any:
+    """One source stands for a list of one."""
+    if value is None or isinstance(value, list):
+        return value
+    if isinstance(value, Mapping | Source):
+        return [value]
+    raise PydanticCustomError("align", "{text}", {"text": expected("a mapping such as {path: FILE}, or a list", value)})
+
+
+def _or_empty(value: Any) -> Any:
+    """A section with nothing in it (its keys commented out) means its defaults."""
+    return {} if value is None else value
+
+
+class Lora(Section):
+    """A low-rank adapter; all weights of the model itself stay as they are."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: float = Field(32, gt=0, description="scale; the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: Annotated[str | list[str], BeforeValidator(_text_or_list)] = Field(
+        "all-linear", description="modules that get an adapter, as PEFT names them"
+    )
+    modules_to_save: list[str] = Field([], description="modules that are trained in full and saved with the adapter")
+    adapter: str | None = Field(None, description="an existing adapter to go on from: a folder or a Hub id")
+
+
+class Model(Section):
+    """The policy. Safetensors only; code from the Hub is never run."""
+
+    id: str = Field(min_length=1, description="a Hub id or a folder")
+    revision: str | None = Field(
+        None, description="commit, tag or branch on the Hub; a commit makes the run repeatable"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="type of the weights in memory; auto is float32 where all are trained, else the checkpoint's own",
+    )
+    tokenizer: str | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
+    chat_template: str | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
+    attention: str | None = Field(
+        None, description="attention of the fallback path, by transformers' name (sdpa, eager)"
+    )
+    load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantised weights under an adapter (needs lora)")
+    train_only: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="train only weights whose name contains one of these, such as layers.5.mlp.down_proj",
+    )
+    lora: Lora | None = Field(None, description="train an adapter instead of the weights; `{}` for the defaults")
+
+
+class Source(Section):
+    """Where rows come from: exactly one of id, path and world."""
+
+    id: str | None = Field(None, description="dataset on the Hub")
+    path: str | None = Field(None, description="a file (jsonl, json, parquet, csv, also .gz) or a folder of them")
+    world: str | dict[str, Any] | None = Field(None, description="the generated world; needs no download")
+    subset: str | None = Field(None, description="configuration of a Hub dataset")
+    split: str = Field("train", min_length=1, description="split; slices such as train[:100] work too")
+    revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
+    columns: dict[str, str] = Field({}, description="our column names to theirs, such as {chosen: answer_a}")
+    system: str | None = Field(None, description="a system message put before every conversation")
+    weight: float = Field(
+        1.0, gt=0, description="times each row comes per epoch (0.5: a half of them); streamed: share of the rows drawn"
+    )
+    rows: int | None = Field(None, ge=1, description="only the first so many rows")
+    streaming: bool = Field(False, description="read while training instead of first; needs train.max_steps")
+
+
+class Alternates(Section):
+    """Where answers come from that forgotten questions shall get instead: a file, or our own refusals."""
+
+    path: str | None = Field(None, description="a file with one answer a line, or a jsonl or csv file with one column")
+    builtin: Literal["idk"] | None = Field(None, description="our own list of ways to say that one does not know")
+    each: int | None = Field(
+        None, ge=1, description="different ones that a row gets, one per epoch in turn; by default a new one each epoch"
+    )
+
+
+class Data(Section):
+    """Training and held-out rows, and what happens to long ones."""
+
+    train: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="one source, or a list of sources that are mixed by weight"
+    )
+    forget: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="what an unlearning run forgets; takes the place of train"
+    )
+    retain: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="what it keeps: each forgotten row is paired with one of these rows"
+    )
+    partner: Literal["random", "fixed", "index"] = Field(
+        "random",
+        description="which retained row: random draws without replacement, anew each epoch; fixed draws once; "
+        "index takes row i, counted modulo their number",
+    )
+    alternates: Alternates | None = Field(
+        None, description="answers that forgotten questions shall get; by default the column alternate of the rows"
+    )
+    held_out: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
+        None, min_length=1, description="rows that are never trained on; they give the evaluation its loss and accuracy"
+    )
+    max_length: int | None = Field(
+        1024, ge=2, description="most tokens of prompt and answer together; null for no limit"
+    )
+    truncation: Truncation = Field(
+        "drop",
+        description="longer rows: drop them and count them, keep the start, keep the end, cut the prompt's left, or "
+        "split plain texts into several rows",
+    )
+
+    @property
+    def rows(self) -> list[Source]:
+        """What an epoch goes through: the training rows, or those to forget."""
+        return self.train or self.forget or []
+
+
+class Reference(Section):
+    """How the policy at the start is kept for objectives that compare with it."""
+
+    strategy: Literal["auto", "adapter_off", "copy", "reload"] = Field(
+        "auto", description="auto takes adapter_off with a fresh adapter, else a frozen copy"
+    )
+    store: bool = Field(
+        True, description="keep reference log-probs on disk, so that the next run need not compute them"
+    )
+    store_dir: str | None = Field(None, description="folder of that store; by default in the user's cache")
+    sync_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between moves of the reference to the policy (TR-DPO); null keeps it at the start",
+    )
+    sync_mix: float = Field(0.6, gt=0, le=1, description="how far it moves: 1 makes it the policy")
+    rows: str | None = Field(
+        None,
+        pattern="^[a-z_]+$",
+        description="take its log-probs from the rows, columns such as chosen_logp_previous for previous; no model is "
+        "kept then",
+    )
+
+
+class Evaluate(Section):
+    """A test suite that is run before, while and after training, and what it is compared with."""
+
+    suite: Literal["tofu"] = Field("tofu", description="which one: tofu measures forgetting against utility")
+    split: str = Field("forget10", min_length=1, description="the suite's forget split; of the generated world: forget")
+    source: Source = Field(
+        Source(id="locuslab/TOFU"), description="where its questions are: a Hub id, a folder of its files, or a world"
+    )
+    retain: str | None = Field(
+        None, description="what never saw the forgotten rows: a model, a run, or a log of its evaluation"
+    )
+    every: int | None = Field(None, ge=1, description="steps between evaluations; by default once per epoch")
+    rows: Literal["all", "legacy300"] = Field(
+        "all", description="all rows, or the first 300 of each set as TOFU's code"
+    )
+    keep_utility: float = Field(
+        0.9, ge=0, le=1, description="the best step is sought among those with this share of the utility at the start"
+    )
+
+
+class Watch(Section):
+    """What is measured while training runs."""
+
+    every: int | None = Field(None, ge=1, description="steps between measurements; by default train.logging_steps")
+    probe_pairs: int = Field(64, ge=0, description="held-out pairs whose log-probs are followed; 0 switches it off")
+    chosen_drop_nats: float = Field(
+        20.0, gt=0, description="warn when chosen answers lost so many nats since the start"
+    )
+    stop_when: str | None = Field(
+        None, description="end the run when this holds after an evaluation, such as utility < 0.9 * start"
+    )
+    stop_on_drop: bool = Field(False, description="end the run at that warning, with exit code 4")
+    similarity_limit: float = Field(
+        0.3, gt=0, le=1, description="warn when kept samples of different prompts are more alike while rewards rise"
+    )
+    stop_on_collapse: bool = Field(False, description="end the run at that warning, with exit code 4")
+    generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
+    prompts: list[str] = Field([], description="prompts of those generations")

@@ -1,0 +1,386 @@
+"""RoundTrainer: sample, judge, select and train, again and again; each round starts from the last one's policy.
+
+A round is four stages over files in ``<run>/rounds/NN``: ``samples/`` and ``judged/`` in parts, ``pairs.parquet`` with
+the log-probs that training reads, and ``train/``, an ordinary run with a recipe, a lock and checkpoints of its own. A
+stage that has its files is never done again, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.data.rows.sources import source_name
+from align.data.tokens.tokenize import load_tokenizer
+from align.errors import UserError
+from align.judges.function import Function, as_judge
+from align.judges.judge import Judging
+from align.objectives import DPO, Objective
+from align.recipe import Recipe
+from align.recipe.sampling import Judge, Rounds, Sampling, Select
+from align.recipe.sections import Model, located
+from align.reference.rows import check_reads
+from align.rounds.arguments import recipe_of
+from align.rounds.pairs import make_pairs
+from align.rounds.policy import TRAIN, loaded, policy_digest, policy_section, round_folder, train_recipe
+from align.rounds.prompts import PROMPTS, deal, digest
+from align.rounds.report import card, record, table
+from align.rounds.stages import Round, Stage, check_judge, draw_part, judge_part
+from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
+from align.runs.launch import check_launch
+from align.runs.processes import World, free
+from align.runs.quiet import quieten
+from align.runs.result import MODEL, RunResult
+from align.sampling.files import read_tables
+from align.trainers.online import check_settings
+from align.training.lock import repeatable
+from align.training.run import run as train
+from align.versions import TESTED, installed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class RoundTrainer:
+    """Trains ``model`` in rounds on pairs of its own samples: iterated DPO, IPO and SPPO, and INPO.
+
+    Every stage loads what it needs anew, so ``model`` is a name. What a recipe with ``rounds:`` says is said here by
+    the same settings; ``RoundTrainer.of`` takes such a recipe.
+
+    Args:
+        model: a Hub id or a folder.
+        objective: on pairs; DPO unless given.
+        args: of every round's training. ``output_dir`` is the run directory, ``seed`` that of all draws.
+        train_dataset: prompts, in any format; answers in it are left aside.
+        judge: scores or compares samples: a judge, settings of one (``align.Judge``), or a function of
+            ``(prompts, responses)`` or ``(prompts, a, b)``.
+        sampling, select, rounds: settings; see the sections of recipes.
+        peft_config: ``peft.LoraConfig`` or ``align.recipe.sections.Lora``; the adapter goes on from round to round.
+        processing_class: another tokenizer than the model's.
+        max_length: most tokens of prompt and answer together; prompts that leave no room are dropped and counted.
+        allow_code: let ``judge.function`` import code of yours.
+        echo: takes one line of text for people.
+
+    Raises:
+        UserError: for whatever the caller can mend, with a sentence.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        objective: Objective | None = None,
+        args: Any = None,
+        *,
+        train_dataset: Dataset,
+        judge: Judging | Judge | Function,
+        sampling: Sampling | None = None,
+        select: Select | None = None,
+        rounds: Rounds | None = None,
+        peft_config: Any = None,
+        processing_class: Any = None,
+        max_length: int | None = 1024,
+        allow_code: bool = False,
+        echo: Callable[[str], Any] = print,
+    ) -> None:
+        check_settings(sampling=sampling, select=select, rounds=rounds)
+        if not isinstance(judge, Judge):
+            judge = as_judge(judge)
+        recipe = recipe_of(
+            model,
+            DPO() if objective is None else objective,
+            args,
+            judge=judge,
+            sampling=sampling or Sampling(),
+            select=select or Select(),
+            rounds=rounds or Rounds(),
+            peft_config=peft_config,
+            tokenizer=processing_class,
+            max_length=max_length,
+            prompts=PROMPTS,
+        )
+        self._begin(recipe, allow_code, echo)
+        self._dataset: Dataset | None = train_dataset
+        self._tokenizer = processing_class
+        self._judge = None if isinstance(judge, Judge) else judge
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, allow_code: bool = False, echo: Callable[[str], Any] = print) -> RoundTrainer:
+        """The trainer of a recipe with ``rounds:``."""
+        made = cls.__new__(cls)
+        made._begin(recipe, allow_code, echo)
+        made._dataset = made._tokenizer = made._judge = None
+        return made
+
+    def _begin(self, recipe: Recipe, allow_code: bool, echo: Callable[[str], Any]) -> None:
+        assert recipe.rounds is not None
+        assert recipe.sampling is not None
+        self.recipe, self.allow_code = recipe, allow_code
+        self.rounds, self.sampling, self.select = recipe.rounds, recipe.sampling, recipe.select or Select()
+        main = int(os.environ.get("RANK", "0")) == 0
+        self.say: Callable[[str], Any] = echo if main else lambda _: None
+        self.echo = echo
+        self.directory = RunDirectory(recipe.output_dir, writer=main)
+
+    def train(self, *, resume: bool = False) -> RunResult:
+        """All rounds that are not done yet. Every rank calls it.
+
+        Raises:
+            UserError: for everything the caller can mend.
+            Stopped: where a guard ended a round's training; what was complete is kept.
+        """
+        began = time.monotonic()
+        self.directory.begin(self.recipe.dump(), resume=resume)
+        args = self.recipe.training_arguments(disable_tqdm=True)
+        check_launch(args)
+        self.world = World.of(args)
+        del args  # under DeepSpeed it would cut up every model that is loaded from here on
+        self.directory.require_writable()
+        quieten(self.world.rank == 0)
+        if self.recipe.objective_value().needs_reference:
+            check_reads(self.recipe.objective_value())
+        self._early_judge()
+        rounds = self._rounds(resume)
+        self._estimate(rounds)
+        records = []
+        for now in rounds:
+            if not (now.folder / TRAIN / VERDICT).exists():
+                self._round(now)
+            records.append(record(now))
+            self._note(records[-1])
+        return self._finish(records, time.monotonic() - began)
+
+    # ---- stages
+
+    def _round(self, now: Round) -> None:
+        of = f"round {now.number} of {self.rounds.count}"
+        if not now.pairs.exists():
+            if todo := self._todo(now, "samples"):
+                self.say(f"{of}: {self.sampling.samples} samples each of {len(now.prompts):,} prompts")
+                self._sample(now, todo[self.world.rank])
+            if todo := self._todo(now, "judged"):
+                self.say(f"{of}: judge")
+                self._judge_all(now, todo[self.world.rank])
+        self._pairs(now)
+        self.say(f"{of}: train")
+        self._train(now)
+
+    def _todo(self, now: Round, stage: Stage) -> list[list[int]]:
+        """Parts that each process has still to do; nothing where all are there."""
+        from accelerate.utils import gather_object
+
+        todo = gather_object([now.missing(stage, self.world)])
+        return todo if any(todo) else []
+
+    def _sample(self, now: Round, parts: list[int]) -> None:
+        run = self.directory.path
+        if self.sampling.server is not None:
+            # the others find it written down
+            self.world.together(lambda: self.world.rank or policy_digest(self.recipe, run, now.number))
+            self.world.together(lambda: self._ask_server(now, parts))
+            return
+        with loaded(self.recipe, run, now.number, self.world) as policy:
+            self.world.together(lambda: self._draw(now, parts, *policy))
+
+    def _draw(self, now: Round, parts: list[int], model: Any, tokenizer: Any) -> None:
+        import torch
+
+        from align.sampling.sampler import Sampler
+
+        sampler = Sampler(self.sampling, tokenizer, self.recipe.seed, say=self.say)
+        device = self.world.device
+        with torch.no_grad(), self.world.autocast():
+            for part in parts:
+                draw_part(now, part, lambda ids, keys, step: sampler(model, ids, keys, step, device=device))
+
+    def _ask_server(self, now: Round, parts: list[int]) -> None:
+        from align.sampling.server import ServerSampler, policy_name
+
+        run, base = self.directory.path, self.recipe.base
+        section = policy_section(self.recipe, run, now.number)
+        adapter = section.lora.adapter if section.lora is not None else None
+        served = policy_name(policy_digest(self.recipe, run, now.number))
+        sampler = ServerSampler(
+            self.sampling,
+            load_tokenizer(section, base=base),
+            self.recipe.seed,
+            served,
+            cache=now.folder / "server",
+            checkpoint=Path(located(adapter or section.id, base)),
+            say=self.say,
+        )
+        for part in parts:
+            draw_part(now, part, sampler, lambda: sampler.last_logps)
+
+    def _judge_all(self, now: Round, parts: list[int]) -> None:
+        def work() -> None:
+            judge = self._judge or self._load_judge()
+            check_judge(judge, self.select)
+            for part in parts:
+                judge_part(now, part, judge, self.select)
+
+        self.world.together(work)
+        free()
+
+    def _early_judge(self) -> None:
+        """What can be wrong with a judge is said before anything is drawn; one without weights is made at once."""
+        settings = self.recipe.judge
+        assert settings is not None
+
+        def work() -> None:
+            for key in ("reward", "pair"):
+                name = getattr(settings, key)
+                if name is not None:
+                    try:
+                        load_tokenizer(Model(id=name, revision=settings.revision), base=self.recipe.base)
+                    except UserError as error:
+                        raise UserError(str(error).replace("model.id", f"judge.{key}", 1)) from error
+            if self._judge is None and (settings.function is not None or settings.endpoint is not None):
+                self._judge = self._load_judge()
+            if self._judge is not None:
+                check_judge(self._judge, self.select)
+
+        self.world.together(work)
+
+    def _estimate(self, rounds: Sequence[Round]) -> None:
+        """Say how many calls an endpoint will get, and refuse a run that would end for want of them."""
+        settings = self.recipe.judge.endpoint if self.recipe.judge is not None else None
+        if settings is None:
+            return
+        left = sum(now.unjudged for now in rounds)
+        calls = 2 * left * (3 * self.sampling.samples // 2 - 1)
+        self.say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders")
+        if calls > settings.max_calls:
+            raise UserError(
+                f"judge.endpoint.max_calls: {settings.max_calls:,} calls are allowed, and tournaments of "
+                f"{self.sampling.samples} samples of {left:,} prompts may take {calls:,}. Nothing was started: raise "
+                "it (retries count too), or lower rounds.prompts or sampling.samples."
+            )
+
+    def _load_judge(self) -> Judging:
+        from align.judges.function import load_judge
+
+        assert self.recipe.judge is not None
+        return load_judge(
+            self.recipe.judge,
+            base=self.recipe.base,
+            allow_code=self.allow_code,
+            device=self.world.device,
+            say=self.say,
+        )
+
+    def _pairs(self, now: Round) -> None:
+        there: list[bool] = []
+        self.world.together(lambda: there.append(now.pairs.exists()))
+        if not there[0]:
+            make_pairs(self.recipe, self.directory.path, now, self.world, self.say)
+            self.world.together(lambda: None)  # the first process has written them
+
+    def _train(self, now: Round) -> None:
+        recipe = train_recipe(self.recipe, self.directory.path, now.number)
+        begun: list[bool] = []
+        # all look before the first process writes
+        self.world.together(lambda: begun.append((recipe.output_dir / LOCK).exists()))
+        train(recipe, resume=begun[0], echo=_until_done(self.echo))
+        self.world.together(free)
+
+    # ---- before and after
+
+    def _rounds(self, resume: bool) -> list[Round]:
+        """The rounds with their prompts, which are dealt out and written down at the start."""
+        file = self.directory.path / PROMPTS
+        lock = self.directory.lock
+
+        def work() -> None:
+            if resume:
+                if not file.exists() or digest(file) != lock["data"]:
+                    raise UserError(f"{file} is not what it was when the run was started. Put it back, or start anew.")
+            elif self.world.rank == 0:
+                if self._tokenizer is not None:
+                    self._tokenizer.save_pretrained(self.recipe.model.tokenizer)
+                deal(self.recipe, self._dataset, file, self.say)
+                self.directory.write_lock(self._lock(digest(file)))
+
+        self.world.together(work)
+        prompts: list[list[dict[str, Any]]] = [[] for _ in range(self.rounds.count)]
+        for line in read_tables([file]):
+            prompts[line["round"] - 1].append(line)
+        folder = self.directory.path
+        return [Round(number, round_folder(folder, number), lines) for number, lines in enumerate(prompts, 1)]
+
+    def _lock(self, digest: str) -> dict[str, Any]:
+        import torch
+
+        device = self.world.device
+        return {
+            "recipe": self.recipe.dump(),
+            "base": str(self.recipe.base),
+            "data": digest,
+            "versions": {"python": platform.python_version(), **_versions()},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": self.world.size,
+            "samples": repeatable(self.recipe, on_cpu=device.type == "cpu", mixed=self.world.mixed is not None),
+        }
+
+    def _note(self, values: Mapping[str, Any]) -> None:
+        """Add a round to ``metrics.jsonl``, once."""
+        if all(line.get("round") != values["round"] for line in self.directory.metrics()):
+            self.directory.append(METRICS, [values])
+        lines = table([values])
+        for line in lines:
+            self.say(line)
+
+    def _finish(self, records: list[dict[str, Any]], seconds: float) -> RunResult:
+        run = self.directory.path
+        last = round_folder(run, self.rounds.count) / TRAIN / MODEL
+        verdict = {
+            "run": str(run),
+            "seconds": seconds,
+            "rounds": records,
+            "paths": {"model": str(run / MODEL), "metrics": str(run / METRICS)},
+        }
+
+        def work() -> None:
+            if self.world.rank == 0:
+                named = [source_name(source) for source in self.recipe.data.train or []]
+                data = [Path(name).name for name in named] if self._dataset is None else ["prompts of the caller's own"]
+                text = card(self.recipe, data, records, _versions())
+                _copy(last, run / MODEL)
+                self.directory.write("README.md", text)
+                (run / MODEL / "README.md").write_text(text)
+                self.directory.write_json(VERDICT, verdict)
+
+        self.world.together(work)
+        for line in ["", *table(records), f"model  {run / MODEL}"]:
+            self.say(line)
+        return RunResult(str(run), sum(r["steps"] for r in records), seconds, {}, verdict, 0, 0)
+
+
+def _until_done(echo: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Leave out a round's own verdict, which asks for held-out pairs; the table of rounds stands in its place."""
+    done = False
+
+    def say(line: str) -> None:
+        nonlocal done
+        done = done or line.startswith("Done in")
+        if not done:
+            echo(line)
+
+    return say
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder so that ``target`` is there whole or not at all."""
+    beside = target.with_name(f".{target.name}.part")
+    for folder in (beside, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, beside)
+    os.replace(beside, target)
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: installed(name) for name in TESTED}

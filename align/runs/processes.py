@@ -1,0 +1,66 @@
+"""The processes of a run: which one this is, how they go on together, and what forwards compute in."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from align.errors import DoesNotFit, Stopped, UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, and what forwards compute in.
+
+    ``mixed`` is the type of mixed precision in training, or None: log-probs are computed in it here, too.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mixed: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, args: Any) -> World:
+        """The processes that ``TrainingArguments`` found."""
+        name = "bf16" if args.bf16 else "fp16" if args.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        state: PartialState = args.distributed_state
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+        return cls(state.process_index, state.num_processes, args.device, mixed)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
+
+    def together(self, work: Callable[[], Any]) -> None:
+        """Do this process's share; when all have done theirs, or one of them could not, go on or raise on all.
+
+        Raises:
+            UserError: of the first process that could not.
+        """
+        if self.size == 1:
+            work()
+            return
+        problem = None
+        try:
+            work()
+        except UserError as error:
+            problem = (type(error).__name__, str(error))
+        for found in gather_object([problem]):
+            if found is not None:
+                kinds = {kind.__name__: kind for kind in (UserError, DoesNotFit, Stopped)}
+                raise kinds.get(found[0], UserError)(found[1])
+
+
+def free() -> None:
+    """Give memory back before the next model comes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

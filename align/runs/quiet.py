@@ -1,0 +1,43 @@
+"""Only our own lines on the terminal: other libraries' bars and notices are left out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+
+def without_device_notice() -> None:
+    """Leave out what DeepSpeed, where installed, announces at its import: that there is no GPU."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
+
+def calm() -> None:
+    """For verbs that train nothing: no bars, and no warnings that are not the reader's to mend."""
+    without_device_notice()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    import datasets
+    from transformers.utils import logging as shown
+
+    shown.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def quieten(main: bool) -> None:
+    """For a run: no bars, and from other ranks than the first nothing but errors."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error() if not main else transformers.utils.logging.set_verbosity_warning()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # of no use to anyone who watches a run: token ids aligned, file times unreliable, tied weights "missing" on resume
+    for name in ("trainer", "trainer_utils"):
+        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="peft")
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")  # TRL's own
+
+
+def silent(*_: Any) -> None:
+    """What ranks other than the first say."""

@@ -1,0 +1,86 @@
+"""The end of a run: check, save and judge."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from align.data.rows.sources import source_name
+from align.objectives.base import sources_of
+from align.recipe import Recipe
+from align.report.survivors import survivors_verdict
+from align.report.unlearning import unlearning_verdict
+from align.report.verdict import Verdict, verdict
+from align.runs.directory import METRICS, VERDICT, RunDirectory
+from align.runs.result import MODEL, RunResult
+
+
+def finish(
+    recipe: Recipe, trainer: Any, directory: RunDirectory, stopped: str, seconds: float, say: Callable[[str], Any]
+) -> RunResult:
+    """Check, save and judge."""
+    trainer.check_finite(weights=True)
+    evaluation: dict[str, float] = {}
+    if trainer.eval_dataset is not None:
+        evaluation = trainer.evaluate()
+    trainer.save_model(str(directory.path / MODEL))
+    store = trainer.reference.store if trainer.reference else None
+    judged = _judge(recipe, trainer, directory, evaluation, stopped, seconds)
+    named = [*recipe.data.rows, *(recipe.data.retain or [])]
+    data = [Path(source_name(source)).name if source.path else source_name(source) for source in named]
+    trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.lines()[1:-3])
+    if directory.writer:
+        shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
+    for line in ["", *judged.lines()]:
+        say(line)
+    directory.write_json(VERDICT, {**judged.to_json(), "steps": trainer.state.global_step})
+    return RunResult(
+        str(directory.path),
+        trainer.state.global_step,
+        seconds,
+        evaluation,
+        judged.to_json(),
+        trainer.reference.rows_computed if trainer.reference else 0,
+        store.rows_read if store else 0,
+    )
+
+
+def _judge(
+    recipe: Recipe,
+    trainer: Any,
+    directory: RunDirectory,
+    evaluation: dict[str, float],
+    stopped: str,
+    seconds: float,
+) -> Verdict:
+    """What the run's records say."""
+    records = directory.metrics() if directory.writer else []
+    paths = {"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)}
+    if recipe.data.forget:
+        kept = "retain" in sources_of(trainer.objective.branches)
+        return unlearning_verdict(
+            records, run=str(directory.path), seconds=seconds, stopped=stopped, has_retain_term=kept, paths=paths
+        )
+    if "survivor" in trainer.objective.branches:
+        limit = recipe.watch.similarity_limit
+        return survivors_verdict(
+            records, run=str(directory.path), seconds=seconds, stopped=stopped, similarity_limit=limit, paths=paths
+        )
+    held_out = None
+    if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
+        held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
+        start = [r for r in records if r.get("step") == 0 and "eval_rewards/accuracies" in r]
+        held_out["start"] = start[0]["eval_rewards/accuracies"] if start else 0.5
+    return verdict(
+        records,
+        run=str(directory.path),
+        seconds=seconds,
+        stopped=stopped,
+        objective=recipe.objective[0].name,
+        pairs="held-out" if trainer.eval_dataset is not None else "training",
+        held_out=held_out,
+        chosen_drop_nats=recipe.watch.chosen_drop_nats,
+        paths=paths,
+    )

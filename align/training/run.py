@@ -1,0 +1,208 @@
+"""One recipe, one training: from its sections to a trainer with callbacks, and through it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback
+
+from align.data.load import held_out_rows, load_data
+from align.data.tokens.tokenize import load_tokenizer
+from align.errors import UserError
+from align.judges.function import load_judge
+from align.models.policy import check_targets, load_model, lora_config
+from align.models.subject import Subject
+from align.recipe import Recipe
+from align.recipe.stop_rule import StopRule
+from align.runs.directory import RunDirectory
+from align.runs.launch import check_launch
+from align.runs.quiet import quieten, silent
+from align.runs.result import RunResult
+from align.trainers.base import AlignTrainer
+from align.trainers.collapse import Collapse
+from align.trainers.evaluation import FOLDER, Evaluation, Suite
+from align.trainers.hypo import HyPOTrainer
+from align.trainers.superhf import SuperHFTrainer
+from align.trainers.unlearn import UnlearnTrainer
+from align.trainers.watch import Watch
+from align.training.finish import finish
+from align.training.lock import lock
+
+MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, say=); see align.eval.suites
+
+
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    allow_code: bool = False,
+    echo: Callable[[str], Any] = print,
+    make_suite: MakeSuite | None = None,
+) -> RunResult:
+    """Train as a recipe says and return what came of it. Every rank calls it; only the main process prints and writes.
+
+    Args:
+        make_suite: makes the suite of the recipe's ``evaluate`` section; needed where it has one.
+
+    Raises:
+        UserError: for everything the caller can mend, before anything is lost.
+        Stopped: where a guard ended the run; the last complete checkpoint is kept.
+    """
+    began = time.monotonic()
+    objective = recipe.objective_value()
+    main = int(os.environ.get("RANK", "0")) == 0
+    directory = RunDirectory(recipe.output_dir, writer=main)
+    # all ranks look before any can write: what follows brings them together
+    checkpoint = directory.begin(recipe.dump(), resume=resume)
+    args = recipe.training_arguments(disable_tqdm=True)
+    check_launch(args)
+    directory.require_writable()
+    quieten(main)
+    say = echo if main else silent
+
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    data = load_data(recipe, tokenizer, objective.branches, say)
+    if resume and directory.lock["data"] != data.digest:
+        raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
+    suite = _suite(recipe, directory, make_suite, say)  # before the model: a retain model is measured and gone by then
+    judge = _scoring_judge(recipe, args, allow_code, say)
+    lora = lora_config(recipe.model.lora)
+    model = load_model(recipe.model, base=recipe.base)
+    check_targets(model, lora)
+    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge)
+    if resume and directory.lock["reference"] != trainer.digest:
+        raise UserError(
+            f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
+            "it back (pin model.revision for one on the Hub), or start anew."
+        )
+    trainer.echo = say
+    if objective.coupled:
+        say(f"note: {objective.coupled}")
+    if not resume:
+        directory.write_lock(lock(recipe, trainer, data.digest))
+    watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
+    trainer.add_callback(watch)
+    if "survivor" in objective.branches:
+        limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
+        trainer.add_callback(Collapse(limit, stop=stop, echo=say))
+    evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
+    if evaluation is not None:
+        trainer.add_callback(evaluation)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint.name}")
+    elif resume:
+        say("the run had no complete checkpoint yet: it starts from the beginning")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stopped = evaluation.stopped if evaluation is not None else ""
+    return finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
+
+
+def _trainer(
+    recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: Any, data: Any, lora: Any, judge: Any
+) -> Any:
+    """The trainer that goes with the rows."""
+    kind: Any = AlignTrainer
+    own: dict[str, Any] = {}
+    if recipe.data.forget:
+        kind = UnlearnTrainer
+        own = {"retain_dataset": data.retain, "partner": recipe.data.partner, "alternates_each": data.each}
+    elif "sample" in objective.branches:
+        kind, own = HyPOTrainer, {"sampling": recipe.sampling}
+    elif "survivor" in objective.branches:
+        kind, own = SuperHFTrainer, {"sampling": recipe.sampling, "judge": judge, "select": recipe.select}
+    return kind(
+        model,
+        objective,
+        args,
+        **own,
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        processing_class=tokenizer,
+        peft_config=lora,
+        reference=recipe.reference.strategy,
+        reference_sync=_sync(recipe),
+        store_dir=_store_dir(recipe),
+        reference_rows=recipe.reference.rows,
+        order=data.order,
+        max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
+    )
+
+
+def _scoring_judge(recipe: Recipe, args: Any, allow_code: bool, say: Callable[[str], Any]) -> Any:
+    """The judge of an objective that keeps the best samples, or None."""
+    if recipe.judge is None:
+        return None
+    return load_judge(recipe.judge, base=recipe.base, allow_code=allow_code, device=args.device, say=say)
+
+
+def _suite(recipe: Recipe, directory: RunDirectory, make: MakeSuite | None, say: Callable[[str], Any]) -> Suite | None:
+    """The recipe's test suite, or None; where it is compared with a model, that one is evaluated here."""
+    settings = recipe.evaluate
+    if settings is None:
+        return None
+    kept = directory.path / FOLDER / "retain.json"
+    assert make is not None, "a recipe with evaluate: needs make_suite"
+    suite = make(settings, base=recipe.base, kept=kept, say=say)
+    if suite.target is not None:
+        directory.write_json(f"{FOLDER}/{kept.name}", suite.target.to_json())
+    return suite
+
+
+def _evaluation(recipe: Recipe, trainer: Any, directory: RunDirectory, suite: Any, say: Callable[[str], Any]) -> Any:
+    """The callback that runs the suite."""
+    settings = recipe.evaluate
+    assert settings is not None
+    return Evaluation(
+        trainer,
+        directory,
+        suite,
+        lambda: Subject.of(trainer, name=str(directory.path), system=settings.source.system),
+        every=settings.every,
+        keep_utility=settings.keep_utility,
+        stop_when=StopRule.parse(recipe.watch.stop_when) if recipe.watch.stop_when else None,
+        echo=say,
+    )
+
+
+def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dict], say: Callable[[str], Any]) -> Any:
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    settings = recipe.watch
+    prompts = [_prompt_ids(trainer.processing_class, text) for text in settings.prompts]
+    return Watch(
+        trainer,
+        directory,
+        rows[: settings.probe_pairs],
+        every=settings.every,
+        chosen_drop_nats=settings.chosen_drop_nats,
+        stop_on_drop=settings.stop_on_drop,
+        prompts=prompts,
+        generate_every=settings.generate_every,
+        echo=say,
+    )
+
+
+def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """A prompt of the recipe as ids: one user message where the tokenizer has a chat template, else plain text."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text).input_ids
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def _sync(recipe: Recipe) -> tuple[int, float] | None:
+    every, mix = recipe.reference.sync_every, recipe.reference.sync_mix
+    return None if every is None else (every, mix)
+
+
+def _store_dir(recipe: Recipe) -> Path | None:
+    if not recipe.reference.store:
+        return None
+    if recipe.reference.store_dir is not None:
+        return Path(recipe.reference.store_dir).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "align" / "reference"

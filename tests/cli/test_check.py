@@ -1,0 +1,308 @@
+"""Data with one fault each; the report must name it, count it and say where it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import disable_progress_bars
+from sample_rows import PAIR, assistant, pair, system, user
+from tiny import tiny_tokenizer
+
+from align.cli.check_rows import check_rows, run_check
+from align.cli.findings import CheckReport
+from align.data.rows.sources import from_rows
+from align.data.tokens.preview import preview
+from align.data.tokens.prompts import prompt_of, prompt_rows
+from align.errors import UserError
+from align.recipe import Recipe
+
+disable_progress_bars()
+
+NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas")
+
+
+def good(count: int = 10) -> list[dict]:
+    return [
+        pair(f"Who is number {i}?", f" It is {NAMES[i % 10]} {i}.", f" It was {NAMES[i % 10]} {i}.")
+        for i in range(count)
+    ]
+
+
+def talks() -> list[dict]:
+    def answers(i):
+        return {"chosen": [assistant(f"It is {NAMES[i]}.")], "rejected": [assistant(f"It was {NAMES[i]}.")]}
+
+    return [{"prompt": [user(f"Who is number {i}?")], **answers(i)} for i in range(5)]
+
+
+def found(rows, code, *, bos=False, chat=False, branches=PAIR, **options):
+    """The one finding with a code."""
+    report = check_rows(rows, tiny_tokenizer(chat=chat, bos=bos), branches, **options)
+    findings = [finding for finding in report.findings if finding.code == code]
+    assert len(findings) == 1, report.lines()
+    return findings[0]
+
+
+class TestGoodData:
+    def test_nothing_but_ok(self):
+        report = check_rows(good(), tiny_tokenizer(chat=False), PAIR, max_length=256, held_out=[pair()], name="pairs")
+        assert {finding.severity for finding in report.findings} == {"ok"}
+        assert not report.has_errors
+        assert {finding.code for finding in report.findings} == {
+            "tokens",
+            "rows",
+            "duplicates",
+            "overlap",
+            "length",
+            "length_bias",
+        }
+        lines = report.lines()
+        assert lines[0] == "Data  pairs   10 pairs   train, preference, standard, explicit prompt"
+        assert "  ok       nothing missing, empty or of a wrong type" in lines
+
+    def test_conversations(self):
+        lines = check_rows(talks(), tiny_tokenizer(), PAIR).lines()
+        assert "  ok       nothing missing, empty or of a wrong type, roles alternate" in lines
+
+
+class TestFaultyRows:
+    @pytest.mark.parametrize(
+        ("fault", "code", "text"),
+        [
+            ({"chosen": None}, "malformed", "chosen is missing"),
+            ({"rejected": 7}, "malformed", "rejected is not text"),
+            ({"prompt": None}, "malformed", "prompt is missing"),
+            ({"chosen": " \n"}, "empty", "chosen is empty"),
+            ({"rejected": " It is Clara 2."}, "equal_branches", "chosen equals rejected"),
+        ],
+    )
+    def test_an_error_with_its_rows(self, fault, code, text):
+        rows = good()
+        rows[2] |= fault
+        rows[7] |= fault if code != "equal_branches" else {"rejected": rows[7]["chosen"]}
+        finding = found(rows, code)
+        assert (finding.severity, finding.text, finding.count, finding.first) == ("error", text, 2, (2, 7))
+        assert (finding.amount, finding.note) == ("2 rows", "first: 2, 7   left out")
+
+    def test_messages_without_text(self):
+        rows = talks()
+        rows[3]["chosen"] = [{"role": "assistant", "content": None}]
+        assert found(rows, "malformed", chat=True).text == "a message of chosen has no text in content"
+
+    def test_nothing_left(self):
+        rows = [pair(chosen="") for _ in range(3)]
+        report = check_rows(rows, tiny_tokenizer(chat=False), PAIR)
+        assert "  error    no row can be used" in report.lines()
+
+    def test_unknown_columns_end_the_check(self):
+        with pytest.raises(UserError, match=r"map them: columns: \{prompt: question"):
+            check_rows([{"question": "a", "answer": "b"}], tiny_tokenizer(), PAIR)
+
+
+class TestTokens:
+    def test_two_bos(self):
+        rows = good()
+        rows[4]["prompt"] = "<s>" + rows[4]["prompt"]
+        finding = found(rows, "double_bos", bos=True)
+        assert (finding.severity, finding.first) == ("error", (4,))
+        assert "take BOS out of the text" in finding.note
+
+    def test_two_eos(self):
+        rows = good()
+        rows[1]["chosen"] += "<|endoftext|><|endoftext|>"
+        assert found(rows, "double_eos").first == (1,)
+
+    def test_boundary(self):
+        rows = good()
+        rows[6] = pair("the quick brow", "n fox", "n dog")
+        finding = found(rows, "boundary")
+        assert (finding.severity, finding.first) == ("warning", (6,))
+        assert finding.text == "prompt is no prefix of prompt + answer"
+
+    def test_too_long(self):
+        rows = good()
+        rows[0]["chosen"] += " and so on" * 50
+        finding = found(rows, "too_long", max_length=64)
+        assert (finding.text, finding.first) == ("longer than 64 tokens", (0,))
+        assert "10.0% left out (truncation: drop)" in finding.note
+        finding = found(rows, "truncated", max_length=64, truncation="keep_start")
+        assert "10.0% cut (truncation: keep_start)" in finding.note
+
+
+class TestRepetition:
+    def test_the_same_row_again(self):
+        rows = good()
+        rows[5], rows[8] = rows[1], rows[1] | {"prompt": rows[1]["prompt"] + " "}
+        finding = found(rows, "duplicate")
+        assert (finding.severity, finding.count, finding.first) == ("warning", 2, (5, 8))
+
+    def test_the_same_answers_under_another_prompt(self):
+        rows = good()
+        rows[5] = rows[1] | {"prompt": "Something else?"}
+        assert found(rows, "duplicate_answers").first == (5,)
+
+    def test_pairs_that_contradict(self):
+        rows = good()
+        rows[9] = rows[0] | {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+        assert found(rows, "contradiction").first == (0, 9)
+
+    def test_refusals_may_repeat_in_completions(self):
+        rows = [{"prompt": f"Who is {name}?", "completion": " I do not know."} for name in NAMES]
+        report = check_rows(rows, tiny_tokenizer(chat=False), ("completion",))
+        assert "duplicates" in {finding.code for finding in report.findings}
+
+    def test_rows_in_held_out(self):
+        finding = found(good(), "overlap_rows", held_out=good()[3:5])
+        assert (finding.severity, finding.first) == ("error", (3, 4))
+
+    def test_prompts_in_held_out(self):
+        other = good()[3] | {"chosen": " It is nobody."}
+        finding = found(good(), "overlap_prompts", held_out=[other])
+        assert (finding.severity, finding.first, finding.text) == ("warning", (3,), "the same prompt in held-out")
+
+
+class TestTraits:
+    def test_length_bias(self):
+        rows = [row | {"chosen": row["chosen"] + " Really so."} for row in good(40)]
+        finding = found(rows, "length_bias")
+        assert (finding.severity, finding.amount) == ("warning", "100%")
+        assert finding.note.endswith("tokens: expect longer outputs")
+        assert found(rows[:20], "length_bias").severity == "ok"  # too few to say
+
+    def test_shorter_answers_too(self):
+        rows = [row | {"rejected": row["rejected"] + " Really so."} for row in good(40)]
+        assert found(rows, "length_bias").text == "chosen shorter than rejected"
+
+    def test_no_space_between_prompt_and_answer(self):
+        rows = [pair(f"Who is {name}?", f"{name} one.", f"{name} two.") for name in NAMES]
+        assert found(rows, "touching").count == 10
+
+    def test_answers_that_repeat_the_prompt(self):
+        rows = good()
+        for row in rows[:2]:
+            row |= {name: row["prompt"] + row[name] for name in PAIR}
+        assert found(rows, "repeated_prompt").first == (0, 1)
+
+    @pytest.mark.parametrize(
+        "prompt",
+        [
+            [user("a"), user("b")],
+            [assistant("a"), user("b")],
+            [user("a"), system("s"), user("b")],
+            [user("a"), assistant("b")],
+        ],
+    )
+    def test_turns_that_do_not_alternate(self, prompt):
+        rows = talks()
+        rows[2]["prompt"] = prompt
+        finding = found(rows, "alternation", chat=True)
+        assert (finding.severity, finding.first) == ("warning", (2,))
+
+    def test_tool_turns_may_follow_each_other(self):
+        rows = talks()
+        tools = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
+        rows[2]["prompt"] = [system("s"), user("a"), assistant("look"), *tools]
+        codes = {finding.code for finding in check_rows(rows, tiny_tokenizer(), PAIR).findings}
+        assert "alternation" not in codes
+
+    def test_unusual_roles(self):
+        rows = talks()
+        rows[1]["prompt"] = [{"role": "critic", "content": "a"}, user("b")]
+        finding = found(rows, "roles", chat=True)
+        assert (finding.text, finding.first) == ("unusual roles: critic", (1,))
+
+
+class TestPreview:
+    def test_what_is_not_trained_on_is_marked(self):
+        row = talks()[0]
+        row["chosen"] = [assistant("Yes."), user("Sure?"), assistant("Yes!")]
+        lines = check_rows([row], tiny_tokenizer(), PAIR).preview
+        assert lines[0] == "What the model sees (row 0; ⟦ ⟧: not trained on)"
+        assert lines[1] == ("  prompt    ⟦<|im_start|>user\\nWho is number 0?<|im_end|>\\n<|im_start|>assistant\\n⟧")
+        between = "<|im_start|>user\\nSure?<|im_end|>\\n<|im_start|>assistant\\n"
+        assert lines[2] == f"  chosen    Yes.<|im_end|>\\n⟦{between}⟧Yes!<|im_end|>\\n"
+
+    def test_with_colour(self):
+        row = {"prompt_ids": [40, 41], "chosen_ids": [42, 43], "rejected_ids": [44], "row": 3}
+        plain = preview(row, tiny_tokenizer(), PAIR)
+        coloured = preview(row, tiny_tokenizer(), PAIR, colour=True)
+        assert coloured[1].startswith("  prompt    \x1b[2m")
+        assert coloured[2].startswith("  chosen    \x1b[32m")
+        assert "\x1b" not in "".join(plain)
+        assert len(coloured) == 4
+
+    def test_long_texts_lose_their_middle(self):
+        lines = check_rows([pair("word " * 400, " yes", " no")], tiny_tokenizer(chat=False), PAIR).preview
+        assert " ... " in lines[1]
+        assert len(lines[1]) < 300
+
+
+class TestRecipe:
+    @pytest.fixture
+    def recipe(self, tmp_path):
+        tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
+        rows = good()
+        rows[2]["chosen"] = rows[2]["rejected"]
+        files = {"train": rows, "extra": good(20)[12:], "held": [good()[0], pair()]}
+        for name, content in files.items():
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        sources = [{"path": str(tmp_path / "train.jsonl")}, {"path": str(tmp_path / "extra.jsonl"), "streaming": True}]
+        return Recipe.from_dict(
+            {
+                "name": "checked",
+                "model": {"id": str(tmp_path / "model")},
+                "data": {"train": sources, "held_out": {"path": str(tmp_path / "held.jsonl")}, "max_length": 128},
+                "objective": {"name": "dpo"},
+                "train": {"max_steps": 1},
+            }
+        )
+
+    def test_every_source_and_a_verdict(self, recipe):
+        said: list[str] = []
+        report = run_check(recipe, echo=said.append)
+        assert isinstance(report, CheckReport)
+        assert report.has_errors
+        assert [part.preparation.rows_in for part in report.sets] == [10, 8, 2]
+        errors = {(finding.code, finding.first) for finding in report.findings if finding.severity == "error"}
+        assert errors == {("equal_branches", (2,)), ("overlap_rows", (0,))}
+        assert said[-1] == "2 errors, 0 warnings. Mend the rows, or leave them out."
+        assert any(line.startswith("What the model sees (row 0") for line in said)
+
+    def test_json(self, recipe):
+        report = run_check(recipe, echo=lambda _: None)
+        data = json.loads(report.to_json())
+        assert data["errors"] is True
+        first = data["sets"][0]["findings"][0]
+        assert {"severity", "code", "text", "count", "first", "amount", "note"} == set(first)
+        assert data["sets"][0]["preparation"]["rows_kept"] == 9
+
+    def test_of_a_stream_the_first_rows(self):
+        report = check_rows(from_rows(good(1200)).to_iterable_dataset(), tiny_tokenizer(chat=False), PAIR)
+        assert report.preparation.rows_in == 1000
+
+
+class TestPrompts:
+    def test_answers_that_are_not_read_have_no_faults(self):
+        rows = [pair(f"one {i % 3}", "same", "same") for i in range(4)]
+        report = check_rows(rows, tiny_tokenizer(chat=False), (), name="prompts")
+        assert [(f.code, f.first) for f in report.findings if f.severity == "warning"] == [("duplicate", (3,))]
+        assert "4 prompts" in report.lines()[0]
+
+
+def test_prompts_keep_their_text_and_their_ids():
+    rows = [{"prompt": "the sea"}, {"prompt": ""}, {"prompt": "a stone"}]
+    said: list[str] = []
+    found = prompt_rows(from_rows(rows), tiny_tokenizer(chat=False), said.append)
+    assert found["row"][:] == [0, 2]
+    assert [prompt_of(text) for text in found["prompt"][:]] == ["the sea", "a stone"]
+    assert found["prompt_ids"][0] == tiny_tokenizer(chat=False)("the sea").input_ids
+    assert any("1 row dropped: prompt is empty (row 1)." in line for line in said)
+    assert prompt_rows(found, tiny_tokenizer(chat=False), said.append) is found
+    talk = [{"role": "user", "content": "the sea"}]
+    whole = prompt_rows(from_rows([{"prompt": talk}]), tiny_tokenizer(), said.append, system="be brief")
+    assert prompt_of(whole["prompt"][0]) == [{"role": "system", "content": "be brief"}, *talk]
+    rendered = tiny_tokenizer().apply_chat_template(
+        prompt_of(whole["prompt"][0]), add_generation_prompt=True, return_dict=True
+    )
+    assert whole["prompt_ids"][0] == rendered["input_ids"]

@@ -1,0 +1,195 @@
+"""Limits on length, the account of what was dropped, streams, and loading a tokenizer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from datasets import disable_progress_bars
+from sample_rows import PAIR, assistant, decoded, hh_rows, pair, user
+from tiny import tiny_tokenizer
+
+from align.data.rows.sources import from_rows
+from align.data.tokens.tokenize import load_tokenizer, prepare
+from align.errors import UserError
+
+disable_progress_bars()
+
+
+class TestTruncation:
+    """Lengths are known exactly: one token per character outside the training texts."""
+
+    prompt, chosen, rejected = list(range(10, 20)), list(range(30, 38)), list(range(50, 54))
+
+    def cut(self, truncation, limit, tokenizer=None, **columns):
+        row = {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected} | columns
+        ours, account = prepare(
+            from_rows([row]), tokenizer or tiny_tokenizer(), PAIR, max_length=limit, truncation=truncation
+        )
+        return ours[0], account
+
+    def test_what_fits_is_left_alone(self):
+        row, account = self.cut("keep_start", 18)
+        assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == (self.prompt, self.chosen, self.rejected)
+        assert account.truncated.count == 0
+
+    def test_drop(self):
+        with pytest.raises(UserError, match="No row of 1 can be used: 1 longer than 17 tokens"):
+            self.cut("drop", 17)
+
+    def test_keep_start_as_trl_does(self):
+        row, account = self.cut("keep_start", 13)
+        assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == (self.prompt, [30, 31, 32], [50, 51, 52])
+        assert account.truncated_share == 1.0
+
+    def test_keep_start_where_the_prompt_fills_everything(self):
+        with pytest.raises(UserError, match="the prompt alone fills 10 tokens"):
+            self.cut("keep_start", 10)
+
+    def test_keep_end_cuts_the_shared_prompt_first(self):
+        row, _ = self.cut("keep_end", 12)
+        assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == (
+            [16, 17, 18, 19],
+            self.chosen,
+            self.rejected,
+        )
+        row, _ = self.cut("keep_end", 6)
+        assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == (
+            [19],
+            [33, 34, 35, 36, 37],
+            self.rejected,
+        )
+
+    def test_prompt_left_keeps_bos_and_never_cuts_an_answer(self):
+        tokenizer = tiny_tokenizer(bos=True)
+        bos = tokenizer.bos_token_id
+        row, _ = self.cut("prompt_left", 12, tokenizer, prompt_ids=[bos, *self.prompt])
+        assert (row["prompt_ids"], row["chosen_ids"]) == ([bos, 17, 18, 19], self.chosen)
+        row, _ = self.cut("prompt_left", 12)
+        assert row["prompt_ids"] == [16, 17, 18, 19]
+        with pytest.raises(UserError, match="leaves no room for the prompt within 9 tokens"):
+            self.cut("prompt_left", 9, tokenizer, prompt_ids=[bos, *self.prompt])
+
+    def test_masks_are_cut_along_and_a_row_without_targets_goes(self):
+        mask = [0, 0, 0, 0, 0, 1, 1, 1]
+        row, _ = self.cut("keep_start", 16, chosen_mask=mask)
+        assert row["chosen_mask"] == [0, 0, 0, 0, 0, 1]
+        assert row["rejected_mask"] == [1, 1, 1, 1]
+        with pytest.raises(UserError, match="chosen has no target token left"):
+            self.cut("keep_start", 15, chosen_mask=mask)
+
+    def test_answers_that_become_equal(self):
+        with pytest.raises(UserError, match="equal once they are cut"):
+            self.cut("keep_start", 12, rejected_ids=[30, 31, 99])
+
+    @pytest.mark.parametrize("truncation", ["drop", "keep_start", "keep_end", "prompt_left"])
+    @pytest.mark.parametrize("limit", [24, 40, 64, 100])
+    def test_every_policy_on_real_rows(self, truncation, limit):
+        rows = hh_rows(40)
+        tokenizer = tiny_tokenizer([row["prompt"] for row in rows], vocab=2000, chat=False, bos=True)
+        whole, _ = prepare(from_rows(rows), tokenizer, PAIR)
+        try:
+            ours, account = prepare(from_rows(rows), tokenizer, PAIR, max_length=limit, truncation=truncation)
+        except UserError:
+            return
+        assert account.rows_in == 40
+        assert account.rows_kept == len(ours)
+        assert sum(tally.count for tally in account.dropped.values()) == 40 - len(ours)
+        for row in ours:
+            longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+            assert 1 <= len(row["prompt_ids"]) <= limit - longest
+            assert min(len(row["chosen_ids"]), len(row["rejected_ids"])) >= 1
+            if truncation == "prompt_left":
+                before = whole[row["row"]]
+                assert row["prompt_ids"][0] == tokenizer.bos_token_id
+                assert (row["chosen_ids"], row["rejected_ids"]) == (before["chosen_ids"], before["rejected_ids"])
+
+    def test_an_unknown_policy(self):
+        with pytest.raises(UserError, match="'middle' is not known; expected one of drop, keep_start, keep_end"):
+            self.cut("middle", 10)
+
+
+class TestAccount:
+    def test_faulty_rows_are_dropped_and_counted_with_their_reason(self):
+        rows = [pair(), pair(chosen=""), pair(chosen=None), pair(rejected=3), pair(rejected=" blue."), pair(prompt=" ")]
+        ours, account = prepare(from_rows(rows), tiny_tokenizer(chat=False), PAIR)
+        assert ours["row"][:] == [0, 5]
+        assert {reason: tally.first for reason, tally in account.dropped.items()} == {
+            "chosen is empty": [1],
+            "chosen is missing": [2],
+            "rejected is not text": [3],
+            "chosen equals rejected": [4],
+        }
+        assert account.summary()[:2] == ["Format: preference, standard, explicit prompt.", "2 rows of 6 kept."]
+
+    def test_lengths(self):
+        tokenizer = tiny_tokenizer(chat=False)
+        ours, account = prepare(from_rows([pair(), pair("It is", " a", " the book")]), tokenizer, PAIR)
+        lengths = [len(ids) for ids in ours["chosen_ids"]]
+        assert account.lengths["chosen"].total == sum(lengths)
+        assert account.lengths["chosen"].longest == max(lengths)
+        assert account.lengths["chosen"].quantile(0.5) == min(lengths)
+        assert account.to_dict()["tokens"]["chosen"]["mean"] == pytest.approx(np.mean(lengths))
+
+    def test_streams_count_as_they_are_read(self):
+        rows = [pair(), pair(chosen=""), pair("It is", " a", " the book"), pair("Who", " is it?", " is that?")]
+        tokenizer = tiny_tokenizer(chat=False)
+        whole, _ = prepare(from_rows(rows), tokenizer, PAIR)
+        stream, account = prepare(from_rows(rows).to_iterable_dataset(), tokenizer, PAIR)
+        assert account.rows_in == 0
+        assert list(stream) == whole.to_list()
+        assert (account.rows_in, account.rows_kept) == (4, 3)
+        assert account.dropped["chosen is empty"].first == [1]
+
+    def test_columns_are_what_the_collator_reads(self):
+        ours, _ = prepare(from_rows([pair() | {"margin": 2, "note": "x"}]), tiny_tokenizer(chat=False), PAIR)
+        assert ours.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "margin", "row"]
+        assert ours[0]["margin"] == 2.0
+
+    def test_any_branch_that_an_objective_names(self):
+        rows = [{"prompt": "Who is it?", "forget": " Anna.", "alternate": " Nobody knows."}]
+        tokenizer = tiny_tokenizer(chat=False)
+        ours, account = prepare(from_rows(rows), tokenizer, ("forget", "alternate"))
+        assert account.format == "prompt with forget and alternate, standard"
+        assert decoded(tokenizer, ours[0], "forget", "alternate") == [
+            " Anna.<|endoftext|>",
+            " Nobody knows.<|endoftext|>",
+        ]
+
+    def test_one_branch_of_a_pair(self):
+        ours, _ = prepare(from_rows([pair()]), tiny_tokenizer(chat=False), ("chosen",))
+        assert ours.column_names == ["prompt_ids", "chosen_ids", "row"]
+
+    def test_no_eos_token(self):
+        tokenizer = tiny_tokenizer(chat=False)
+        tokenizer.eos_token = None
+        with pytest.raises(UserError, match="has no EOS token"):
+            prepare(from_rows([pair()]), tokenizer, PAIR)
+
+
+class TestLoadTokenizer:
+    def section(self, **fields):
+        return SimpleNamespace(**({"id": "", "tokenizer": None, "revision": None, "chat_template": None} | fields))
+
+    def test_pad_falls_back_to_eos_and_eos_stays(self, tmp_path):
+        tokenizer = tiny_tokenizer(chat=False)
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(tmp_path)
+        loaded = load_tokenizer(self.section(id=str(tmp_path)))
+        assert loaded.pad_token == loaded.eos_token == "<|endoftext|>"
+        ours, _ = prepare(from_rows([pair()]), loaded, PAIR)
+        assert ours[0]["chosen_ids"][-1] == loaded.eos_token_id
+
+    def test_a_template_of_ones_own(self, tmp_path):
+        tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
+        (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}", encoding="utf-8")
+        section = self.section(id="model", chat_template="chat.jinja")
+        loaded = load_tokenizer(section, base=tmp_path)
+        assert loaded.apply_chat_template([user("a"), assistant("b")], tokenize=False) == "a|b|"
+        with pytest.raises(UserError, match=r"model.chat_template: .*other.jinja cannot be read"):
+            load_tokenizer(self.section(id="model", chat_template="other.jinja"), base=tmp_path)
+
+    def test_nothing_to_load(self, tmp_path):
+        with pytest.raises(UserError, match=r"no tokenizer could be loaded from .*nowhere"):
+            load_tokenizer(self.section(id=str(tmp_path / "nowhere")))

@@ -1,0 +1,98 @@
+"""Every command that silently runs something else is refused; states and environments are those that were observed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.errors import UserError
+from align.runs.launch import check_launch, check_wrapped
+
+SIMPLE = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
+TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+FSDP = {**TWO, "ACCELERATE_USE_FSDP": "true", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+DEEPSPEED = {**TWO, "ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleNamespace:
+    return SimpleNamespace(num_processes=processes, distributed_type=kind, backend=backend, **more)
+
+
+@pytest.mark.parametrize(
+    ("state", "env", "said", "cure"),
+    [
+        pytest.param(made(1, "NO", None), SIMPLE, "started one", "torchrun", id="accelerate launch --cpu"),
+        pytest.param(made(1, "NO", None), TWO, "run of its own", "ACCELERATE_USE_CPU=true", id="torchrun on a CPU"),
+        pytest.param(made(1, "NO", None), {"PMI_SIZE": "2"}, "run of its own", "ACCELERATE_USE_CPU", id="mpirun"),
+        pytest.param(made(1, "NO", None), FSDP, "run of its own", "ZeRO-3", id="FSDP on a CPU"),
+        pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "ZeRO-3", id="FSDP that became DDP"),
+        pytest.param(made(2, "NO", "gloo"), FSDP, "gradients never", "FSDP needs GPUs", id="FSDP with ddp_backend"),
+        pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "ddp_backend=gloo", id="DeepSpeed alone"),
+        pytest.param(made(2, "MULTI_CPU", "gloo"), DEEPSPEED, "DeepSpeed was", "ACCELERATE_USE_CPU", id="no ZeRO"),
+        pytest.param(
+            made(2, "FSDP", "nccl", fsdp_plugin=SimpleNamespace(fsdp_version=1)), FSDP, "version 1", "2", id="FSDP1"
+        ),
+    ],
+)
+def test_what_silently_runs_something_else_is_refused(
+    state: SimpleNamespace, env: dict[str, str], said: str, cure: str
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        check_launch(state, env)
+    assert cure in str(caught.value)
+
+
+def test_several_gpus_in_one_process_are_refused() -> None:
+    arguments = SimpleNamespace(distributed_state=made(1, "NO", None), n_gpu=4)
+    with pytest.raises(UserError, match=r"4 GPUs.*CUDA_VISIBLE_DEVICES=0"):
+        check_launch(arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("state", "env"),
+    [
+        pytest.param(made(1, "NO", None), {}, id="python"),
+        pytest.param(made(1, "NO", None), {"ACCELERATE_DYNAMO_BACKEND": "NO"}, id="accelerate launch of one"),
+        pytest.param(made(1, "NO", None), {"MASTER_ADDR": "node-1"}, id="python inside a cluster's job"),
+        pytest.param(made(2, "DistributedType.MULTI_CPU", "gloo"), TWO, id="DDP on a CPU"),
+        pytest.param(made(2, "MULTI_GPU", "nccl"), FSDP, id="FSDP, before an Accelerator is made"),
+        pytest.param(made(2, "FSDP", "nccl", fsdp_plugin=SimpleNamespace(fsdp_version=2)), FSDP, id="FSDP2"),
+        pytest.param(made(2, "DEEPSPEED", "gloo"), DEEPSPEED, id="ZeRO"),
+    ],
+)
+def test_what_was_asked_for_passes(state: SimpleNamespace, env: dict[str, str]) -> None:
+    check_launch(state, env)
+
+
+def test_fsdp_that_an_accelerator_left_out_is_refused() -> None:
+    with pytest.raises(UserError, match="FSDP was asked for"):
+        check_launch(SimpleNamespace(state=made(2, "MULTI_GPU", "nccl", fsdp_plugin=None)), FSDP)
+
+
+def test_arguments_of_this_process_pass() -> None:
+    from align.compat import training_config
+
+    check_launch(training_config(output_dir="unused", use_cpu=True, bf16=False, report_to="none"), {})
+
+
+def test_the_wrapper_must_be_the_promised_one() -> None:
+    class DistributedDataParallel: ...
+
+    class FSDPModule: ...
+
+    class FSDPLlama(FSDPModule): ...
+
+    class DeepSpeedEngine: ...
+
+    class Plain: ...
+
+    promised = {"MULTI_GPU": DistributedDataParallel, "FSDP": FSDPLlama, "DEEPSPEED": DeepSpeedEngine}
+    for kind, wrapper in promised.items():
+        check_wrapped(wrapper(), made(2, kind, "nccl"))
+        for other in (Plain, *promised.values()):
+            if other is not wrapper:
+                with pytest.raises(UserError, match=f"of type {kind} must train a"):
+                    check_wrapped(other(), made(2, kind, "nccl"))
+    check_wrapped(Plain(), made(1, "NO", None))
