@@ -19,7 +19,7 @@ TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi 
 help:
 	@echo "make quickstart   learn a small world, align a model three ways, forget in five ways (CPU, no download)"
 	@echo "make test         the fast tests        make test-all   all of them, recorded in docs/test-all.txt"
-	@echo "make lint         ruff and mypy         make docs       docs/config.md and the table of training names"
+	@echo "make lint         ruff, mypy, floors   make docs       docs/config.md and the table of training names"
 
 install: $(STAMP)
 
@@ -55,6 +55,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@# eval/ and recipes/ lie inside the package only once it is installed: the contract is checked on links laid that way
+	@rm -rf build/floors && mkdir -p build/floors/align && ln -s $(CURDIR)/align/* $(CURDIR)/eval $(CURDIR)/recipes build/floors/align/
+	cd build/floors && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml --no-cache --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

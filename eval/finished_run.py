@@ -12,11 +12,11 @@ from align.eval.durability import Durability
 from align.eval.log import TofuLog
 from align.eval.log_read import read_log
 from align.eval.relearn import LEARNING_RATE, ROWS, STEPS, Relearning, Say, relearn
-from align.eval.suites import trajectory
 from align.eval.tofu_data import Rows, TofuSets, load_sets
 from align.models.subject import Subject
 from align.recipe import Recipe
 from align.recipe.sections import Evaluate, Source
+from align.report.trajectory import trajectory
 from align.runs.directory import LOCK, RunDirectory
 
 FILE = "eval/durability.json"

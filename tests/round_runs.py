@@ -119,6 +119,8 @@ def _die_at(stage: str, number: int) -> None:
         DEFAULT_CALLBACKS.append(Dies)
         return
     name = {"sample": "draw_part", "judge": "judge_part", "pairs": "make_pairs", "finish": "_copy"}[stage]
+    if stage == "finish":
+        from align.rounds import finish as module
     original = getattr(module, name)
 
     def dies(*args: Any) -> Any:

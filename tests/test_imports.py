@@ -1,4 +1,4 @@
-"""The plan of the house, kept: who may import whom, and what stays light."""
+"""What stays light and small. Who may import whom is a contract in pyproject.toml, which ``make lint`` checks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*ROOT.glob("align/**/*.py"), *ROOT.glob("eval/**/*.py")])
-
-# package: what of ours it may import at run time (its own modules aside)
-ALLOWED = {
-    "align/objectives": {"align.engine.reads", "align.engine.scores"},
-    "align/engine": {"align.errors"},
-    "align/report": {"align.errors", "align.objectives", "align.eval", "align.versions"},
-}
 
 
 def imports(path: Path, *, only_top: bool = False) -> Iterator[str]:
@@ -37,15 +30,6 @@ def imports(path: Path, *, only_top: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-
-
-@pytest.mark.parametrize("package", sorted(ALLOWED))
-def test_packages_import_only_what_the_plan_allows(package: str) -> None:
-    own = package.replace("/", ".")
-    for path in sorted(ROOT.glob(f"{package}/**/*.py")):
-        ours = {m for m in imports(path) if m.split(".")[0] == "align" and not m.startswith(own)}
-        outside = {m for m in ours if not any(m == a or m.startswith(a + ".") for a in ALLOWED[package])}
-        assert not outside, f"{path.relative_to(ROOT)} imports {sorted(outside)}"
 
 
 def test_trl_is_imported_in_one_file() -> None:
@@ -70,7 +54,7 @@ def test_light_modules_import_no_torch(module: str) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_small(path: Path) -> None:
     lines = path.read_text().count("\n")
-    assert lines <= 420, f"{path.name} has {lines} lines: split it"
+    assert lines <= 350, f"{path.name} has {lines} lines: split it"
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.verbs import add_verb
+from align.cli.verbs import Verb, argument, flag, one_of
 from align.errors import Exit, UserError
 from align.runs.directory import write_atomically
 from align.runs.quiet import calm
@@ -22,72 +22,6 @@ if TYPE_CHECKING:
 
 # options that say how a model is measured
 _OF_MODELS = ("split", "source", "question", "system", "reference", "gradnorm")
-_TOFU = """\
-examples:
-  align eval tofu runs/npo --split forget10 --retain runs/retain90 --out runs/npo/TOFU_EVAL.json
-  align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json
-"""
-_MUSE = """\
-examples:
-  align eval muse runs/npo --source muse-bench/MUSE-News --retain retrained
-  align eval muse --log MUSE_EVAL.json --retain-log retrain/MUSE_EVAL.json
-"""
-_RELEARN = """\
-examples:
-  align eval relearn runs/npo --control
-  align eval relearn some/model --source locuslab/TOFU --split forget05 --retain retain95/TOFU_EVAL.json
-"""
-
-
-def add_suites(parser: argparse.ArgumentParser) -> None:
-    """Add the suites to the verb ``eval``."""
-    suites = parser.add_subparsers(dest="suite", metavar="SUITE", required=True)
-
-    suite = partial(add_verb, suites)
-    tofu = suite("tofu", "what is forgotten of TOFU's people, and what it cost", _TOFU, run_tofu)
-    _subject_arguments(tofu)
-    tofu.add_argument("--split", metavar="NAME", help="the forget split: the run's, else forget10")
-    tofu.add_argument("--source", metavar="DATA", help="the run's, a folder, a Hub id or world; else locuslab/TOFU")
-    tofu.add_argument("--rows", choices=("all", "legacy300"), help="the run's, else all rows")
-    tofu.add_argument(
-        "--truth-ratio", choices=("geometric", "arithmetic"), default="geometric", help="mean over the wrong answers"
-    )
-    tofu.add_argument(
-        "--question",
-        choices=("question", "paraphrased_question"),
-        help="which column is asked, the question by default",
-    )
-    muse = suite("muse", "what is forgotten of MUSE's texts, and what it cost", _MUSE, run_muse)
-    _subject_arguments(muse)
-    muse.add_argument("--source", metavar="DATA", help="a folder of MUSE's files or a Hub id")
-    _relearn_arguments(suite("relearn", "whether what was forgotten stays so under attack", _RELEARN, run_relearn))
-
-
-def _subject_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL", nargs="?", help="a run, a folder of a model or a Hub id")
-    parser.add_argument("--log", metavar="FILE", help="score the items of this log in place of a model")
-    retain = parser.add_mutually_exclusive_group()
-    retain.add_argument("--retain", metavar="MODEL_OR_LOG", help="a model that never saw the forget set, or its log")
-    retain.add_argument("--retain-log", metavar="FILE", help="the log of such a model")
-    parser.add_argument("--system", metavar="TEXT", help="a system message put before every conversation")
-    parser.add_argument("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference")
-    parser.add_argument("--gradnorm", action="store_true", help="also mia_gradnorm, at a backward pass for each row")
-    parser.add_argument("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout")
-
-
-def _relearn_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model")
-    parser.add_argument("--split", metavar="NAME", help="the forget split, by default the recipe's")
-    parser.add_argument("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's")
-    parser.add_argument("--rows", choices=("all", "legacy300"), help="by default the recipe's, else all")
-    parser.add_argument("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's")
-    parser.add_argument("--control", action="store_true", help="attack the retain model, too: what exceeds it counts")
-    parser.add_argument("--steps", metavar="K", type=int, help="steps of relearning, 10 by default")
-    parser.add_argument("--rows-relearned", metavar="N", type=int, help="forget rows relearned, 20 by default")
-    parser.add_argument("--learning-rate", metavar="RATE", type=float, help="by default the run's, else 1e-5")
-    parser.add_argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default")
-    parser.add_argument("--system", metavar="TEXT", help="a system message put before every conversation")
-    parser.add_argument("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too")
 
 
 def run_tofu(args: argparse.Namespace) -> int:
@@ -242,3 +176,87 @@ def _report(args: argparse.Namespace, result: Any, log: TofuLog | MuseLog, retai
     else:
         print("\n".join(result.lines()))
     return Exit.OK
+
+
+_SUBJECT = (
+    argument("model", metavar="RUN_OR_MODEL", nargs="?", help="a run, a folder of a model or a Hub id"),
+    argument("--log", metavar="FILE", help="score the items of this log in place of a model"),
+    one_of(
+        argument("--retain", metavar="MODEL_OR_LOG", help="a model that never saw the forget set, or its log"),
+        argument("--retain-log", metavar="FILE", help="the log of such a model"),
+    ),
+    argument("--system", metavar="TEXT", help="a system message put before every conversation"),
+    argument("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference"),
+    flag("--gradnorm", "also mia_gradnorm, at a backward pass for each row"),
+    argument("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout"),
+)
+_TOFU = (
+    *_SUBJECT,
+    argument("--split", metavar="NAME", help="the forget split: the run's, else forget10"),
+    argument("--source", metavar="DATA", help="the run's, a folder, a Hub id or world; else locuslab/TOFU"),
+    argument("--rows", choices=("all", "legacy300"), help="the run's, else all rows"),
+    argument(
+        "--truth-ratio", choices=("geometric", "arithmetic"), default="geometric", help="mean over the wrong answers"
+    ),
+    argument(
+        "--question",
+        choices=("question", "paraphrased_question"),
+        help="which column is asked, the question by default",
+    ),
+)
+_RELEARN = (
+    argument("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model"),
+    argument("--split", metavar="NAME", help="the forget split, by default the recipe's"),
+    argument("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's"),
+    argument("--rows", choices=("all", "legacy300"), help="by default the recipe's, else all"),
+    argument("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's"),
+    flag("--control", "attack the retain model, too: what exceeds it counts"),
+    argument("--steps", metavar="K", type=int, help="steps of relearning, 10 by default"),
+    argument("--rows-relearned", metavar="N", type=int, help="forget rows relearned, 20 by default"),
+    argument("--learning-rate", metavar="RATE", type=float, help="by default the run's, else 1e-5"),
+    argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default"),
+    argument("--system", metavar="TEXT", help="a system message put before every conversation"),
+    argument("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too"),
+)
+EVAL = Verb(
+    "eval",
+    "measure a model or score a log with a suite",
+    (
+        "align eval tofu runs/npo --split forget10 --retain runs/retain90",
+        "align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json",
+        "align eval relearn runs/npo",
+    ),
+    of="SUITE",
+    verbs=(
+        Verb(
+            "tofu",
+            "what is forgotten of TOFU's people, and what it cost",
+            (
+                "align eval tofu runs/npo --split forget10 --retain runs/retain90 --out runs/npo/TOFU_EVAL.json",
+                "align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json",
+            ),
+            run_tofu,
+            _TOFU,
+        ),
+        Verb(
+            "muse",
+            "what is forgotten of MUSE's texts, and what it cost",
+            (
+                "align eval muse runs/npo --source muse-bench/MUSE-News --retain retrained",
+                "align eval muse --log MUSE_EVAL.json --retain-log retrain/MUSE_EVAL.json",
+            ),
+            run_muse,
+            (*_SUBJECT, argument("--source", metavar="DATA", help="a folder of MUSE's files or a Hub id")),
+        ),
+        Verb(
+            "relearn",
+            "whether what was forgotten stays so under attack",
+            (
+                "align eval relearn runs/npo --control",
+                "align eval relearn some/model --source locuslab/TOFU --split forget05 --retain log.json",
+            ),
+            run_relearn,
+            _RELEARN,
+        ),
+    ),
+)

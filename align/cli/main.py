@@ -8,46 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from functools import partial
 from typing import Any
 
 from align import __version__
-from align.cli.evaluate import add_suites
-from align.cli.sample import add_sample, add_show
-from align.cli.verbs import add_verb
+from align.cli.evaluate import EVAL
+from align.cli.sample import SAMPLE, SHOW
+from align.cli.verbs import Verb, argument, flag
 from align.errors import Exit, UserError
 
-_TRAIN = """\
-examples:
-  align train preference/dpo-tldr-pythia-1b train.max_steps=20
-  align train my.yaml objective.beta=0.2 --resume
-"""
-_CHECK = """\
-examples:
-  align check my.yaml
-  align check preference/dpo-llama3-8b-lora data.train.rows=2000 --json
-"""
-_LIST = """\
-examples:
-  align list objectives
-  align list recipes --json
-"""
-_EXPLAIN = """\
-examples:
-  align explain dpo
-  align explain train.learning_rate
-"""
-_EVAL = """\
-examples:
-  align eval tofu runs/npo --split forget10 --retain runs/retain90
-  align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json
-  align eval relearn runs/npo
-"""
-_DOCTOR = """\
-examples:
-  align doctor
-  align doctor --json
-"""
 _MAIN = """\
 exit codes: 0 fine, 1 findings, 2 usage or recipe, 3 does not fit, 4 stopped by a guard
 
@@ -97,30 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"align {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    verb = partial(add_verb, verbs)
-    train = verb("train", "run one recipe", _TRAIN, _train)
-    _recipe_arguments(train)
-    train.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint of the run")
-    train.add_argument(
-        "--allow-code", action="store_true", help="run the Python function that the recipe's judge names"
-    )
-    _recipe_arguments(verb("check", "look for faults in a recipe and its data, without a model", _CHECK, _check))
-    listed = verb("list", "name what exists, one line each", _LIST, _list)
-    listed.add_argument("what", nargs="?", choices=("objectives", "recipes", "train"), help="by default the first two")
-    explained = verb(
-        "explain", "explain an objective, a word of the verdict, a recipe or a key of one", _EXPLAIN, _explain
-    )
-    explained.add_argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation")
-    add_suites(verb("eval", "measure a model or score a log with a suite", _EVAL))
-    add_sample(verbs)
-    add_show(verbs)
-    verb("doctor", "say what this machine has and what is missing", _DOCTOR, _doctor)
+    for verb in VERBS:
+        verb.add_to(verbs)
     return parser
-
-
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -192,6 +139,53 @@ def _print_json(value: Any) -> None:
     elif is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     print(value if isinstance(value, str) else json.dumps(value, indent=1, default=str))
+
+
+_RECIPE = (
+    argument("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints"),
+    argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20"),
+)
+VERBS = (
+    Verb(
+        "train",
+        "run one recipe",
+        (
+            "align train preference/dpo-tldr-pythia-1b train.max_steps=20",
+            "align train my.yaml objective.beta=0.2 --resume",
+        ),
+        _train,
+        (
+            *_RECIPE,
+            flag("--resume", "go on from the last complete checkpoint of the run"),
+            flag("--allow-code", "run the Python function that the recipe's judge names"),
+        ),
+    ),
+    Verb(
+        "check",
+        "look for faults in a recipe and its data, without a model",
+        ("align check my.yaml", "align check preference/dpo-llama3-8b-lora data.train.rows=2000 --json"),
+        _check,
+        _RECIPE,
+    ),
+    Verb(
+        "list",
+        "name what exists, one line each",
+        ("align list objectives", "align list recipes --json"),
+        _list,
+        (argument("what", nargs="?", choices=("objectives", "recipes", "train"), help="by default the first two"),),
+    ),
+    Verb(
+        "explain",
+        "explain an objective, a word of the verdict, a recipe or a key of one",
+        ("align explain dpo", "align explain train.learning_rate"),
+        _explain,
+        (argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation"),),
+    ),
+    EVAL,
+    SAMPLE,
+    SHOW,
+    Verb("doctor", "say what this machine has and what is missing", ("align doctor", "align doctor --json"), _doctor),
+)
 
 
 if __name__ == "__main__":

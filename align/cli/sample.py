@@ -9,77 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.cli.verbs import add_verb
+from align.cli.verbs import Verb, argument, flag, one_of
 from align.errors import Exit, UserError
 from align.runs.quiet import calm
 
-_SAMPLE = """\
-examples:
-  align sample prompts.jsonl --model runs/dpo --n 16 --judge reward:some/reward-model --keep best
-  align sample prompts.jsonl --model runs/dpo --n 8 --judge pair:some/pair-model --keep pair --out pairs.jsonl
-  align sample world:forget --model runs/quickstart-dpo --n 4 --judge function:rewards:short --allow-code
-"""
-_SHOW = """\
-examples:
-  align show samples runs/hypo
-  align show samples runs/inpo --round 2 --worst
-"""
-_SHOW_SAMPLES = """\
-examples:
-  align show samples runs/hypo --step 40 --n 3
-  align show samples runs/inpo --round 2 --best
-  align show samples runs/superhf --row 17 --json
-"""
 _JUDGES = "reward:MODEL, pair:MODEL, endpoint:URL#MODEL or function:MODULE:NAME"
 _KEEPS = "all, best, pair, top:K or above:X"
 # options of the command line by the keys of a recipe that they set
 _OPTIONS = {"samples": "--n"}
-
-
-def add_sample(verbs: Any) -> None:
-    """Add the verb ``sample``."""
-    parser = add_verb(verbs, "sample", "draw completions of prompts and keep the best as a data set", _SAMPLE, _sample)
-    parser.usage = "align sample FILE --model MODEL [options]"
-    add = parser.add_argument
-    add("file", metavar="FILE", help="a data file, a Hub id, or world:KIND[:SEED]")
-    add("--model", metavar="MODEL", required=True, help="a run, a folder of a model or a Hub id")
-    add("--n", metavar="N", type=int, default=4, help="completions of each prompt, 4 by default")
-    add("--judge", metavar="SPEC", help="reward:M, pair:M, endpoint:URL#M, function:MOD:F")
-    add("--keep", metavar="WHAT", help=_KEEPS)
-    add("--out", metavar="FILE", default="samples.jsonl", help="samples.jsonl by default; or a .parquet")
-    add("--max-new-tokens", metavar="N", type=int, default=256, help="most of a completion, 256 by default")
-    add("--temperature", metavar="T", type=float, default=1.0, help="logits are divided by it, 1 by default")
-    add("--top-p", metavar="P", type=float, default=1.0, help="only the likeliest tokens of this mass")
-    add("--top-k", metavar="K", type=int, help="only so many likeliest tokens")
-    add("--min-p", metavar="P", type=float, help="no token below this share of the likeliest's")
-    add("--stop", metavar="TEXT", action="append", default=[], help="a completion ends before it; may be repeated")
-    add("--length-penalty", metavar="X", type=float, default=0.0, help="off a score per log of characters")
-    add("--seed", metavar="SEED", type=int, default=0, help="of all draws, 0 by default")
-    add("--batch-size", metavar="N", type=int, default=32, help="completions drawn at a time, 32 by default")
-    add("--rows", metavar="N", type=int, help="only the first so many prompts")
-    add("--subset", metavar="NAME", help="configuration of a Hub data set")
-    add("--split", metavar="NAME", default="train", help="split, train by default; slices work")
-    add("--system", metavar="TEXT", help="a system message before every conversation")
-    add("--server", metavar="URL", help="let a server draw that serves the model")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type of the weights")
-    add("--allow-code", action="store_true", help="run the Python function that judges")
-    add("--resume", action="store_true", help="go on with a call that was interrupted")
-
-
-def add_show(verbs: Any) -> None:
-    """Add the verb ``show``, with what it shows."""
-    parser = add_verb(verbs, "show", "print what a run keeps in its directory", _SHOW)
-    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    samples = add_verb(what, "samples", "print completions that a run drew", _SHOW_SAMPLES, _show_samples)
-    samples.add_argument("directory", metavar="RUN", help="a run's directory")
-    number = samples.add_mutually_exclusive_group()
-    number.add_argument("--round", metavar="N", type=int, help="of this round, by default the last")
-    number.add_argument("--step", metavar="S", type=int, help="of this optimizer step, by default the last")
-    samples.add_argument("--row", metavar="R", type=int, help="that answer this row of the prompts")
-    samples.add_argument("--n", metavar="N", type=int, default=5, help="so many prompts; with best and worst, samples")
-    order = samples.add_mutually_exclusive_group()
-    order.add_argument("--best", action="store_true", help="those of the highest scores")
-    order.add_argument("--worst", action="store_true", help="those of the lowest scores")
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -210,3 +147,71 @@ def _made(section: Any, **values: Any) -> Any:
         key = str(entry["loc"][0])
         option = _OPTIONS.get(key, "--" + key.replace("_", "-"))
         raise UserError(f"{option}: {sentence(entry)}") from None
+
+
+SAMPLE = Verb(
+    "sample",
+    "draw completions of prompts and keep the best as a data set",
+    (
+        "align sample prompts.jsonl --model runs/dpo --n 16 --judge reward:some/reward-model --keep best",
+        "align sample prompts.jsonl --model runs/dpo --n 8 --judge pair:some/pair-model --keep pair --out pairs.jsonl",
+        "align sample world:forget --model runs/quickstart-dpo --n 4 --judge function:rewards:short --allow-code",
+    ),
+    _sample,
+    (
+        argument("file", metavar="FILE", help="a data file, a Hub id, or world:KIND[:SEED]"),
+        argument("--model", metavar="MODEL", required=True, help="a run, a folder of a model or a Hub id"),
+        argument("--n", metavar="N", type=int, default=4, help="completions of each prompt, 4 by default"),
+        argument("--judge", metavar="SPEC", help="reward:M, pair:M, endpoint:URL#M, function:MOD:F"),
+        argument("--keep", metavar="WHAT", help=_KEEPS),
+        argument("--out", metavar="FILE", default="samples.jsonl", help="samples.jsonl by default; or a .parquet"),
+        argument("--max-new-tokens", metavar="N", type=int, default=256, help="most of a completion, 256 by default"),
+        argument("--temperature", metavar="T", type=float, default=1.0, help="logits are divided by it, 1 by default"),
+        argument("--top-p", metavar="P", type=float, default=1.0, help="only the likeliest tokens of this mass"),
+        argument("--top-k", metavar="K", type=int, help="only so many likeliest tokens"),
+        argument("--min-p", metavar="P", type=float, help="no token below this share of the likeliest's"),
+        argument(
+            "--stop", metavar="TEXT", action="append", default=[], help="a completion ends before it; may be repeated"
+        ),
+        argument("--length-penalty", metavar="X", type=float, default=0.0, help="off a score per log of characters"),
+        argument("--seed", metavar="SEED", type=int, default=0, help="of all draws, 0 by default"),
+        argument("--batch-size", metavar="N", type=int, default=32, help="completions drawn at a time, 32 by default"),
+        argument("--rows", metavar="N", type=int, help="only the first so many prompts"),
+        argument("--subset", metavar="NAME", help="configuration of a Hub data set"),
+        argument("--split", metavar="NAME", default="train", help="split, train by default; slices work"),
+        argument("--system", metavar="TEXT", help="a system message before every conversation"),
+        argument("--server", metavar="URL", help="let a server draw that serves the model"),
+        argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type of the weights"),
+        flag("--allow-code", "run the Python function that judges"),
+        flag("--resume", "go on with a call that was interrupted"),
+    ),
+    usage="align sample FILE --model MODEL [options]",
+)
+SHOW = Verb(
+    "show",
+    "print what a run keeps in its directory",
+    ("align show samples runs/hypo", "align show samples runs/inpo --round 2 --worst"),
+    of="WHAT",
+    verbs=(
+        Verb(
+            "samples",
+            "print completions that a run drew",
+            (
+                "align show samples runs/hypo --step 40 --n 3",
+                "align show samples runs/inpo --round 2 --best",
+                "align show samples runs/superhf --row 17 --json",
+            ),
+            _show_samples,
+            (
+                argument("directory", metavar="RUN", help="a run's directory"),
+                one_of(
+                    argument("--round", metavar="N", type=int, help="of this round, by default the last"),
+                    argument("--step", metavar="S", type=int, help="of this optimizer step, by default the last"),
+                ),
+                argument("--row", metavar="R", type=int, help="that answer this row of the prompts"),
+                argument("--n", metavar="N", type=int, default=5, help="so many prompts; with best and worst, samples"),
+                one_of(flag("--best", "those of the highest scores"), flag("--worst", "those of the lowest scores")),
+            ),
+        ),
+    ),
+)

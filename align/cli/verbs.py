@@ -1,22 +1,89 @@
-"""How a verb of the command line is added: the same help, and the same ``--json``, for all of them."""
+"""How a verb of the command line is declared: a value that says its name, its arguments and what it runs."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
-def add_verb(verbs: Any, name: str, summary: str, examples: str, run: Any = None) -> argparse.ArgumentParser:
-    """A parser below ``verbs``; ``run`` takes the parsed arguments and returns the exit code, None if verbs follow."""
-    parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    if run is not None:
-        parser.add_argument("--json", action="store_true", help="print plain JSON for scripts")
-        parser.set_defaults(run=run)
-    return parser
+@dataclass(frozen=True)
+class Argument:
+    """One argument, in the words of ``argparse.add_argument``; made by ``argument``."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+    def add_to(self, parser: Any) -> None:
+        parser.add_argument(*self.names, **self.options)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Arguments of which at most one may be given."""
+
+    arguments: tuple[Argument, ...]
+
+    def add_to(self, parser: Any) -> None:
+        group = parser.add_mutually_exclusive_group()
+        for one in self.arguments:
+            one.add_to(group)
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument: ``argument("--n", metavar="N", type=int, help="...")``."""
+    return Argument(names, options)
+
+
+def flag(name: str, help: str) -> Argument:
+    """An option without a value."""
+    return Argument((name,), {"action": "store_true", "help": help})
+
+
+def one_of(*arguments: Argument) -> OneOf:
+    """Options that exclude each other."""
+    return OneOf(arguments)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb, or with ``verbs`` a group of them. Every verb takes ``--json``, and help looks the same for all.
+
+    Attributes:
+        summary: half a sentence, in lower case.
+        examples: whole commands, a line each.
+        run: takes the parsed arguments and returns the exit code; None for a group.
+        usage: where argparse's own line would be too long.
+        of: what the verbs of a group are called in its usage, such as SUITE.
+    """
+
+    name: str
+    summary: str
+    examples: tuple[str, ...]
+    run: Callable[[argparse.Namespace], int] | None = None
+    arguments: tuple[Argument | OneOf, ...] = ()
+    verbs: tuple[Verb, ...] = ()
+    usage: str | None = None
+    of: str = "VERB"
+
+    def add_to(self, verbs: Any) -> None:
+        """Add the parser of this verb to argparse's ``subparsers``."""
+        parser = verbs.add_parser(
+            self.name,
+            help=self.summary,
+            description=f"{self.summary[0].upper()}{self.summary[1:]}.",
+            epilog="\n  ".join(("examples:", *self.examples)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            usage=self.usage,
+        )
+        if self.run is not None:
+            flag("--json", "print plain JSON for scripts").add_to(parser)
+            parser.set_defaults(run=self.run)
+        for one in self.arguments:
+            one.add_to(parser)
+        if self.verbs:
+            below = parser.add_subparsers(dest=self.of.lower(), metavar=self.of, required=True)
+            for verb in self.verbs:
+                verb.add_to(below)

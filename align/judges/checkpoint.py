@@ -1,9 +1,13 @@
-"""Loading models that judge: whole in every process that asks, frozen, safetensors only, remote code off."""
+"""Models that judge: loaded whole in every process that asks, frozen, and computed apart from training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from align.compat import loaded_whole
 from align.data.rows.sources import quiet_hub
@@ -65,6 +69,13 @@ def load_judge_model(
     except UserError as error:
         raise UserError(str(error).replace("model.id", key, 1)) from error
     return model.eval().requires_grad_(False), tokenizer
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """No gradient, and the type of the weights even where a training step computes in another."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _check_labels(key: str, name: str, source: str, revision: str | None) -> None:

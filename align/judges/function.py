@@ -1,4 +1,4 @@
-"""Judges that are a Python function of the user's, and the judge that a recipe's section asks for.
+"""Judges that are a Python function of the user's.
 
 A function is code, so it is imported only where the command line allows it.
 """
@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 from align.data.rows.sources import did_you_mean
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
-from align.judges.judge import CompareJudge, Judging, ScoreJudge
+from align.judges.judge import CompareJudge, ScoreJudge
 
 if TYPE_CHECKING:
-    import torch
-
-    from align.recipe.sampling import Judge
+    pass
 
 
 Function = Callable[..., Any]
@@ -70,83 +68,11 @@ class FunctionComparison(CompareJudge):
         return values
 
 
-def as_judge(
-    judge: Judging | Judge | Function,
-    *,
-    allow_code: bool = False,
-    device: torch.device | None = None,
-    say: Callable[[str], Any] = print,
-) -> Judging:
-    """A judge from what a Python caller hands over: a judge, settings of one, or a function.
-
-    Raises:
-        UserError: where it is none of these, or as ``load_judge``.
-    """
-    from align.recipe.sampling import Judge
-
-    if isinstance(judge, ScoreJudge | CompareJudge):
-        return judge
-    if isinstance(judge, Judge):
-        return load_judge(judge, base=Path.cwd(), allow_code=allow_code, device=device, say=say)
-    if not callable(judge) or isinstance(judge, type):
-        raise UserError(
-            f"judge is {judge!r}; it must be a judge (align.judges.judge), align.Judge(...), or a function of "
-            "(prompts, responses) or (prompts, a, b)."
-        )
-    return (FunctionComparison if {"a", "b"} <= _parameters(judge) else FunctionJudge)(judge)
-
-
 def _named(spec: str | Function, base: Path | None) -> tuple[str, Function]:
     """What a function is called in messages, and the function."""
     if isinstance(spec, str):
         return spec, load_function(spec, base)
     return f"{spec.__module__}:{getattr(spec, '__qualname__', type(spec).__qualname__)}", spec
-
-
-def load_judge(
-    settings: Judge,
-    *,
-    base: Path | None = None,
-    allow_code: bool = False,
-    device: torch.device | None = None,
-    say: Callable[[str], Any] = print,
-) -> Judging:
-    """The judge that a ``judge`` section asks for, ready to be asked.
-
-    Args:
-        base: the recipe's folder, where relative folders and functions are looked up first.
-        allow_code: whether a function of the user's may be imported.
-        device: where a model is put; the CPU unless given.
-        say: takes a sentence for people.
-
-    Raises:
-        UserError: where the section names none or several, or the one it names cannot be had.
-    """
-    given = [key for key in ("reward", "pair", "endpoint", "function") if getattr(settings, key) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) if given else "none of them"
-        raise UserError(f"judge needs exactly one of reward, pair, endpoint and function; found {found}.")
-    if settings.endpoint is not None:
-        from align.judges.endpoint import EndpointJudge
-
-        return EndpointJudge(settings.endpoint, say, base=base)
-    if settings.function is not None:
-        if not allow_code:
-            raise UserError(
-                f"judge.function names Python code ({settings.function}), and code is only run where it is allowed: "
-                "read it, then add --allow-code to the command."
-            )
-        compares = {"a", "b"} <= _parameters(load_function(settings.function, base))
-        return (FunctionComparison if compares else FunctionJudge)(settings.function, base)
-    from align.judges.models import PairModel, RewardModel
-
-    options: dict[str, Any] = {"revision": settings.revision, "dtype": settings.dtype, "base": base, "say": say}
-    if device is not None:
-        options["device"] = device
-    if settings.reward is not None:
-        return RewardModel(settings.reward, **options)
-    assert settings.pair is not None
-    return PairModel(settings.pair, **options)
 
 
 def load_function(spec: str, base: Path | None) -> Callable[..., Any]:
@@ -208,7 +134,7 @@ def _check_place(name: str, module: Any, base: Path | None) -> None:
         )
 
 
-def _parameters(function: Callable[..., Any]) -> set[str]:
+def parameters(function: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # written in C without a signature

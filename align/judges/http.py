@@ -19,13 +19,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from align.errors import UserError
-from align.runs.directory import write_atomically
+from align.judges.answers import Answers, question_key
 
 if TYPE_CHECKING:
     from align.recipe.sampling import Server
@@ -75,7 +74,8 @@ class Client:
         say: Callable[[str], Any] = print,
         pause: float = 1.0,
     ) -> None:
-        self.server, self.cache, self.limit, self.pause = server, cache, limit, pause
+        self.server, self.limit, self.pause = server, limit, pause
+        self.answers = Answers(cache)
         self.url, self.host = _address(server.url)
         self._key = _key(server.key_env)
         self.calls = self.retries = self.cached = 0
@@ -106,13 +106,13 @@ class Client:
             UserError: where the server refuses a call, a call fails for good, or ``limit`` is reached. Calls under way
                 are waited for, and what they bring is kept.
         """
-        keys = [_digest(self.url, path, body) for body in bodies]
+        keys = [question_key(self.url, path, body) for body in bodies]
         landed: dict[str, Any] = {}
         wanted: dict[str, Mapping[str, Any]] = {}
         for key, body in zip(keys, bodies, strict=True):
             if key in landed or key in wanted:
                 continue
-            answer = self._read(key)
+            answer = self.answers.read(key)
             if answer is not None and usable(answer):
                 landed[key] = answer
             else:
@@ -121,7 +121,7 @@ class Client:
             before(list(wanted.values()))
         self.cached += len(landed)
         if wanted:
-            self._require_writable()
+            self.answers.require_writable()
             landed |= self._ask_all(path, wanted, usable)
         return [landed[key] for key in keys]
 
@@ -140,7 +140,7 @@ class Client:
             def one(key: str, body: Mapping[str, Any]) -> Any:
                 try:
                     answer = self._ask(http, "POST", path, json.dumps(body).encode(), usable, stop)
-                    self._keep(key, answer)
+                    self.answers.keep(key, answer)
                     return answer
                 except BaseException as error:
                     failed.append(error)
@@ -173,13 +173,13 @@ class Client:
                 seen, wait = str(again), again.wait
             if wait is not None and wait > _PATIENCE:
                 raise UserError(
-                    f"{self.url}{path} asks to be called again in {wait:.0f} s ({seen}).{self._kept()}"
+                    f"{self.url}{path} asks to be called again in {wait:.0f} s ({seen}).{self.answers.kept()}"
                 ) from None
             if attempt < self.server.retries:
                 stop.wait(max(self._delay(salt, attempt), wait or 0.0))
         raise UserError(
             f"{self.url}{path} gave no answer that can be used in {attempt + 1} {'try' if not attempt else 'tries'}; "
-            f"the last: {seen}.{self._kept()}"
+            f"the last: {seen}.{self.answers.kept()}"
         )
 
     def _once(self, http: httpx2.Client, method: str, path: str, content: bytes | None, usable: Usable) -> Any:
@@ -221,7 +221,7 @@ class Client:
             if self.limit is not None and self.calls >= self.limit:
                 raise UserError(
                     f"{self.url}: all {self.limit:,} calls that are allowed were made, {self.retries:,} of them "
-                    f"because an earlier one had failed.{self._kept()}"
+                    f"because an earlier one had failed.{self.answers.kept()}"
                 )
             self.calls += 1
             self.retries += attempt > 0
@@ -230,45 +230,7 @@ class Client:
         """Seconds before the next try: twice as long each time, and up to half of it off, by what is asked."""
         return min(self.pause * 2 ** min(attempt, 16), _LONGEST) * random.Random(f"{salt}{attempt}").uniform(0.5, 1.0)
 
-    # ---- the disk
-
-    def _file(self, key: str) -> Path:
-        assert self.cache is not None
-        return self.cache / key[:2] / f"{key}.json"
-
-    def _read(self, key: str) -> Any:
-        """An answer on disk; None where there is none, or one that cannot be read, which is asked for again."""
-        if self.cache is None:
-            return None
-        try:
-            return json.loads(self._file(key).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return None
-
-    def _keep(self, key: str, answer: Any) -> None:
-        if self.cache is None:
-            return
-        try:
-            write_atomically(self._file(key), json.dumps(answer))
-        except OSError as error:
-            raise UserError(f"An answer cannot be written to {self.cache} ({error.strerror}).") from error
-
-    def _require_writable(self) -> None:
-        """Answers may cost money, so nothing is asked before there is a place for them."""
-        if self.cache is None:
-            return
-        try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=self.cache).close()
-        except OSError as error:
-            raise UserError(f"{self.cache}, where answers go, cannot be written to ({error.strerror}).") from error
-
     # ---- sentences
-
-    def _kept(self) -> str:
-        if self.cache is None:
-            return ""
-        return f" The answers so far are kept in {self.cache}: the same call again goes on from there (with --resume)."
 
     def _blotted(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) >= _SECRET else text
@@ -299,7 +261,7 @@ class Client:
             said += f" The key is read from the environment variable {self.server.key_env}{there}."
         if status == 404:
             said += " Check url (it often ends in /v1) and the model's name."
-        return said + self._kept()
+        return said + self.answers.kept()
 
 
 def _address(url: str) -> tuple[str, str]:
@@ -322,10 +284,6 @@ def _key(name: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"key_env: the environment variable {name} holds characters that no key has.")
     return key
-
-
-def _digest(url: str, path: str, body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([url, path, body], sort_keys=True).encode()).hexdigest()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -16,6 +16,7 @@ from align.recipe.sampling import Judge, Rounds, Sampling, Select
 from align.recipe.sections import Lora
 from align.recipe.train_keys import OURS, train_keys
 from align.recipe.train_refused import REFUSED
+from align.trainers.arguments import trl_arguments
 
 # refused in recipes, and of no meaning or taken from elsewhere here
 _LEFT = ("output_dir", "run_name", "seed", "do_eval", "local_rank", "max_length", "remove_unused_columns")
@@ -49,7 +50,7 @@ def recipe_of(
             f"objective is {objective!r}; it must be a value such as align.INPO(). All: align list objectives."
         )
     if args is None:
-        args = _default_arguments(model)
+        args = trl_arguments(None, model)
     output = Path(args.output_dir)
     raw: dict[str, Any] = {
         "name": re.sub(r"[^A-Za-z0-9._+-]", "-", output.resolve().name).lstrip("._+-") or "rounds",
@@ -69,12 +70,6 @@ def recipe_of(
     if tokenizer is not None:
         raw["model"]["tokenizer"] = str((output / "tokenizer").resolve())
     return Recipe.from_dict(raw, name="RoundTrainer")
-
-
-def _default_arguments(model: str) -> Any:
-    from align.trainers.base import _arguments
-
-    return _arguments(None, model)
 
 
 def _given(section: Any) -> dict[str, Any]:

@@ -9,33 +9,35 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.sources import source_name
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.judges.function import Function, as_judge
+from align.judges.function import Function
 from align.judges.judge import Judging
+from align.judges.loading import as_judge
 from align.objectives import DPO, Objective
 from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
-from align.recipe.sections import Model, located
+from align.recipe.sections import located
 from align.reference.rows import check_reads
 from align.rounds.arguments import recipe_of
+from align.rounds.finish import finish
+from align.rounds.judging import check_judge, early_judge, estimate, judge_of
 from align.rounds.pairs import make_pairs
 from align.rounds.policy import TRAIN, loaded, policy_digest, policy_section, round_folder, train_recipe
 from align.rounds.prompts import PROMPTS, deal, digest
-from align.rounds.report import card, record, table
-from align.rounds.stages import Round, Stage, check_judge, draw_part, judge_part
+from align.rounds.report import record, table
+from align.rounds.stages import Round, Stage, draw_part, judge_part
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
 from align.runs.launch import check_launch
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
-from align.runs.result import MODEL, RunResult
+from align.runs.result import RunResult
 from align.sampling.files import read_tables
 from align.trainers.online import check_settings
 from align.training.lock import repeatable
@@ -143,16 +145,18 @@ class RoundTrainer:
         quieten(self.world.rank == 0)
         if self.recipe.objective_value().needs_reference:
             check_reads(self.recipe.objective_value())
-        self._early_judge()
+        self.world.together(self._early_judge)
         rounds = self._rounds(resume)
-        self._estimate(rounds)
+        estimate(self.recipe, rounds, self.say)
         records = []
         for now in rounds:
             if not (now.folder / TRAIN / VERDICT).exists():
                 self._round(now)
             records.append(record(now))
             self._note(records[-1])
-        return self._finish(records, time.monotonic() - began)
+        named = [Path(source_name(source)).name for source in self.recipe.data.train or []]
+        data = named if self._dataset is None else ["prompts of the caller's own"]
+        return finish(self.recipe, self.directory, self.world, records, data, time.monotonic() - began, self.say)
 
     # ---- stages
 
@@ -218,7 +222,7 @@ class RoundTrainer:
 
     def _judge_all(self, now: Round, parts: list[int]) -> None:
         def work() -> None:
-            judge = self._judge or self._load_judge()
+            judge = self._judge or judge_of(self.recipe, self.allow_code, self.world.device, self.say)
             check_judge(judge, self.select)
             for part in parts:
                 judge_part(now, part, judge, self.select)
@@ -228,50 +232,10 @@ class RoundTrainer:
 
     def _early_judge(self) -> None:
         """What can be wrong with a judge is said before anything is drawn; one without weights is made at once."""
-        settings = self.recipe.judge
-        assert settings is not None
-
-        def work() -> None:
-            for key in ("reward", "pair"):
-                name = getattr(settings, key)
-                if name is not None:
-                    try:
-                        load_tokenizer(Model(id=name, revision=settings.revision), base=self.recipe.base)
-                    except UserError as error:
-                        raise UserError(str(error).replace("model.id", f"judge.{key}", 1)) from error
-            if self._judge is None and (settings.function is not None or settings.endpoint is not None):
-                self._judge = self._load_judge()
-            if self._judge is not None:
-                check_judge(self._judge, self.select)
-
-        self.world.together(work)
-
-    def _estimate(self, rounds: Sequence[Round]) -> None:
-        """Say how many calls an endpoint will get, and refuse a run that would end for want of them."""
-        settings = self.recipe.judge.endpoint if self.recipe.judge is not None else None
-        if settings is None:
-            return
-        left = sum(now.unjudged for now in rounds)
-        calls = 2 * left * (3 * self.sampling.samples // 2 - 1)
-        self.say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders")
-        if calls > settings.max_calls:
-            raise UserError(
-                f"judge.endpoint.max_calls: {settings.max_calls:,} calls are allowed, and tournaments of "
-                f"{self.sampling.samples} samples of {left:,} prompts may take {calls:,}. Nothing was started: raise "
-                "it (retries count too), or lower rounds.prompts or sampling.samples."
-            )
-
-    def _load_judge(self) -> Judging:
-        from align.judges.function import load_judge
-
-        assert self.recipe.judge is not None
-        return load_judge(
-            self.recipe.judge,
-            base=self.recipe.base,
-            allow_code=self.allow_code,
-            device=self.world.device,
-            say=self.say,
-        )
+        if self._judge is None:
+            self._judge = early_judge(self.recipe, self.allow_code, self.world.device, self.say)
+        if self._judge is not None:
+            check_judge(self._judge, self.select)
 
     def _pairs(self, now: Round) -> None:
         there: list[bool] = []
@@ -320,7 +284,7 @@ class RoundTrainer:
             "recipe": self.recipe.dump(),
             "base": str(self.recipe.base),
             "data": digest,
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": self.world.size,
             "samples": repeatable(self.recipe, on_cpu=device.type == "cpu", mixed=self.world.mixed is not None),
@@ -334,31 +298,6 @@ class RoundTrainer:
         for line in lines:
             self.say(line)
 
-    def _finish(self, records: list[dict[str, Any]], seconds: float) -> RunResult:
-        run = self.directory.path
-        last = round_folder(run, self.rounds.count) / TRAIN / MODEL
-        verdict = {
-            "run": str(run),
-            "seconds": seconds,
-            "rounds": records,
-            "paths": {"model": str(run / MODEL), "metrics": str(run / METRICS)},
-        }
-
-        def work() -> None:
-            if self.world.rank == 0:
-                named = [source_name(source) for source in self.recipe.data.train or []]
-                data = [Path(name).name for name in named] if self._dataset is None else ["prompts of the caller's own"]
-                text = card(self.recipe, data, records, _versions())
-                _copy(last, run / MODEL)
-                self.directory.write("README.md", text)
-                (run / MODEL / "README.md").write_text(text)
-                self.directory.write_json(VERDICT, verdict)
-
-        self.world.together(work)
-        for line in ["", *table(records), f"model  {run / MODEL}"]:
-            self.say(line)
-        return RunResult(str(run), sum(r["steps"] for r in records), seconds, {}, verdict, 0, 0)
-
 
 def _until_done(echo: Callable[[str], Any]) -> Callable[[str], Any]:
     """Leave out a round's own verdict, which asks for held-out pairs; the table of rounds stands in its place."""
@@ -371,16 +310,3 @@ def _until_done(echo: Callable[[str], Any]) -> Callable[[str], Any]:
             echo(line)
 
     return say
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a folder so that ``target`` is there whole or not at all."""
-    beside = target.with_name(f".{target.name}.part")
-    for folder in (beside, target):
-        shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(source, beside)
-    os.replace(beside, target)
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: installed(name) for name in TESTED}

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from align.data.load import digest
 from align.data.rows.sources import load_source
@@ -25,13 +24,14 @@ from align.errors import UserError
 from align.judges.judge import CompareJudge, Judging
 from align.models.load import load_checkpoint, model_folder
 from align.models.subject import positions
-from align.recipe.sampling import Judge, Sampling
-from align.recipe.sections import Model, Source
+from align.recipe.sampling import Judge
+from align.recipe.sections import Model
 from align.reference.digest import model_digest
 from align.runs.processes import World, free
 from align.sampling.choose import Keep, compare, score
 from align.sampling.files import by_prompt, sample_of, sample_row
-from align.sampling.kept import check_name, completion_row, extras, pair_row, tokenised_otherwise, write
+from align.sampling.job import Job
+from align.sampling.kept import completion_row, extras, pair_row, tokenised_otherwise, write
 from align.sampling.parts import STAGES, Parts, Stage
 from align.sampling.result import Result
 
@@ -44,74 +44,6 @@ Say = Callable[[str], Any]
 
 PART = 32  # prompts of a part; a constant, so that a resume finds the same parts
 _SAY_EVERY = 10.0  # seconds between lines of progress
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to sample, and what to keep of it.
-
-    ``amount`` is how many with ``keep`` top, and the score to exceed with above. ``length_penalty`` is taken off a
-    score for each natural log of its text's characters before anything is ranked.
-
-    Raises:
-        UserError: for settings that contradict each other.
-    """
-
-    source: Source
-    model: str
-    out: Path
-    sampling: Sampling = field(default_factory=Sampling)
-    judge: Judge | None = None
-    keep: Keep = "all"
-    amount: float | None = None
-    length_penalty: float = 0.0
-    seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    allow_code: bool = False
-
-    def __post_init__(self) -> None:
-        check_name(self.out)
-        samples = self.sampling.samples
-        if self.judge is None:
-            if self.keep != "all":
-                raise UserError(f"--keep {self.keep} needs someone who judges: give --judge, or --keep all.")
-            if self.length_penalty:
-                raise UserError("--length-penalty is taken off scores, and nothing scores: give --judge.")
-            return
-        if self.keep == "pair" and samples < 2:
-            raise UserError("--keep pair needs at least two samples of each prompt: raise --n.")
-        if self.keep == "top" and not 1 <= (self.amount or 0) <= samples:
-            raise UserError(f"--keep top:K takes a K from 1 to --n, here {samples}.")
-        if self.judge.pair or self.judge.endpoint:
-            self.check_compares()
-
-    def check_compares(self) -> None:
-        """Refuse what a judge that compares cannot do. Raises UserError."""
-        if self.keep not in ("best", "pair"):
-            raise UserError(f"--keep {self.keep} needs scores, and this judge compares: --keep best or --keep pair.")
-        if self.length_penalty:
-            raise UserError("--length-penalty is taken off scores, and this judge compares: leave it out.")
-        if self.sampling.samples < 2 or self.sampling.samples & (self.sampling.samples - 1):
-            raise UserError(
-                f"A judge that compares holds a tournament, which takes 2, 4, 8, 16 ... samples: --n is "
-                f"{self.sampling.samples}."
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """All that samples, scores and choices depend on, but for the model's weights and the prompts."""
-        drawn = self.sampling.model_dump(exclude={"batch_size", "server"})
-        judge = self.judge.model_dump(exclude_none=True) if self.judge else None
-        return {
-            "source": self.source.model_dump(exclude_defaults=True),
-            "model": self.model,
-            "dtype": self.dtype,
-            "seed": self.seed,
-            "sampling": {**drawn, "server": self.sampling.server is not None},
-            "judge": judge,
-            "keep": self.keep,
-            "amount": self.amount,
-            "length_penalty": self.length_penalty,
-        }
 
 
 def sample(job: Job, *, resume: bool = False, say: Say = print) -> Result | None:
@@ -166,7 +98,7 @@ class _Work:
         self.settings = {**job.settings(), "digest": weights, "prompts": digest(found)}
         self.parts.check(self.settings)
         # listed before any process writes, so that all deal the same parts
-        self.todo = {stage: self.parts.missing(stage, self.count) for stage in STAGES}
+        self.todo = {stage: self.parts.missing(stage, range(self.count)) for stage in STAGES}
         self._drawer = self._server(weights) if job.sampling.server is not None else self._local(model)
 
     def begin(self) -> None:
@@ -236,7 +168,7 @@ class _Work:
         for number in missing[self.world.rank :: self.world.size]:
             yield number
             if time.monotonic() - said > _SAY_EVERY:
-                made = (self.count - len(self.parts.missing(stage, self.count))) * PART
+                made = (self.count - len(self.parts.missing(stage, range(self.count)))) * PART
                 self.say(f"{done}: {min(made, len(self.prompts)):,} of {len(self.prompts):,} prompts")
                 said = time.monotonic()
 
@@ -264,7 +196,7 @@ class _Work:
             load_tokenizer(Model(id=name, revision=settings.revision))
 
     def _load_judge(self) -> Judging:
-        from align.judges.function import load_judge
+        from align.judges.loading import load_judge
 
         job = self.job
         assert job.judge is not None

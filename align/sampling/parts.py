@@ -1,26 +1,60 @@
-"""Long work in parts: files beside an output that is not finished, so that an interrupted call can go on."""
+"""Long work in parts: tables of samples by stage and number, so that an interrupted call or run can go on."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import UserError
 from align.runs.directory import differences, write_atomically
-from align.sampling.files import read_tables, write_table
+from align.sampling.files import Rows, read_tables, write_table
 
 Stage = Literal["samples", "judged"]
 STAGES: tuple[Stage, ...] = ("samples", "judged")
 
 
-class Parts:
-    """The folder ``OUT.parts``: settings in ``manifest.json``, and tables of samples by stage and number.
+class PartFiles:
+    """``FOLDER/STAGE/part-00000.parquet`` and so on, each with notes in a ``.json`` beside it.
 
-    A part is there whole or not at all. Nothing is written before ``begin``.
+    A part is there whole or not at all. Rounds and ``align sample`` keep their samples so.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def table(self, stage: Stage, number: int) -> Path:
+        """The file of a part's lines."""
+        return self.folder / stage / f"part-{number:05d}.parquet"
+
+    def missing(self, stage: Stage, numbers: Iterable[int]) -> list[int]:
+        """Which of these parts are still to be made."""
+        return [number for number in numbers if not self.table(stage, number).is_file()]
+
+    def write(self, stage: Stage, number: int, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> None:
+        """Keep one part, with what else is to be known of it: plain values."""
+        # the table last: it is what says that the part is there
+        if notes:
+            write_atomically(self.table(stage, number).with_suffix(".json"), json.dumps(dict(notes)) + "\n")
+        write_table(self.table(stage, number), rows)
+
+    def rows(self, stage: Stage, *numbers: int) -> Rows:
+        """Lines of parts, in the order given."""
+        return read_tables(self.table(stage, number) for number in numbers)
+
+    def notes(self, stage: Stage, number: int) -> dict[str, Any]:
+        """What was kept beside a part; nothing where nothing was."""
+        file = self.table(stage, number).with_suffix(".json")
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+class Parts(PartFiles):
+    """The folder ``OUT.parts`` beside an output that is not finished, with settings in ``manifest.json``.
+
+    Nothing is written before ``begin``.
 
     Raises:
         UserError: where ``out`` is there already, or cannot be written, or there is nothing to go on with, or something
@@ -28,7 +62,8 @@ class Parts:
     """
 
     def __init__(self, out: Path, *, resume: bool) -> None:
-        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        super().__init__(out.with_name(f"{out.name}.parts"))
+        self.out = out
         self._manifest = self.folder / "manifest.json"
         if not out.parent.is_dir():
             raise UserError(f"--out {out}: there is no folder {out.parent}.")
@@ -65,30 +100,9 @@ class Parts:
         if not self._manifest.is_file():
             write_atomically(self._manifest, json.dumps(_plain(settings), indent=1, ensure_ascii=False) + "\n")
 
-    def missing(self, stage: Stage, count: int) -> list[int]:
-        """Which of the parts 0 to ``count`` - 1 are still to be made."""
-        return [number for number in range(count) if not self._table(stage, number).is_file()]
-
-    def write(self, stage: Stage, number: int, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> None:
-        """Keep one part, with what else is to be known of it: plain values."""
-        # the table last: it is what says that the part is there
-        write_atomically(self._table(stage, number).with_suffix(".json"), json.dumps(dict(notes)) + "\n")
-        write_table(self._table(stage, number), rows)
-
-    def rows(self, stage: Stage, number: int) -> list[dict[str, Any]]:
-        """Lines of one part."""
-        return read_tables([self._table(stage, number)])
-
-    def notes(self, stage: Stage, number: int) -> dict[str, Any]:
-        """What was kept beside a part."""
-        return json.loads(self._table(stage, number).with_suffix(".json").read_text(encoding="utf-8"))
-
     def remove(self) -> None:
         """Take everything away, once the output is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _table(self, stage: Stage, number: int) -> Path:
-        return self.folder / stage / f"part-{number:05d}.parquet"
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

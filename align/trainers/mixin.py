@@ -12,17 +12,19 @@ from torch.utils.data import DataLoader
 
 from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import row_lengths
-from align.data.batches.packing import Order, PackLoader, PackSampler, PackStream, sequential_packs, shuffled
+from align.data.batches.packing import Order, shuffled
 from align.engine.layout import TreeBatch
 from align.engine.probe import probe
 from align.engine.reads import Hidden
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
-from align.errors import Stopped, UserError
+from align.errors import Stopped
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
+from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.meter import Meter
+from align.trainers.start import compare_at_start, compute_dtype
 
 if TYPE_CHECKING:
     from align.compat import SFTTrainer as _Trainer
@@ -99,7 +101,7 @@ class AlignMixin(_Trainer):
         """Adds one micro-batch to the evaluation's sums; nothing is gathered by row."""
         batch = inputs["tree"].to(self.args.device)
         self.get_ready(model, batch)
-        missing = self._needs_reference_pass([batch])
+        missing = self.needs_reference_pass([batch])
         with torch.no_grad():
             _, terms = self.score(model, batch, compute_reference=missing[0])
         self._eval_meter.add(terms.metrics)
@@ -139,33 +141,7 @@ class AlignMixin(_Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Planned packs of this rank; see ``align.data.batches.packing``."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        packs = world * self.args.gradient_accumulation_steps
-        collator: TreeCollator = self.data_collator
-        if not hasattr(self.train_dataset, "__len__"):
-            stream = PackStream(
-                self.train_dataset,
-                collator,
-                collator.length,
-                self.step_examples,
-                packs,
-                rank=rank,
-                world=world,
-                endless=True,
-            )
-            return PackLoader(stream, batch_size=None)
-        rows, lengths, order = self.training_rows(self.train_dataset, collator, self.args)
-        sampler = PackSampler(
-            lengths,
-            self.step_examples,
-            packs,
-            order,
-            rank=rank,
-            world=world,
-            budget=self.token_budget,
-            drop_last=self.args.dataloader_drop_last,
-        )
-        return PackLoader(rows, batch_sampler=sampler, collate_fn=collator, **self._loader_options())
+        return train_loader(self)
 
     def training_rows(self, dataset: Any, collator: TreeCollator, args: Any) -> tuple[Any, Sequence[int], Order]:
         """What an epoch reads: rows by number, positions by number, and the numbers of an epoch in order."""
@@ -175,24 +151,7 @@ class AlignMixin(_Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Consecutive rows, equally many packs on every rank."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        size = self.args.per_device_eval_batch_size
-        collator: TreeCollator = self.data_collator
-        if not hasattr(dataset, "__len__"):
-            stream = PackStream(dataset, collator, collator.length, size * world, world, rank=rank, world=world)
-            return PackLoader(stream, batch_size=None)
-        packs = sequential_packs(row_lengths(dataset, collator), size, rank=rank, world=world)
-        return PackLoader(dataset, batch_sampler=packs, collate_fn=collator, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        args = self.args
-        return {
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
-            "persistent_workers": args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
-        }
+        return eval_loader(self, self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
 
     # ---- scoring
 
@@ -229,7 +188,8 @@ class AlignMixin(_Trainer):
         total = self.sum_over_ranks(torch.tensor(mine, device=device)).tolist()
         return dict(zip(units, total, strict=False)), [bool(x) for x in total[len(units) :]]
 
-    def _needs_reference_pass(self, batches: list[TreeBatch]) -> list[bool]:
+    def needs_reference_pass(self, batches: list[TreeBatch]) -> list[bool]:
+        """For each batch, whether any rank must compute reference rows of it."""
         if self.reference is None:
             return [False] * len(batches)
         if self.reference.store is None:
@@ -246,49 +206,16 @@ class AlignMixin(_Trainer):
             self._ready = True
             self._probe(model)
         if batch is not None and self.reference is not None and self.start_gap is None:
-            self.start_gap = self._compare_at_start(model, batch) if self.state.global_step == 0 else math.nan
+            self.start_gap = compare_at_start(self, model, batch) if self.state.global_step == 0 else math.nan
 
     def _probe(self, model: nn.Module) -> None:
         def agree(flag: bool) -> bool:
             return self.sum_over_ranks(torch.tensor([float(not flag)], device=self.args.device)).item() == 0
 
-        result = probe(self.engine, model, self.args.device, agree, _compute_dtype(self))
+        result = probe(self.engine, model, self.args.device, agree, compute_dtype(self))
         self.say(result.sentence())
         if self.reference is not None:
             self.reference.prepare(self.accelerator)
-
-    def _compare_at_start(self, model: nn.Module, batch: TreeBatch) -> float:
-        """Mean gap per token between policy and reference at step 0; it checks the store against live rows, too."""
-        assert self.reference is not None
-        batch = batch.only(self.reference.branches)
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            live = self.engine(model, batch).tokens["logp"]
-        missing = self._needs_reference_pass([batch])[0]
-        reference = self.reference.scores(
-            model, batch, compute=missing, keep=False, autocast=self.accelerator.autocast
-        ).tokens["logp"]
-        model.train(was_training)
-        # a dummy batch has tokens of its own, which no store holds
-        sums = torch.stack(((live - reference).abs().sum(), reference.abs().sum(), live.new_tensor(float(len(live)))))
-        distance, size, count = self.sum_over_ranks(sums * float(batch.units["examples"] > 0)).tolist()
-        gap = distance / max(count, 1.0)
-        # the same rows computed twice agree (almost) exactly; stored ones come from other packs, which round otherwise
-        rounding = torch.finfo(_compute_dtype(self)).eps * (1 + size / max(count, 1.0))
-        allowed = max(1e-4, rounding / 4 if missing else 4 * rounding)
-        if not gap <= allowed:
-            source = "the reference store" if not missing else f"the reference (strategy {self.reference.strategy})"
-            cure = (
-                "Remove the store's folder and start again."
-                if not missing
-                else "Use reference.strategy: copy, or start from the model that the reference should be."
-            )
-            raise UserError(
-                f"At the start {source} differs from the policy by {gap:.2e} nats per token "
-                f"(at most {allowed:.1e} is rounding), so it is not what the policy was at the start. {cure}"
-            )
-        return gap
 
     # ---- people
 
@@ -335,8 +262,3 @@ def _divisor(batch: TreeBatch, unit: str) -> float:
 def order_seed(args: Any) -> int:
     """The seed of the rows' order."""
     return args.seed if args.data_seed is None else args.data_seed
-
-
-def _compute_dtype(trainer: Any) -> torch.dtype:
-    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
-    return mixed or next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())

@@ -15,8 +15,9 @@ from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.data.tokens.samples import Sample
 from align.engine.layout import Example, Tree
 from align.errors import UserError
-from align.judges.function import Function, as_judge
+from align.judges.function import Function
 from align.judges.judge import ScoreJudge
+from align.judges.loading import as_judge
 from align.objectives import Objective, SuperHF
 from align.recipe.sampling import Judge, Sampling, Select
 from align.sampling.select import penalised, top

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback
 from align.data.load import held_out_rows, load_data
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.judges.function import load_judge
+from align.judges.loading import load_judge
 from align.models.policy import check_targets, load_model, lora_config
 from align.models.subject import Subject
 from align.recipe import Recipe

@@ -13,13 +13,13 @@ from typing import Any
 
 from align.data.rows import world
 from align.eval.log_read import read_log
-from align.eval.suites import TofuSuite, trajectory
+from align.eval.suites import TofuSuite
 from align.eval.tofu_data import load_sets
 from align.models.subject import Subject
 from align.recipe.sections import Source
 from align.recipes.quickstart.running import Steps, learn_people, run_recipe, write_rows
 from align.recipes.quickstart.unlearning_summary import Reading, Unlearned, unlearning_summary
-from align.report.trajectory import draw_trajectories
+from align.report.trajectory import draw_trajectories, trajectory
 from align.report.unlearning import number
 from align.runs.directory import RunDirectory, write_atomically
 from align.trainers.evaluation import FOLDER, LOG

@@ -9,7 +9,8 @@ from datasets import disable_progress_bars
 from sample_rows import PAIR, assistant, pair, system, user
 from tiny import tiny_tokenizer
 
-from align.cli.check_rows import check_rows, run_check
+from align.cli.check import run_check
+from align.cli.check_rows import check_rows
 from align.cli.findings import CheckReport
 from align.data.rows.sources import from_rows
 from align.data.tokens.preview import preview

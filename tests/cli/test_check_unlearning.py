@@ -9,7 +9,7 @@ import pytest
 from datasets import disable_progress_bars
 from tiny import tiny_tokenizer
 
-from align.cli.check_rows import run_check
+from align.cli.check import run_check
 from align.errors import UserError
 from align.recipe import Recipe
 

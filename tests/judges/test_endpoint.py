@@ -47,7 +47,9 @@ def test_every_comparison_lands_once_under_all_faults(tmp_path: Path) -> None:
         assert asks.position_bias == pytest.approx(BIAS, abs=1e-12)
         assert set(server.answered.values()) == {1}
         assert len(server.answered) == 50
-        assert server.requests == 50 + asks.client.retries > 50
+        assert asks.client.calls == 50 + asks.client.retries > 50
+        # a busy machine may time a call out before the server has read it
+        assert asks.client.calls - 3 <= server.requests <= asks.client.calls
         again = judge(server, tmp_path)
         assert again.compare(prompts, a, b) == found
         assert (again.client.calls, again.client.cached) == (0, 50)
@@ -264,6 +266,6 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 def test_answers_are_kept_in_the_users_cache_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     plain = EndpointJudge(Endpoint(url="http://localhost:1", model="m"))
-    assert plain.client.cache == tmp_path / "align" / "answers"
+    assert plain.client.answers.folder == tmp_path / "align" / "answers"
     beside = EndpointJudge(Endpoint(url="http://localhost:1", model="m", cache="kept"), base=tmp_path)
-    assert beside.client.cache == tmp_path / "kept"
+    assert beside.client.answers.folder == tmp_path / "kept"

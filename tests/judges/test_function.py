@@ -10,7 +10,8 @@ import pytest
 
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
-from align.judges.function import FunctionComparison, FunctionJudge, load_judge
+from align.judges.function import FunctionComparison, FunctionJudge
+from align.judges.loading import load_judge
 from align.recipe.sampling import Judge
 
 FRANCE = "What is the capital of France?"

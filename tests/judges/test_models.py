@@ -16,10 +16,11 @@ from zoo import ARCHITECTURES, HYBRID, stirred, tiny_config, tiny_model
 
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
-from align.judges import models as module
-from align.judges.function import load_judge
+from align.judges import reward as module
 from align.judges.judge import CompareJudge
-from align.judges.models import PairModel, RewardModel, question
+from align.judges.loading import load_judge
+from align.judges.pair import PairModel, question
+from align.judges.reward import RewardModel
 from align.recipe.sampling import Endpoint, Judge
 from align.runs.directory import LOCK
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from align.data.rows import world
-from align.data.tokens.samples import prompt_key, repeatable
+from align.data.tokens.samples import prompt_key
 from align.models.subject import Subject
 from align.recipe import load_recipe
 from align.recipe.sampling import Sampling
@@ -24,6 +24,7 @@ from align.runs.directory import RunDirectory
 from align.sampling.files import read_tables
 from align.sampling.sampler import Sampler
 from align.train import run
+from align.training.lock import repeatable
 
 SMALL = world.Size(people=12, forgotten=4, background=6, strangers=2, base_epochs=12, tune_epochs=10)
 

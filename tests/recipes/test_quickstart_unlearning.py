@@ -12,14 +12,13 @@ import pytest
 
 from align.data.rows import world
 from align.eval.log_read import read_log
-from align.eval.suites import trajectory
 from align.eval.tofu_metrics import metrics
 from align.recipe import load_recipe
 from align.recipes.quickstart.demo import demonstrate
 from align.recipes.quickstart.running import RECIPES, calm, learn_base, learn_people, run_recipe
 from align.recipes.quickstart.unlearning import RETAIN_LOG, UNLEARNING, Unlearned, answered, prepare, unlearn_with
 from align.recipes.quickstart.unlearning_summary import LIMITS, SHOWN, outcome, unlearning_summary
-from align.report.trajectory import draw_trajectories
+from align.report.trajectory import draw_trajectories, trajectory
 from align.runs.directory import RunDirectory
 
 TINY = world.Size(people=8, forgotten=3, background=2, strangers=1, base_epochs=10, tune_epochs=10)

@@ -32,9 +32,9 @@ from align.recipe import Recipe, load_recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
 from align.rounds import stages
 from align.rounds.inpo import INPOTrainer
-from align.rounds.policy import World
 from align.rounds.prompts import deal
 from align.rounds.trainer import RoundTrainer
+from align.runs.processes import World
 from align.sampling.sampler import Sampler
 from align.train import RunResult, run
 
@@ -432,7 +432,7 @@ def test_arguments_in_python_are_checked(world: Path, tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_process_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    import align.rounds.policy as module
+    import align.runs.processes as module
 
     world = World(1, 2, torch.device("cpu"))
     monkeypatch.setattr(module, "gather_object", lambda mine: [("DoesNotFit", "too large"), *mine])

@@ -15,7 +15,7 @@ from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 from zoo import tiny_config, tiny_model
 
-from align.cli.check_rows import run_check
+from align.cli.check import run_check
 from align.data.rows.sources import load_source
 from align.data.tokens.samples import Prompt, Sample, prompt_key
 from align.data.tokens.tokenize import load_tokenizer, prepare

@@ -19,13 +19,14 @@ from align.errors import UserError
 from align.eval import tofu
 from align.eval.log import SetLog, TofuLog
 from align.eval.log_read import read_log
-from align.eval.suites import TofuSuite, tofu_suite, trajectory
+from align.eval.suites import TofuSuite, tofu_suite
 from align.eval.tofu_data import TofuSets, load_sets
 from align.eval.tofu_metrics import metrics
 from align.models.subject import Subject
 from align.objectives import NLL, NPO, WeightedSum
 from align.recipe.sections import Evaluate, Source
 from align.recipe.stop_rule import StopRule
+from align.report.trajectory import trajectory
 from align.runs.directory import RunDirectory
 from align.trainers.base import AlignTrainer
 from align.trainers.evaluation import Evaluation

@@ -365,7 +365,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_every_rate_of_noise_is_switched_off() -> None:
-    from align.trainers.base import switch_dropout_off
+    from align.trainers.policy import switch_dropout_off
 
     class Router(torch.nn.Module):
         def __init__(self) -> None:

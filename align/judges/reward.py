@@ -1,6 +1,6 @@
-"""Judges that are models of this machine: reward models, and models that compare two answers.
+"""A judge that is a reward model: a number for each answer.
 
-Both are computed as policies are, by the scoring engine: answers to one prompt share it, rows are packed, and the last
+It is computed as policies are, by the scoring engine: answers to one prompt share it, rows are packed, and the last
 token is found by length. Every process that judges holds a whole model of its own, however the policy is sharded.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from align.data.tokens.chat import Request, common_prefix, render
 from align.data.tokens.samples import Prompt
 from align.engine.attention import UnsupportedAttention
 from align.engine.layout import Branch, Example, Tree, pack
-from align.engine.probe import probe
-from align.engine.reads import LogProb, Score
+from align.engine.reads import Score
 from align.engine.scoring import Mode, ScoringEngine, attach
 from align.errors import UserError
-from align.judges.checkpoint import load_judge_model
-from align.judges.judge import CompareJudge, ScoreJudge
+from align.judges.checkpoint import apart, load_judge_model
+from align.judges.judge import ScoreJudge
 from align.models.load import DType
-from align.models.subject import Subject, positions
+from align.models.subject import positions
 
 Say = Callable[[str], Any]
 
@@ -103,7 +101,7 @@ class RewardModel(ScoreJudge):
                 )
             if len(ids) < 2:
                 raise UserError(f"judge.reward: prompt and response {number} are empty; there is nothing to score.")
-        with _apart(self.device):
+        with apart(self.device):
             values = self.own(rows) if self.engine is None else self._shared(prompts, rows)
         for number, value in enumerate(values):
             if not math.isfinite(value):
@@ -178,13 +176,6 @@ class RewardModel(ScoreJudge):
         return self.engine(self.model, batch, (Score(),)).tokens["score"].double().cpu()
 
 
-@contextmanager
-def _apart(device: torch.device) -> Iterator[None]:
-    """No gradient, and the type of the weights even where a training step computes in another."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
 def _trees(members: Sequence[int], rows: Sequence[list[int]]) -> Iterator[tuple[Tree, list[int]]]:
     """Rows that begin alike as trees, within the budget where they can be, with the numbers of the branches' rows."""
     first = rows[members[0]]
@@ -227,7 +218,7 @@ def _choose(judge: RewardModel) -> str:
     others = [Tree(t.prompt, (t.branches[0], *(branch(len(b.ids)) for b in t.branches[1:]))) for t in trees[:2]]
     others.append(Tree(ids(5), (branch(1), branch(7))))
     kept = [0, 3]  # the first branch of the first two trees, whose siblings and neighbours are others
-    with _apart(judge.device):
+    with apart(judge.device):
         rows = [[*tree.prompt, *b.ids] for tree in trees for b in tree.branches]
         alone = torch.tensor([judge.own([row])[0] for row in rows], dtype=torch.float64)
         rounding = torch.finfo(judge.model.dtype).eps * (1 + alone.abs().max().item())
@@ -263,84 +254,3 @@ def _engine(mode: Mode) -> ScoringEngine:
     engine = ScoringEngine()
     engine.mode = mode
     return engine
-
-
-class PairModel(CompareJudge):
-    """A language model that names the better of two answers, asked as RLHFlow's pair-preference models are.
-
-    The conversation becomes plain turns (a line ``<turn> user`` or ``<turn> assistant``, then a space and the words)
-    and goes with both answers into one user's message, ``[CONTEXT] ... [RESPONSE A] ... [RESPONSE B] ...``, which the
-    model's own chat template renders up to where its answer starts, without the BOS token. The probability that the
-    first answer is better is the softmax of the next token's logits over ``A`` and ``B`` alone.
-
-    The wording, the missing BOS and the softmax are those of the model card of RLHFlow/pair-preference-model-LLaMA3-8B
-    and of its authors' training rows (RLHF-Reward-Modeling, pair-pm); they are tested on a small model. Not verified:
-    the published weights themselves, which were never run here, and two things that the card leaves open. It renders
-    without asking for the header of the answer, which Llama 3's first template added all the same and which the model
-    was trained behind; we ask for it. It has no system messages; here they become turns of the user.
-
-    Args:
-        name: a Hub id, a folder (an adapter's too) or a run.
-        revision: commit, tag or branch on the Hub.
-        dtype: type of the weights; ``auto`` for the checkpoint's own.
-        base: where relative folders start.
-        say: told how scores are computed.
-
-    Raises:
-        UserError: where there is no such model, or it has no chat template or no single token for A and for B.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        revision: str | None = None,
-        dtype: DType = "auto",
-        base: Path | None = None,
-        device: torch.device = _CPU,
-        say: Say = print,
-    ) -> None:
-        from transformers import AutoModelForCausalLM
-
-        super().__init__()
-        self.name = name
-        model, tokenizer = load_judge_model("judge.pair", AutoModelForCausalLM, name, revision, dtype, base)
-        if not tokenizer.chat_template:
-            raise UserError(f"judge.pair: the tokenizer of {name} has no chat template to put the question in.")
-        self.choices = {letter: tokenizer.encode(letter, add_special_tokens=False) for letter in ("A", "B")}
-        if any(len(ids) != 1 for ids in self.choices.values()):
-            raise UserError(f"judge.pair: the tokenizer of {name} has no single token for A and for B.")
-        attach(model.to(device))
-        engine = ScoringEngine()
-        say(probe(engine, model, device).sentence().replace("scoring", "judge", 1))
-        # of one process: each judges its own rows
-        self.subject = Subject(model, tokenizer, engine, name=name, device=device, say=say)
-
-    def prefer_first(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[float]:
-        """Probability that the response shown first is preferred, in this one order.
-
-        Raises:
-            UserError: where the chat template refuses a question, or it is longer than the model's positions.
-        """
-        tokenizer = self.subject.tokenizer
-        asked = [question(*row) for row in zip(prompts, shown, other, strict=True)]
-        rendered = render(tokenizer, [Request([{"role": "user", "content": text}], prompt=True) for text in asked])
-        bos = tokenizer.bos_token_id
-        rows: list[list[int]] = []
-        for found in rendered:
-            if isinstance(found, BadRow):
-                raise UserError(f"judge.pair: a question cannot be put to {self.name}: {found}.")
-            # a token that comes again is no mere BOS: some templates begin every turn with theirs
-            alone = found.ids[:1] == [bos] and found.ids.count(bos) == 1
-            rows.append(found.ids[1:] if alone else found.ids)
-        with _apart(self.subject.device):
-            values = self.subject.score(rows, [self.choices] * len(rows), (LogProb(),), where="comparison")
-        gaps = [float(value["A"]["logp"][0] - value["B"]["logp"][0]) for value in values]
-        return torch.tensor(gaps, dtype=torch.float64).sigmoid().tolist()
-
-
-def question(prompt: Prompt, a: str, b: str) -> str:
-    """The message in which a pair-preference model is shown a conversation and two answers to it."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    turns = (f"\n<turn> {'assistant' if m['role'] == 'assistant' else 'user'}\n {m['content']}" for m in messages)
-    return f"[CONTEXT] \n{''.join(turns)}\n [RESPONSE A] {a} [RESPONSE B] {b} \n"

@@ -1,0 +1,83 @@
+"""The judge that a recipe's section, or a caller in Python, asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.errors import UserError
+from align.judges.endpoint import EndpointJudge
+from align.judges.function import Function, FunctionComparison, FunctionJudge, load_function, parameters
+from align.judges.judge import CompareJudge, Judging, ScoreJudge
+from align.judges.pair import PairModel
+from align.judges.reward import RewardModel
+from align.recipe.sampling import Judge
+
+
+def load_judge(
+    settings: Judge,
+    *,
+    base: Path | None = None,
+    allow_code: bool = False,
+    device: torch.device | None = None,
+    say: Callable[[str], Any] = print,
+) -> Judging:
+    """The judge that a ``judge`` section asks for, ready to be asked.
+
+    Args:
+        base: the recipe's folder, where relative folders and functions are looked up first.
+        allow_code: whether a function of the user's may be imported.
+        device: where a model is put; the CPU unless given.
+        say: takes a sentence for people.
+
+    Raises:
+        UserError: where the section names none or several, or the one it names cannot be had.
+    """
+    given = [key for key in ("reward", "pair", "endpoint", "function") if getattr(settings, key) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none of them"
+        raise UserError(f"judge needs exactly one of reward, pair, endpoint and function; found {found}.")
+    if settings.endpoint is not None:
+        return EndpointJudge(settings.endpoint, say, base=base)
+    if settings.function is not None:
+        if not allow_code:
+            raise UserError(
+                f"judge.function names Python code ({settings.function}), and code is only run where it is allowed: "
+                "read it, then add --allow-code to the command."
+            )
+        compares = {"a", "b"} <= parameters(load_function(settings.function, base))
+        return (FunctionComparison if compares else FunctionJudge)(settings.function, base)
+    options: dict[str, Any] = {"revision": settings.revision, "dtype": settings.dtype, "base": base, "say": say}
+    if device is not None:
+        options["device"] = device
+    if settings.reward is not None:
+        return RewardModel(settings.reward, **options)
+    assert settings.pair is not None
+    return PairModel(settings.pair, **options)
+
+
+def as_judge(
+    judge: Judging | Judge | Function,
+    *,
+    allow_code: bool = False,
+    device: torch.device | None = None,
+    say: Callable[[str], Any] = print,
+) -> Judging:
+    """A judge from what a Python caller hands over: a judge, settings of one, or a function.
+
+    Raises:
+        UserError: where it is none of these, or as ``load_judge``.
+    """
+    if isinstance(judge, ScoreJudge | CompareJudge):
+        return judge
+    if isinstance(judge, Judge):
+        return load_judge(judge, base=Path.cwd(), allow_code=allow_code, device=device, say=say)
+    if not callable(judge) or isinstance(judge, type):
+        raise UserError(
+            f"judge is {judge!r}; it must be a judge (align.judges.judge), align.Judge(...), or a function of "
+            "(prompts, responses) or (prompts, a, b)."
+        )
+    return (FunctionComparison if {"a", "b"} <= parameters(judge) else FunctionJudge)(judge)

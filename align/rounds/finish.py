@@ -1,0 +1,65 @@
+"""The end of a run in rounds: the last round's model in the run's own folder, its card and its verdict."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe
+from align.rounds.policy import TRAIN, round_folder
+from align.rounds.report import card, table
+from align.runs.directory import METRICS, VERDICT, RunDirectory
+from align.runs.processes import World
+from align.runs.result import MODEL, RunResult
+from align.versions import TESTED, installed
+
+
+def finish(
+    recipe: Recipe,
+    directory: RunDirectory,
+    world: World,
+    records: Sequence[Mapping[str, Any]],
+    data: Sequence[str],
+    seconds: float,
+    say: Callable[[str], Any],
+) -> RunResult:
+    """Write what a finished run leaves, on the first process, and say what came of the rounds.
+
+    Args:
+        records: one for each round; see ``align.rounds.report.record``.
+        data: what the card calls the prompts.
+    """
+    assert recipe.rounds is not None
+    run = directory.path
+    verdict = {
+        "run": str(run),
+        "seconds": seconds,
+        "rounds": list(records),
+        "paths": {"model": str(run / MODEL), "metrics": str(run / METRICS)},
+    }
+    last = round_folder(run, recipe.rounds.count) / TRAIN / MODEL
+
+    def work() -> None:
+        if world.rank == 0:
+            text = card(recipe, data, records, {name: installed(name) for name in TESTED})
+            _copy(last, run / MODEL)
+            directory.write("README.md", text)
+            (run / MODEL / "README.md").write_text(text)
+            directory.write_json(VERDICT, verdict)
+
+    world.together(work)
+    for line in ["", *table(records), f"model  {run / MODEL}"]:
+        say(line)
+    return RunResult(str(run), sum(r["steps"] for r in records), seconds, {}, verdict, 0, 0)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder so that ``target`` is there whole or not at all."""
+    beside = target.with_name(f".{target.name}.part")
+    for folder in (beside, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, beside)
+    os.replace(beside, target)

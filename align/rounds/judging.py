@@ -1,0 +1,75 @@
+"""The judge of a run in rounds: looked at early, loaded late, and what its calls come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from align.data.tokens.tokenize import load_tokenizer
+from align.errors import UserError
+from align.judges.judge import CompareJudge, Judging, ScoreJudge
+from align.judges.loading import load_judge
+from align.recipe import Recipe
+from align.recipe.sampling import Select
+from align.recipe.sections import Model
+from align.rounds.stages import Round
+
+
+def early_judge(recipe: Recipe, allow_code: bool, device: torch.device, say: Callable[[str], Any]) -> Judging | None:
+    """The recipe's judge, if it has no weights; of one with weights only the tokenizer is looked for.
+
+    Raises:
+        UserError: where it cannot be had.
+    """
+    settings = recipe.judge
+    assert settings is not None
+    for key in ("reward", "pair"):
+        name = getattr(settings, key)
+        if name is not None:
+            try:
+                load_tokenizer(Model(id=name, revision=settings.revision), base=recipe.base)
+            except UserError as error:
+                raise UserError(str(error).replace("model.id", f"judge.{key}", 1)) from error
+    if settings.function is None and settings.endpoint is None:
+        return None
+    return judge_of(recipe, allow_code, device, say)
+
+
+def judge_of(recipe: Recipe, allow_code: bool, device: torch.device, say: Callable[[str], Any]) -> Judging:
+    """The recipe's judge, ready to be asked. Raises UserError."""
+    assert recipe.judge is not None
+    return load_judge(recipe.judge, base=recipe.base, allow_code=allow_code, device=device, say=say)
+
+
+def estimate(recipe: Recipe, rounds: Sequence[Round], say: Callable[[str], Any]) -> None:
+    """Say how many calls an endpoint will get. Raises UserError for a run that would end for want of them."""
+    settings = recipe.judge.endpoint if recipe.judge is not None else None
+    if settings is None:
+        return
+    assert recipe.sampling is not None
+    samples = recipe.sampling.samples
+    left = sum(now.unjudged for now in rounds)
+    calls = 2 * left * (3 * samples // 2 - 1)
+    say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders")
+    if calls > settings.max_calls:
+        raise UserError(
+            f"judge.endpoint.max_calls: {settings.max_calls:,} calls are allowed, and tournaments of "
+            f"{samples} samples of {left:,} prompts may take {calls:,}. Nothing was started: raise "
+            "it (retries count too), or lower rounds.prompts or sampling.samples."
+        )
+
+
+def check_judge(judge: Judging, select: Select) -> None:
+    """Refuse a way to select that the judge gives nothing for.
+
+    Raises:
+        UserError: with the other way.
+    """
+    if not isinstance(judge, ScoreJudge | CompareJudge):
+        raise UserError(f"judge is {judge!r}; it must be a ScoreJudge, a CompareJudge, or align.recipe.sampling.Judge.")
+    if isinstance(judge, ScoreJudge) and select.how != "best_worst":
+        raise UserError(f"select.how is {select.how}, but {judge.name} gives scores: use best_worst.")
+    if isinstance(judge, CompareJudge) and select.how != "tournament":
+        raise UserError(f"select.how is {select.how}, but {judge.name} compares: use tournament.")

@@ -1,0 +1,113 @@
+"""How a trainer keeps the reference: settled while the policy still is what it was at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from align.compat import SFTConfig
+from align.data.batches.collator import TreeCollator
+from align.engine.attention import PREFIX
+from align.engine.reads import Hidden
+from align.errors import UserError
+from align.objectives.base import Objective, sources_of
+from align.reference.digest import model_digest
+from align.reference.policy import Strategy, choose, frozen
+from align.reference.store import LogProbStore, sequence_key
+from align.trainers.policy import compute_type, switch_dropout_off
+
+# starts of an adapter that leave the model's own weights and the model's function as they were
+_HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+class Kept(NamedTuple):
+    """The digest of the policy at the start, and what ``ReferencePolicy`` is made of."""
+
+    digest: str
+    strategy: Strategy
+    model: nn.Module | None
+    store: LogProbStore | None
+
+
+def keep_reference(
+    objective: Objective,
+    model: PreTrainedModel,
+    args: SFTConfig,
+    strategy: Strategy,
+    store_dir: str | Path | None,
+    peft_config: Any,
+    *datasets: Any,
+) -> Kept:
+    """Resolve the strategy while the policy still is what it was at the start, before anything wraps it.
+
+    Raises:
+        UserError: where the strategy would not give the policy as it is at the start.
+    """
+    fresh = peft_config is not None
+    if fresh and getattr(peft_config, "init_lora_weights", True) not in _HARMLESS_STARTS:
+        # pissa, olora and others take a part out of the weights: with the adapter off it would be missing
+        if strategy == "adapter_off":
+            raise UserError(
+                f"init_lora_weights={peft_config.init_lora_weights!r} changes the model's own weights, so "
+                "switching the adapter off does not give the model at the start: use reference.strategy: copy."
+            )
+        fresh = False
+    resolved = choose(strategy, model, fresh)
+    mixed = compute_type(args, model)
+    # rank 0's: with FSDP's efficient loading the others have no weights yet
+    mine = model_digest(model, adapters=resolved != "adapter_off", compute_dtype=mixed)
+    digest = gather_object([mine])[0]
+    store = None
+    # the store holds log-probs alone
+    if store_dir is not None and not any(r.needs_reference or isinstance(r, Hidden) for r in objective.reads()):
+        about = {"model": model.config._name_or_path, "digest": digest, "compute_dtype": mixed}
+        store = LogProbStore(Path(store_dir), digest, about)
+    if resolved == "adapter_off":
+        return Kept(digest, resolved, None, store)
+    if store is not None and all(gather_object([_complete(store, objective, datasets)])):
+        return Kept(digest, resolved, None, store)
+    if resolved == "reload":
+        return Kept(digest, resolved, _load_again(model), store)
+    return Kept(digest, resolved, frozen(model), store)
+
+
+def _load_again(model: PreTrainedModel) -> nn.Module:
+    """The model that ``model`` was loaded from, frozen; under ZeRO-3 cut up as it is loaded."""
+    source = model.config._name_or_path
+    again = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=model.dtype,
+        revision=getattr(model.config, "_commit_hash", None),
+        attn_implementation=model.config._attn_implementation.removeprefix(PREFIX),
+        trust_remote_code=False,
+    )
+    switch_dropout_off(again)
+    mine, theirs = (model_digest(m, adapters=True, compute_dtype="") for m in (model, again))
+    if not gather_object([mine == theirs])[0]:
+        raise UserError(
+            f"The policy is not what {source} holds, so the reference cannot be loaded from there: save the policy to "
+            "a folder first and start from that folder. With an adapter on top, merge it first, or use FSDP2 or ZeRO-2."
+        )
+    return again.eval().requires_grad_(False)
+
+
+def _complete(store: LogProbStore, objective: Objective, datasets: tuple) -> bool:
+    """Whether the store holds every sequence of every data set, so that no reference need be kept in memory."""
+    flat = [
+        d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))
+    ]
+    needed = [f"{name}_ids" for name in sources_of(objective.reference_branches)]
+    if not len(store) or any(not hasattr(d, "__len__") or not set(needed) <= set(d.column_names) for d in flat):
+        return False
+    collator = TreeCollator(objective.reference_branches)
+    return all(
+        sequence_key(tree, branch) in store
+        for dataset in flat
+        for row in dataset
+        for tree in collator.example(row).trees
+        for branch in tree.branches
+    )
