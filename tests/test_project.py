@@ -85,8 +85,8 @@ def test_the_wheel_holds_recipes_and_suites(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
-        "align/cli.py",
-        "align/train_keys.json",
+        "align/cli/main.py",
+        "align/recipe/train_keys.json",
         "align/eval/__init__.py",
         "align/recipes/__init__.py",
         "align/recipes/quickstart/__main__.py",
