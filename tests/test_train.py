@@ -102,6 +102,11 @@ def test_a_run_leaves_a_lock_metrics_checkpoints_a_model_and_a_verdict(finished:
     records = RunDirectory(directory).metrics()
     assert records[0]["step"] == 0
     assert records[0]["probe"]["chosen"]["value"] == 0.0
+    (start,) = [r["reference"] for r in records if "reference" in r]
+    assert (start["rows_stored"], start["rows_computed"]) == (0, 104)  # 40 training and 12 held-out pairs
+    assert 0 <= start["noise_per_answer"] < 1e-4
+    said = "reference: 0 rows stored, 104 computed; same row in another pack differs by "
+    assert sum(line.startswith(said) for line in lines) == 1
     assert [r["step"] for r in records if "eval_loss" in r] == [5, 10, 10]
     assert json.loads((directory / "verdict.json").read_text())["findings"] == result.verdict["findings"]
     assert result.steps == 10

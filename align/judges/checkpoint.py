@@ -13,7 +13,7 @@ from align.compat import loaded_whole
 from align.data.rows.sources import quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.models.load import DType, adapter_base, first_line, model_folder
+from align.models.load import DType, adapter_base, first_line, model_folder, usual_type
 from align.recipe.sections import Model, located
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_judge_model(
             model, found = kind.from_pretrained(
                 model_name,
                 revision=None if adapter else revision,
-                dtype=dtype,
+                dtype=usual_type() if dtype == "auto" else dtype,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,

@@ -51,7 +51,7 @@ class RewardModel(ScoreJudge):
     Args:
         name: a Hub id, a folder (an adapter's too) or a run.
         revision: commit, tag or branch on the Hub.
-        dtype: type of the weights; ``auto`` for the checkpoint's own.
+        dtype: type of the weights; ``auto`` for that of ``align.models.load.usual_type``.
         base: where relative folders start.
         say: told how scores are computed.
 

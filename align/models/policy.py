@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from align.errors import UserError
+from align.models.load import usual_type
 from align.recipe.sections import located
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
     """Load the policy. With ``lora.adapter`` the adapter is loaded on top, and trainable.
 
     Full fine-tuning keeps its weights in float32 unless the recipe names a type; under an adapter they stay in the
-    checkpoint's own.
+    checkpoint's own, on a CPU in float32.
 
     Args:
         base: where relative folders start; they are looked up there first, then in the working directory.
@@ -28,8 +29,8 @@ def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
         UserError: where the model, its revision or its type cannot be had.
     """
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": False, "dtype": section.dtype}
-    if section.dtype == "auto" and section.lora is None:
-        options["dtype"] = "float32"
+    if section.dtype == "auto":
+        options["dtype"] = "float32" if section.lora is None else usual_type()
     if section.attention is not None:
         options["attn_implementation"] = section.attention
     if section.load_in is not None:

@@ -91,7 +91,7 @@ class Subject:
         system: str | None = None,
         echo: Callable[[str], Any] = print,
     ) -> Subject:
-        """A run directory's model, a folder (an adapter's too) or a Hub id; ``dtype`` None keeps the checkpoint's type.
+        """A run directory's model, a folder (an adapter's too) or a Hub id; ``dtype`` None is ``usual_type``.
 
         Under a launcher of several processes each loads the whole model and scores its share of the rows.
 

@@ -74,6 +74,11 @@ class Objective:
         return self.branches if self.needs_reference else ()
 
     @property
+    def margin_scale(self) -> float | None:
+        """What one nat of an answer's log-ratio to the reference counts in the margin; None where no such scale is."""
+        return getattr(self, "beta", None) if self.needs_reference else None
+
+    @property
     def anchors(self) -> tuple[str, ...]:
         """Models, ``initial`` or ``previous``, under which rows must bring log-probs along; see ``Scores.anchor``."""
         return ()
@@ -116,6 +121,10 @@ class WeightedSum(Objective):
     @property
     def reference_branches(self) -> tuple[str, ...]:
         return _unique(b for o, _ in self.parts for b in o.reference_branches)
+
+    @property
+    def margin_scale(self) -> float | None:
+        return max((o.margin_scale for o, _ in self.parts if o.margin_scale is not None), default=None)
 
     @property
     def anchors(self) -> tuple[str, ...]:

@@ -40,6 +40,10 @@ class FlexDPO(Objective):
     def needs_reference(self) -> bool:
         return True
 
+    @property
+    def margin_scale(self) -> float:
+        return max(self.beta_plus, self.beta_minus)
+
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         from torch.nn.functional import logsigmoid
 

@@ -36,6 +36,10 @@ class IPO(Objective):
     def needs_reference(self) -> bool:
         return True
 
+    @property
+    def margin_scale(self) -> float | None:
+        return self.tau if self.reduction == "sum" else None  # per token a nat of the sum counts by length
+
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         assert reference is not None
         chosen = policy.sum("chosen") - reference.sum("chosen")

@@ -43,10 +43,12 @@ class RPO(Objective):
     def needs_reference(self) -> bool:
         return True
 
+    @property
+    def margin_scale(self) -> float:
+        return _RELEASED[self.preset][0] if self.beta is None else self.beta
+
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
-        released_beta, released_eta = _RELEASED[self.preset]
-        beta = released_beta if self.beta is None else self.beta
-        eta = released_eta if self.eta is None else self.eta
+        beta, eta = self.margin_scale, _RELEASED[self.preset][1] if self.eta is None else self.eta
         preference = DPO(beta=beta)(policy, reference)
         # handbook scales a token sum with beta, openrlhf a per-sequence mean without it: they agree at one length only
         handbook = self.preset == "handbook"

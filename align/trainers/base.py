@@ -122,7 +122,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             # what moves, and rows that never come back, are not worth keeping on disk
             kept_in = store_dir if self.stores_reference and reference_sync is None else None
             kept = keep_reference(objective, model, args, reference, kept_in, peft_config, train_dataset, eval_dataset)
-            self.digest = kept.digest
+            self.digest, self.coverage = kept.digest, kept.coverage
 
         super().__init__(
             model=model,

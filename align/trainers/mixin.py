@@ -24,7 +24,8 @@ from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.meter import Meter
-from align.trainers.start import compare_at_start, compute_dtype
+from align.trainers.reference import Coverage
+from align.trainers.start import StartReading, compare_at_start, compute_dtype
 
 if TYPE_CHECKING:
     from align.compat import SFTTrainer as _Trainer
@@ -45,6 +46,7 @@ class AlignMixin(_Trainer):
     objective: Objective
     engine: ScoringEngine
     reference: ReferencePolicy | None
+    coverage: Coverage | None = None  # what the reference store holds of the data sets
     reference_rows: str | None = None  # the anchor that stands for the reference, where rows bring its log-probs along
     order: Order | None = None
     token_budget: int | None = None
@@ -61,6 +63,7 @@ class AlignMixin(_Trainer):
         self.train_tokens = 0  # positions of this rank's training micro-batches
         self.echo: Callable[[str], Any] = print
         self.start_gap: float | None = None
+        self.start_reading: StartReading | None = None
 
     # ---- the five overrides
 
@@ -206,7 +209,11 @@ class AlignMixin(_Trainer):
             self._ready = True
             self._probe(model)
         if batch is not None and self.reference is not None and self.start_gap is None:
-            self.start_gap = compare_at_start(self, model, batch) if self.state.global_step == 0 else math.nan
+            self.start_gap = math.nan  # after a resume the policy is no longer what it was
+            if self.state.global_step == 0:
+                self.start_reading = compare_at_start(self, model, batch)
+                self.start_gap = self.start_reading.gap
+                self.say(self.start_reading.sentence(self.coverage, stores=self.reference.store is not None))
 
     def _probe(self, model: nn.Module) -> None:
         def agree(flag: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +25,24 @@ from align.trainers.policy import compute_type, switch_dropout_off
 _HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
+class Coverage(NamedTuple):
+    """Reference rows (answers) of the data sets that are stored, and that must be computed."""
+
+    stored: int
+    computed: int
+
+
 class Kept(NamedTuple):
-    """The digest of the policy at the start, and what ``ReferencePolicy`` is made of."""
+    """The digest of the policy at the start, what ``ReferencePolicy`` is made of, and what the store holds of the data.
+
+    ``coverage`` is None where that cannot be known, as for a stream.
+    """
 
     digest: str
     strategy: Strategy
     model: nn.Module | None
     store: LogProbStore | None
+    coverage: Coverage | None
 
 
 def keep_reference(
@@ -65,14 +77,22 @@ def keep_reference(
     # the store holds log-probs alone
     if store_dir is not None and not any(r.needs_reference or isinstance(r, Hidden) for r in objective.reads()):
         about = {"model": model.config._name_or_path, "digest": digest, "compute_dtype": mixed}
-        store = LogProbStore(Path(store_dir), digest, about)
-    if resolved == "adapter_off":
-        return Kept(digest, resolved, None, store)
-    if store is not None and all(gather_object([_complete(store, objective, datasets)])):
-        return Kept(digest, resolved, None, store)
-    if resolved == "reload":
-        return Kept(digest, resolved, _load_again(model), store)
-    return Kept(digest, resolved, frozen(model), store)
+        # before the head's products were kept in float32, 16-bit rows were rounded otherwise: they lie elsewhere
+        key = (
+            digest
+            if "float32" in mixed or "float64" in mixed
+            else hashlib.sha256(f"{digest} wide".encode()).hexdigest()
+        )
+        store = LogProbStore(Path(store_dir), key, about)
+    coverage = _coverage(store, objective, datasets)
+    complete = store is not None and coverage is not None and coverage.computed == 0
+    if resolved == "adapter_off" or all(gather_object([complete])):
+        frozen_model = None
+    elif resolved == "reload":
+        frozen_model = _load_again(model)
+    else:
+        frozen_model = frozen(model)
+    return Kept(digest, resolved, frozen_model, store, coverage)
 
 
 def _load_again(model: PreTrainedModel) -> nn.Module:
@@ -95,19 +115,22 @@ def _load_again(model: PreTrainedModel) -> nn.Module:
     return again.eval().requires_grad_(False)
 
 
-def _complete(store: LogProbStore, objective: Objective, datasets: tuple) -> bool:
-    """Whether the store holds every sequence of every data set, so that no reference need be kept in memory."""
+def _coverage(store: LogProbStore | None, objective: Objective, datasets: tuple) -> Coverage | None:
+    """How much of the data sets the store holds; None where that cannot be known beforehand."""
     flat = [
         d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))
     ]
     needed = [f"{name}_ids" for name in sources_of(objective.reference_branches)]
-    if not len(store) or any(not hasattr(d, "__len__") or not set(needed) <= set(d.column_names) for d in flat):
-        return False
+    if any(not hasattr(d, "__len__") or not set(needed) <= set(d.column_names) for d in flat):
+        return None
+    if store is None or not len(store):
+        return Coverage(0, sum(len(d) for d in flat) * len(needed))
     collator = TreeCollator(objective.reference_branches)
-    return all(
+    found = [
         sequence_key(tree, branch) in store
         for dataset in flat
         for row in dataset
         for tree in collator.example(row).trees
         for branch in tree.branches
-    )
+    ]
+    return Coverage(sum(found), len(found) - sum(found))

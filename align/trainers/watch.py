@@ -85,6 +85,7 @@ class Watch(TrainerCallback):
         self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
         self._read_at = -1  # step of the last reading
         self._begun = (0.0, 0)
+        self._start_said = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -146,6 +147,10 @@ class Watch(TrainerCallback):
             self.run.append_metrics({"step": state.global_step, "probe": self._read(state.global_step).to_json()})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._start_said is False and self.trainer.start_reading is not None:
+            self._start_said = True
+            reading = self.trainer.start_reading.to_json(self.trainer.coverage)
+            self.run.append_metrics({"step": 0, "reference": reading})
         if self.generate_every and state.global_step % self.generate_every == 0:
             self._generate(state)
 

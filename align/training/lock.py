@@ -38,7 +38,7 @@ def repeatable(recipe: Recipe, *, on_cpu: bool, mixed: bool) -> str:
     """
     assert recipe.sampling is not None
     model = recipe.model
-    wide = model.dtype == "float32" or (model.dtype == "auto" and model.lora is None)
+    wide = model.dtype in ("auto", "float32")  # on a CPU auto is float32
     if recipe.sampling.server is not None:
         return "as far as the server repeats itself"
     if on_cpu and wide and not mixed:

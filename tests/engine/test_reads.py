@@ -189,3 +189,36 @@ def test_kl_to_itself_is_zero() -> None:
     scores = engine(model, batch, (KLToReference("forward"), KLToReference("reverse")), reference=head)
     assert scores.tokens["kl_forward"].abs().max() < 1e-6
     assert gradients(model, scores.tokens["kl_reverse"])["lm_head.weight"].abs().max() < 1e-5
+
+
+def narrow_head() -> tuple[nn.Linear, Tensor, Tensor]:
+    """A head of 300 words in bfloat16 whose logits are large, where 16 bits round them by a quarter of a nat."""
+    torch.manual_seed(3)
+    head = nn.Linear(64, 300, bias=False).bfloat16()
+    with torch.no_grad():
+        head.weight.mul_(40)
+    return head, torch.randn(50, 64).bfloat16(), torch.randint(300, (50,))
+
+
+def test_logits_of_16_bit_factors_are_not_rounded_to_16_bits() -> None:
+    head, hidden, targets = narrow_head()
+    logits = hidden.double() @ head.weight.detach().double().t()
+    exact = logits.log_softmax(-1)[torch.arange(50), targets]
+    rounded = logits.bfloat16().double().log_softmax(-1)[torch.arange(50), targets]
+    assert (rounded - exact).abs().mean() > 0.05
+    values = read_head(head, hidden, HeadJob(targets, (LogProb(),), None))[0].detach()
+    assert values.dtype == torch.float32
+    assert (values.double() - exact).abs().max() < 1e-4
+    kept = HeadJob(targets, (KLToReference("forward"),), None, ReferenceHead(hidden, head.weight.detach(), None, None))
+    assert read_head(head, hidden, kept).abs().max() < 1e-5
+
+
+def test_the_weight_gradient_of_16_bit_factors_is_summed_before_it_is_rounded() -> None:
+    head, hidden, targets = narrow_head()  # four tiles
+    read_head(head, hidden, HeadJob(targets, (LogProb(),), None)).sum().backward()
+    wide = head.weight.detach().double().requires_grad_()
+    (hidden.double() @ wide.t()).log_softmax(-1)[torch.arange(50), targets].sum().backward()
+    assert wide.grad is not None
+    # to within half a unit of bfloat16's last place, and one part in 10,000 of what was summed
+    allowed = wide.grad.abs() * 2**-8 + 1e-4 * wide.grad.abs().max()
+    assert ((head.weight.grad.double() - wide.grad).abs() <= allowed).all()
