@@ -68,7 +68,7 @@ class Model(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="type of the weights in memory; auto is float32 where all are trained or on a CPU, else the checkpoint's",
+        description="type of weights in memory; auto: float32 where all are trained or on a CPU, else the checkpoint's",
     )
     tokenizer: str | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
     chat_template: str | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
