@@ -25,7 +25,8 @@ class Ks:
 def ks_test(first: np.ndarray, second: np.ndarray) -> Ks:
     """Two-sided test that ``first`` [n] and ``second`` [m] come from one distribution, with the exact p-value.
 
-    The asymptotic p is 0.4 to 0.7 times the exact one at the sample sizes of TOFU. scipy computes the exact one, but
+    The asymptotic p is too small: 0.98 times the exact one where p is near 1, about 0.8 times at p 0.05 and n 40, and
+    less than 0.001 times far out in the tail. scipy computes the exact one, but
     gives up with a warning for some distances and sizes; there the paths are counted here. Values must not be NaN.
     Raises ValueError for an empty sample.
     """

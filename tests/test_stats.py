@@ -86,6 +86,19 @@ def test_ratio_weighs_by_size() -> None:
     assert (same.value, same.low, same.high) == (2.0, 2.0, 2.0)
 
 
+def test_totals_and_sizes_are_resampled_together() -> None:
+    rng = np.random.default_rng(2)
+    sizes = rng.uniform(1.0, 100.0, size=50)
+    got = bootstrap_ratio(2 * sizes + rng.uniform(-0.1, 0.1, size=50), sizes, seed=0)
+    assert got.value == pytest.approx(2.0, abs=0.01)
+    assert 0 < got.high - got.low < 0.05
+
+
+def test_values_that_nearly_agree_are_resampled_all_the_same() -> None:
+    got = bootstrap_mean([1.000, 1.001, 1.002, 1.003, 1.004] * 4, seed=0)
+    assert 0.0005 < got.high - got.low < 0.002
+
+
 def test_nothing_to_resample() -> None:
     assert bootstrap_mean([0.0] * 64, seed=0) == Interval(0.0, 0.0, 0.0, 64)
     assert bootstrap_mean([0.1] * 3, seed=0).low == pytest.approx(0.1)

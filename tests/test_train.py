@@ -384,6 +384,19 @@ def test_following_by_a_share_lies_between(world: Path, finished: Any, tmp_path:
     assert followed != pytest.approx(0.6931472, abs=1e-5)
 
 
+def test_a_reference_moves_at_every_second_step(world: Path, tmp_path: Path) -> None:
+    made = recipe(
+        world,
+        tmp_path,
+        reference={"sync_every": 2, "sync_mix": 1.0},
+        train={"max_steps": 4, "warmup_steps": 0, "save_strategy": "no", "eval_strategy": "no"},
+    )
+    quietly(made)
+    found = [loss for _, loss, _ in losses(tmp_path / "tiny")]
+    # the reference is the policy at the start and, moved behind step 2, at step 3
+    assert [loss == pytest.approx(0.6931472, abs=1e-6) for loss in found] == [True, False, True, False]
+
+
 def test_a_run_whose_reference_moved_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
     made = recipe(world, tmp_path, reference={"sync_every": 2}, train={"max_steps": 4})
     quietly(made)

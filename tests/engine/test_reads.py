@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from zoo import gradients, kept, own_logits, tiny_model, tree_batch
 
 from align.engine import head as head_module
-from align.engine.head import HeadJob, ReferenceHead, read_head
+from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
 from align.engine.layout import TreeBatch
 from align.engine.reads import (
     ArgmaxHit,
@@ -169,6 +172,17 @@ def test_values_at_extreme_logits_are_finite() -> None:
     by_hand = torch.tensor([-1.0986123, 1.0986123, third, 1.0, 0.0, 0.0])
     assert torch.allclose(values[:, 1], by_hand, atol=1e-6)
     assert values[0, 0].item() == -2e4
+
+
+def test_of_tokens_that_are_equally_likely_the_first_is_hit() -> None:
+    logits = torch.tensor([[0.0, 2.0, 2.0], [0.0, 2.0, 2.0]])
+    assert ArgmaxHit().chunk(logits, torch.tensor([1, 2]), None).tolist() == [1.0, 0.0]
+
+
+def test_logits_are_scaled_before_they_are_capped() -> None:
+    finish = finish_of(SimpleNamespace(logit_scale=2.0, final_logit_softcapping=3.0))
+    assert finish is not None
+    assert finish(torch.tensor([4.0])).item() == pytest.approx(3 * math.tanh(8 / 3))
 
 
 def test_kept_weights_are_copies_only_where_asked() -> None:

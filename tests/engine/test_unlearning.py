@@ -122,6 +122,8 @@ def test_hidden_states_that_are_not_there() -> None:
     attach(model)
     with pytest.raises(UserError, match=r"after 8 layers, but the model has only 2: set a lower objective\.layer"):
         ScoringEngine()(model, batch, RMU().reads())
+    with pytest.raises(UserError, match=r"after 3 layers, but the model has only 2"):
+        ScoringEngine()(model, batch, (Hidden(3),))
     with pytest.raises(ValueError, match="feed_last=True"):
         ScoringEngine()(model, TreeCollator(("forget",))(rows())["tree"], (Hidden(1, at="target"),))
 

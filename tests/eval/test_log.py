@@ -88,10 +88,10 @@ def test_written_aggregates_are_the_published_ones() -> None:
     checked = [n for n, entry in stated.items() if "value_by_index" in entry]
     assert len(checked) == 22
     for name in checked:
-        assert made[name]["agg_value"] == pytest.approx(stated[name]["agg_value"], rel=1e-12), name
+        assert made[name]["agg_value"] == pytest.approx(stated[name]["agg_value"], rel=1e-12, abs=0), name
     ours = [item["score"] for item in made["forget_truth_ratio"]["value_by_index"].values()]
     theirs = [item["score"] for item in stated["forget_truth_ratio"]["value_by_index"].values()]
-    assert ours == pytest.approx(theirs, rel=1e-13)
+    assert ours == pytest.approx(theirs, rel=1e-13, abs=0)
 
 
 @pytest.mark.parametrize("form", ["dict", "list", "single", "gz"])
@@ -112,7 +112,7 @@ def test_original_logs_in_every_form(tmp_path: Path, form: str) -> None:
     assert found.sets["retain"].loss.tolist() == part["avg_gt_loss"]
     assert found.sets["forget"].wrong_loss.tolist() == lists["eval_log_forget.json"]["average_perturb_loss"]
     assert found.sets["ra"].rougeL_recall.tolist() == lists["eval_real_author_wo_options.json"]["rougeL_recall"]
-    assert found.sets["forget"].truth_ratio(epsilon=0.0) == pytest.approx(found.sets["forget"].ratio, rel=2e-6)
+    assert found.sets["forget"].truth_ratio(epsilon=0.0) == pytest.approx(found.sets["forget"].ratio, rel=2e-6, abs=0)
 
 
 def test_texts_of_an_original_log(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_attack_scores_in_short_forms(tmp_path: Path) -> None:
 def test_losses_follow_from_probabilities(tmp_path: Path) -> None:
     entry = {"value_by_index": {"0": {"prob": 0.5}, "1": {"prob": 0.25}}}
     items = read_log(written(tmp_path, {"ra_Q_A_Prob": entry})).sets["ra"]
-    assert items.loss == pytest.approx([math.log(2), math.log(4)], rel=1e-15)
+    assert items.loss == pytest.approx([math.log(2), math.log(4)], rel=1e-15, abs=0)
 
 
 def test_a_changed_probability_is_noted(tmp_path: Path) -> None:

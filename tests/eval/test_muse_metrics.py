@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from published_logs import MUSE, content, muse_entries, written
 
@@ -26,7 +27,7 @@ def test_every_published_number(tmp_path: Path, name: str) -> None:
     assert len(expected) >= 11
     for key, value in expected.items():
         tolerance = 1e-9 if key.startswith(("mia_", "priv")) else 1e-7
-        assert result.values[key] == pytest.approx(value, rel=tolerance), key
+        assert result.values[key] == pytest.approx(value, rel=tolerance, abs=0), key
 
 
 def test_the_published_table(tmp_path: Path) -> None:
@@ -50,3 +51,11 @@ def test_missing_parts_and_the_terminal(tmp_path: Path) -> None:
     assert "retain knowledge not computed" in result.lines()[1]
     shown = metrics(news(tmp_path, "target")).lines()[1]
     assert shown == "forget knowledge 0.6443; forget verbatim 0.5789; privacy leak -99.8200; retain knowledge 0.5552"
+
+
+def test_extraction_strength_is_corrected_where_the_log_says_how() -> None:
+    log = MuseLog(
+        {}, {"extraction_strength": np.array([0.5, 0.25]), "extraction_strength_corrected": np.array([0.5, 0])}
+    )
+    result = metrics(log, seed=None)
+    assert (result.values["extraction_strength"], result.values["extraction_strength_corrected"]) == (0.375, 0.25)

@@ -92,12 +92,12 @@ def test_relearning_is_so_many_steps_of_likelihood_on_the_drawn_rows(result: Dur
     others = np.setdiff1d(np.arange(8), drawn)
     assert (after[drawn] > 3 * before[drawn]).all()  # it does learn
     found = result.readings
-    assert found["as it is"]["forget_probability"] == pytest.approx(before.mean(), rel=1e-4)
-    assert found["relearned"]["forget_probability"] == pytest.approx(after.mean(), rel=5e-3)
-    assert found["relearned, other rows"]["forget_probability"] == pytest.approx(after[others].mean(), rel=5e-3)
+    assert found["as it is"]["forget_probability"] == pytest.approx(before.mean(), rel=1e-4, abs=0)
+    assert found["relearned"]["forget_probability"] == pytest.approx(after.mean(), rel=5e-3, abs=0)
+    assert found["relearned, other rows"]["forget_probability"] == pytest.approx(after[others].mean(), rel=5e-3, abs=0)
     attack = result.attacks[0]
     assert (attack.name, attack.rows) == ("relearned", 5)  # what was shown is not counted
-    assert attack.rise["forget_probability"].value == pytest.approx((after - before)[others].mean(), rel=2e-2)
+    assert attack.rise["forget_probability"].value == pytest.approx((after - before)[others].mean(), rel=2e-2, abs=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -105,8 +105,8 @@ def test_rounded_weights_are_measured(result: Durability, sets: TofuSets, bits: 
     made = model()
     _round(made, bits)
     found = result.readings[f"{bits} bits"]["forget_probability"]
-    assert found == pytest.approx(probability(made, sets.sets["forget"]).mean(), rel=1e-4)
-    assert found != pytest.approx(result.readings["as it is"]["forget_probability"], rel=1e-4)
+    assert found == pytest.approx(probability(made, sets.sets["forget"]).mean(), rel=1e-4, abs=0)
+    assert found != pytest.approx(result.readings["as it is"]["forget_probability"], rel=1e-4, abs=0)
 
 
 def _round(made: Any, bits: int) -> None:
@@ -121,7 +121,7 @@ def _round(made: Any, bits: int) -> None:
 def test_the_paraphrase_asks_the_other_question(result: Durability, sets: TofuSets) -> None:
     facts = [replace(f, question=str(f.paraphrased_question)) for f in sets.sets["forget"]]
     expected = probability(model(), facts).mean()
-    assert result.readings["paraphrased"]["forget_probability"] == pytest.approx(expected, rel=1e-4)
+    assert result.readings["paraphrased"]["forget_probability"] == pytest.approx(expected, rel=1e-4, abs=0)
 
 
 def test_a_control_that_is_the_model_itself_takes_everything_off(result: Durability) -> None:
@@ -151,10 +151,12 @@ def test_an_adapter_is_trained_on_and_merged_before_rounding(tmp_path: Path, fol
     merged = adapted.merge_and_unload()
     facts = few.sets["forget"]
     before = probability(merged, facts)
-    assert found.readings["as it is"]["forget_probability"] == pytest.approx(before.mean(), rel=1e-4)
+    assert found.readings["as it is"]["forget_probability"] == pytest.approx(before.mean(), rel=1e-4, abs=0)
     assert found.readings["relearned"]["forget_probability"] > 1.5 * before.mean()
     _round(merged, 4)
-    assert found.readings["4 bits"]["forget_probability"] == pytest.approx(probability(merged, facts).mean(), rel=1e-4)
+    assert found.readings["4 bits"]["forget_probability"] == pytest.approx(
+        probability(merged, facts).mean(), rel=1e-4, abs=0
+    )
     assert "forget_quality" not in found.readings["as it is"]
     assert any("no retain model" in note for note in found.notes)
 

@@ -53,7 +53,7 @@ def test_every_published_number_of_six_logs(tmp_path: Path, name: str) -> None:
     assert set(stated) <= set(result.values)
     for key, value in stated.items():
         tolerance = 1e-9 if key.startswith("mia_") or key in ("forget_quality", "privleak") else 1e-7
-        assert result.values[key] == pytest.approx(value, rel=tolerance), key
+        assert result.values[key] == pytest.approx(value, rel=tolerance, abs=0), key
 
 
 @pytest.mark.parametrize(("file", "against"), [(FULL, RETAIN90), (RETAIN90, None)])
@@ -63,7 +63,7 @@ def test_the_two_whole_logs_to_the_last_digits(file: str, against: str | None) -
     checked = {name: value for name, value in stated.items() if value is not None and name != "privleak"}
     assert len(checked) == (24 if against else 23)
     for name, value in checked.items():
-        assert result.values[name] == pytest.approx(value, rel=1e-12), name
+        assert result.values[name] == pytest.approx(value, rel=1e-12, abs=0), name
     assert result.missing["privleak"] == "needs mia_min_k"  # the attacks were cut from these files
 
 
@@ -81,7 +81,7 @@ def test_table_of_open_unlearnings_logs(tmp_path, split, k, n, quality, ratio, u
     result = metrics(log, retain, seed=None)
     assert result.ks is not None
     assert (round(result.ks.d * n), result.ks.n, result.ks.m) == (k, n, n)
-    assert result.values["forget_quality"] == pytest.approx(quality, rel=1e-12)
+    assert result.values["forget_quality"] == pytest.approx(quality, rel=1e-12, abs=0)
     names = ("forget_truth_ratio", "model_utility", "extraction_strength", "exact_memorization", "mia_min_k")
     for name, value in zip(names, (ratio, utility, es, em, area), strict=True):
         assert result.values[name] == pytest.approx(value, abs=6e-7)
@@ -121,11 +121,11 @@ def test_table_of_original_logs(tmp_path: Path, name: str) -> None:
 def test_forget_quality_of_original_logs(tmp_path: Path) -> None:
     full, retain = original(tmp_path, "full"), original(tmp_path, "retain90")
     result = metrics(full, retain, seed=None)
-    assert result.values["forget_quality"] == pytest.approx(1.834066410994743e-21, rel=1e-12)
+    assert result.values["forget_quality"] == pytest.approx(1.834066410994743e-21, rel=1e-12, abs=0)
     assert result.ks is not None
     assert round(300 * result.ks.d) == 119
     arithmetic = metrics(full, retain, truth_ratio="arithmetic", seed=None)
-    assert arithmetic.values["forget_quality"] == pytest.approx(6.03e-23, rel=1e-3)
+    assert arithmetic.values["forget_quality"] == pytest.approx(6.03e-23, rel=1e-3, abs=0)
     with pytest.raises(UserError, match=r"has 300 forget rows, .*retain99.json 40: name the retain model's log"):
         metrics(full, original(tmp_path, "retain99"))
 
@@ -139,7 +139,7 @@ def test_three_hundred_rows_and_four_hundred_are_never_compared(tmp_path: Path) 
     assert (result.ks.n, result.ks.m) == (300, 300)
     assert result.intervals["forget_Q_A_Prob"].n == 300
     probs = [item["prob"] for item in content(FULL)["forget_Q_A_Prob"]["value_by_index"].values()]
-    assert result.values["forget_Q_A_Prob"] == pytest.approx(np.mean(probs[:300]), rel=1e-14)
+    assert result.values["forget_Q_A_Prob"] == pytest.approx(np.mean(probs[:300]), rel=1e-14, abs=0)
 
 
 def test_no_stated_aggregate_is_read(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_stated_truth_ratios_serve_where_losses_are_missing(tmp_path: Path) -> N
     data = {name: content(FULL)[name] for name in ("forget_truth_ratio", "retain_Truth_Ratio")}
     log = read_log(written(tmp_path, data))
     result, whole = metrics(log, read_log(real(RETAIN90)), seed=None), metrics(read_log(real(FULL)), seed=None)
-    assert result.values["forget_quality"] == pytest.approx(3.9054713571083378e-22, rel=1e-12)
+    assert result.values["forget_quality"] == pytest.approx(3.9054713571083378e-22, rel=1e-12, abs=0)
     for name in ("forget_truth_ratio", "retain_Truth_Ratio"):
-        assert result.values[name] == pytest.approx(whole.values[name], rel=1e-12)
+        assert result.values[name] == pytest.approx(whole.values[name], rel=1e-12, abs=0)
     assert "model_utility" in result.missing
     assert "forget_truth_ratio" in metrics(log, truth_ratio="arithmetic").missing
 
@@ -170,7 +170,40 @@ def test_the_epsilon_is_needed_for_the_published_digits() -> None:
     without = metrics(replace(log, epsilon=0.0), seed=None).values
     published = content(FULL)["wf_Truth_Ratio"]["agg_value"]
     assert abs(without["wf_Truth_Ratio"] - published) > 5e-7
-    assert metrics(log, seed=None).values["wf_Truth_Ratio"] == pytest.approx(published, rel=1e-12)
+    assert metrics(log, seed=None).values["wf_Truth_Ratio"] == pytest.approx(published, rel=1e-12, abs=0)
+
+
+def vanishing(epsilon: float, exponent: float = 10.0, seed: int = 0, name: str = "forget") -> TofuLog:
+    """A log of 40 forget rows whose right answers have probabilities about 10 to the power of -exponent."""
+    rng = np.random.default_rng(seed)
+    lost = exponent * math.log(10) + rng.uniform(-1, 1, 40)
+    return TofuLog({name: SetLog(lost, lost, lost[:, None] + rng.uniform(-1, 1, (40, 3)))}, epsilon=epsilon)
+
+
+def test_both_sides_of_forget_quality_have_the_epsilon_of_the_log() -> None:
+    log = vanishing(1e-10)
+    qualities = [metrics(log, vanishing(epsilon, seed=1), seed=None).values["forget_quality"] for epsilon in (0, 1e-10)]
+    assert qualities[0] == qualities[1]
+    # at P = epsilon it halves each ratio, so a side without it would differ
+    assert metrics(replace(log, epsilon=0.0), vanishing(0.0, seed=1), seed=None).values["forget_quality"] > 0.05
+
+
+def test_answers_that_the_epsilon_moves_by_more_than_a_per_cent_are_counted() -> None:
+    for exponent, count in ((10.0, 40), (9.0, 40), (7.0, 0)):
+        notes = metrics(vanishing(1e-10, exponent), vanishing(1e-10, exponent, seed=1), seed=None).notes
+        told = [note for note in notes if "P is below 1e-8" in note]
+        assert [note.partition(" the right")[0] for note in told] == (
+            [f"in {count} of 40 forget rows"] if count else []
+        )
+
+
+def test_an_answer_stands_for_its_paraphrase_among_facts_alone() -> None:
+    items = replace(vanishing(0.0, 1.0).sets["forget"], para_loss=None)
+    result = metrics(TofuLog(dict.fromkeys(("forget", "retain", "ra", "wf"), items), epsilon=0.0), seed=None)
+    for name in ("forget_truth_ratio", "retain_Truth_Ratio"):
+        rows = name.split("_")[0]
+        assert result.missing[name] == f"the log has no paraphrases or no wrong answers of the {rows} rows"
+    assert {"ra_Truth_Ratio", "wf_Truth_Ratio"} <= set(result.values)
 
 
 def test_worked_values() -> None:
@@ -203,7 +236,7 @@ def test_identities() -> None:
     assert arithmetic is not None
     assert (arithmetic > geometric).all()
     level = replace(items, wrong_loss=np.repeat(items.wrong_loss[:, :1], 4, axis=1))
-    assert level.truth_ratio("arithmetic") == pytest.approx(level.truth_ratio(), rel=1e-14)
+    assert level.truth_ratio("arithmetic") == pytest.approx(level.truth_ratio(), rel=1e-14, abs=0)
     # swapping right and wrong turns every R into 1/R, which the test does not see
     plain, turned = [replace(side, epsilon=0.0) for side in (log, other)], []
     for side in plain:
@@ -255,7 +288,7 @@ def test_items_that_are_no_number_are_left_out_and_said() -> None:
     ratio = log.sets["forget"].truth_ratio()
     assert ratio is not None
     left = np.delete(np.minimum(ratio, 1 / (ratio + 1e-10)), 3)
-    assert result.values["forget_truth_ratio"] == pytest.approx(left.mean(), rel=1e-12)
+    assert result.values["forget_truth_ratio"] == pytest.approx(left.mean(), rel=1e-12, abs=0)
     assert result.intervals["forget_truth_ratio"].n == 29
     assert "forget_truth_ratio is over 29 of 30 items; the others hold no number" in result.notes
 

@@ -105,13 +105,13 @@ def test_worked_numbers(case: Case) -> None:
     assert torch.allclose(
         per_pair(objective, policy, reference), torch.tensor(case.per_pair, dtype=torch.float64), rtol=1e-9
     )
-    assert total(objective, policy, reference).item() == pytest.approx(case.loss, rel=1e-9)
+    assert total(objective, policy, reference).item() == pytest.approx(case.loss, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("case", ALL)
 def test_worked_numbers_in_float32(case: Case) -> None:
     _, policy, reference = worked(torch.float32)
-    assert total(case.objective, policy, reference).item() == pytest.approx(case.loss, rel=1e-6)
+    assert total(case.objective, policy, reference).item() == pytest.approx(case.loss, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("case", PAIRWISE)
@@ -292,7 +292,7 @@ def test_rpo_pulls_the_chosen_answer_harder_by_beta_eta(eta: float) -> None:
     leaves, policy, reference = worked()
     per_pair(RPO("handbook", beta=0.3, eta=eta), policy, reference).sum().backward()
     for chosen, rejected in zip(leaves["chosen"], leaves["rejected"], strict=True):
-        assert (-chosen.grad[0] - rejected.grad[0]).item() == pytest.approx(0.3 * eta, rel=1e-9)
+        assert (-chosen.grad[0] - rejected.grad[0]).item() == pytest.approx(0.3 * eta, rel=1e-9, abs=0)
 
 
 def test_rpo_is_affine_in_eta_with_the_slope_of_its_likelihood_term() -> None:
@@ -312,7 +312,7 @@ def test_rpo_imitation_outweighs_preference_beyond_the_stated_margin() -> None:
     policy = scored({"chosen": [chosen], "rejected": summed(-edge, dtype=torch.float32)})
     reference = scored({"chosen": summed(0.0, dtype=torch.float32), "rejected": summed(0.0, dtype=torch.float32)})
     per_pair(RPO("handbook", beta=beta, eta=eta), policy, reference).sum().backward()
-    assert -chosen.grad.item() == pytest.approx(2 * eta, rel=1e-4)
+    assert -chosen.grad.item() == pytest.approx(2 * eta, rel=1e-4, abs=0)
 
 
 def test_the_two_released_forms_of_rpo_agree_at_eighty_tokens() -> None:
@@ -325,7 +325,7 @@ def test_the_two_released_forms_of_rpo_agree_at_eighty_tokens() -> None:
         imitation = rpo(policy, policy).losses[1]
         beta = 0.01 if preset == "handbook" else 0.5
         pulls[preset] = imitation.weight * imitation.losses.item() / policy.sum("chosen").abs().item() / beta
-    assert pulls["handbook"] == pytest.approx(pulls["openrlhf"], rel=1e-9)
+    assert pulls["handbook"] == pytest.approx(pulls["openrlhf"], rel=1e-9, abs=0)
 
 
 @settings(deadline=None, max_examples=60)
@@ -360,7 +360,7 @@ def test_in_probability_space_the_rejected_answer_is_pushed_by_the_ratio_of_prob
     reference = scored({"chosen": summed(math.log(0.2)), "rejected": summed(math.log(0.1))})
     per_pair(FlexDPO(*betas), policy, reference).sum().backward()
     ratio = (p.grad[1] / p.grad[0]).item()
-    assert ratio == pytest.approx(-(betas[1] / betas[0]) * 0.3 / 0.02, rel=1e-9)
+    assert ratio == pytest.approx(-(betas[1] / betas[0]) * 0.3 / 0.02, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize(("betas", "still"), [((0.1, 0.1), True), ((0.1, 0.05), False)])
@@ -372,6 +372,15 @@ def test_unseen_answers_move_only_where_the_betas_differ(betas: tuple, still: bo
     per_pair(FlexDPO(*betas), policy, reference).sum().backward()
     assert (logits.grad[2:].abs().max().item() < 1e-15) is still
     assert logits.grad[0] < 0
+
+
+def test_rewards_of_ipo_are_scaled_with_tau() -> None:
+    policy = scored({"chosen": summed(-1.0), "rejected": summed(-2.0)})
+    reference = scored({"chosen": summed(-2.5), "rejected": summed(-1.5)})
+    metrics = IPO(tau=0.2, reduction="sum")(policy, reference).metrics
+    assert metrics["rewards/chosen"][0].item() == pytest.approx(0.3)
+    assert metrics["rewards/rejected"][0].item() == pytest.approx(-0.1)
+    assert metrics["rewards/margins"][0].item() == pytest.approx(0.4)
 
 
 def test_flex_dpo_without_beta_minus_never_looks_at_the_rejected_answer() -> None:
@@ -388,4 +397,4 @@ def test_simpo_needs_no_reference_and_starts_from_lengths_alone() -> None:
     simpo = SimPO(beta=2.0, gamma=0.6)
     assert not simpo.needs_reference
     same = scored({"chosen": [torch.full((7,), -0.5)], "rejected": [torch.full((3,), -0.5)]})
-    assert per_pair(simpo, same, None).item() == pytest.approx(math.log1p(math.exp(0.6)), rel=1e-6)
+    assert per_pair(simpo, same, None).item() == pytest.approx(math.log1p(math.exp(0.6)), rel=1e-6, abs=0)

@@ -233,6 +233,13 @@ def test_the_metric_is_the_mean_log_ratio_and_not_the_loss() -> None:
         assert not torch.equal(pulls(SampledKL(estimator, clip=limit)), plain)
 
 
+def test_a_log_ratio_equal_to_the_clip_is_not_clipped() -> None:
+    policy = Scores.from_rows(sample=[torch.tensor([-1.0]), torch.tensor([-1.0])])
+    reference = Scores.from_rows(sample=[torch.tensor([-1.75]), torch.tensor([-2.0])])
+    clipped, count = SampledKL(clip=0.75)(policy, reference).metrics["kl/clipped"]
+    assert (clipped.item(), count.item()) == (1, 2)
+
+
 def pulls(objective: SampledKL, k: int = 3) -> Tensor:
     """Gradients by the log-prob of every sampled token, flat."""
     leaves, policy, reference = sampled(k)

@@ -197,6 +197,17 @@ def test_the_digest_does_not_depend_on_wrapping_or_on_what_is_inert() -> None:
     assert model_digest(model, adapters=True, compute_dtype="bfloat16") != digest
 
 
+def test_the_digest_sees_persistent_buffers_alone() -> None:
+    model = tiny_model()
+    model.register_buffer("kept", torch.zeros(3))
+    model.register_buffer("made", torch.zeros(3), persistent=False)
+    digest = model_digest(model, adapters=True, compute_dtype="float32")
+    model.made[0] = 1.0
+    assert model_digest(model, adapters=True, compute_dtype="float32") == digest
+    model.kept[0] = 1.0
+    assert model_digest(model, adapters=True, compute_dtype="float32") != digest
+
+
 def test_the_digest_does_not_depend_on_the_order_of_sets() -> None:
     # an adapter's configuration holds sets of names, whose order differs from one process to the next
     names = ["q_proj", "v_proj", *(f"absent_{i}" for i in range(200))]

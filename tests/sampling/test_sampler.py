@@ -297,6 +297,41 @@ class Last:
         self.calls, self.last = self.calls + 1, args[0][:, -1]
 
 
+def _told(texts: list[int], stop: list[str], room: int) -> tuple[Sample, int]:
+    """A completion of a model that says ``texts`` token by token, and how often its head was asked."""
+    model, calls = _model(), []
+
+    def speak(module: Any, args: Any, out: Any) -> Any:
+        calls.append(out)
+        told = torch.zeros_like(out)
+        told[..., texts[max(0, len(calls) - 2)]] = 200.0  # the first call reads the prompt
+        return told
+
+    model.lm_head.register_forward_hook(speak)
+    found, _ = _draw(model, [[7, 9]], samples=1, stop=stop, max_new_tokens=room)
+    return found[0][0], len(calls)
+
+
+def test_of_two_stop_texts_in_one_token_the_earlier_one_cuts() -> None:
+    tokenizer = tiny_tokenizer()
+    words = {tokenizer.decode([i]): i for i in range(len(tokenizer))}
+    word = next(word for word in words if len(word) > 2 and word.isalpha() and len(set(word)) == len(word))
+    found, _ = _told([words["1"], words["2"], words[word], words["3"]], [word[2], word[1]], 4)
+    assert (found.text, found.finish) == (f"12{word[0]}", "stop")
+    assert found.ids == (words["1"], words["2"], tokenizer.eos_token_id)
+
+
+def test_a_long_stop_text_is_seen_where_every_token_is_one_byte() -> None:
+    tokenizer = tiny_tokenizer()
+    stop = "\u00e4\u00f6\u00fc\u00df" * 3
+    ids = tokenizer(stop)["input_ids"]
+    assert len(ids) == len(stop.encode()) == 24
+    one = tokenizer("1")["input_ids"]
+    found, calls = _told([*one, *ids, *one * 10], [stop], 35)
+    assert (found.text, found.finish) == ("1", "stop")
+    assert calls == 1 + 25  # the prompt, then nothing behind the stop text
+
+
 def test_a_special_token_as_stop_text_ends_a_completion() -> None:
     model, prompts, tokenizer = _model(), _prompts(), tiny_tokenizer()
     marker = "<|im_start|>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def test_a_gap_in_the_log_probs_is_named(rows: Dataset, tmp_path: Path) -> None:
     values[3] = None
     broken = rows.remove_columns("chosen_logp_initial").add_column("chosen_logp_initial", values)
     with pytest.raises(UserError, match=r"Row 3: chosen_logp_initial is no finite number \(1 rows in all\)"):
+        brought(tmp_path, DPO(), broken, "initial")
+
+
+def test_an_infinite_log_prob_is_no_number_either(rows: Dataset, tmp_path: Path) -> None:
+    values = rows["rejected_logp_initial"][:]
+    values[2], values[4] = -math.inf, math.inf
+    broken = rows.remove_columns("rejected_logp_initial").add_column("rejected_logp_initial", values)
+    with pytest.raises(UserError, match=r"Row 2: rejected_logp_initial is no finite number \(2 rows in all\)"):
         brought(tmp_path, DPO(), broken, "initial")
 
 

@@ -116,6 +116,11 @@ def test_the_number_of_packs_for_a_budget(lengths: list[int], budget: int, world
     assert packs - world < fullest <= packs  # no more than some step needs
 
 
+def test_packs_are_filled_to_the_last_token() -> None:
+    assert within_budget([3, 3, 2, 2, 2], 6) == [[0, 1], [2, 3, 4]]
+    assert packs_for_budget([6, 3, 3], 3, in_order(3), 1, 6, 1) == 2  # a row as long as the budget fits
+
+
 def test_a_row_over_the_budget_is_named() -> None:
     with pytest.raises(UserError, match=r"The longest row of the training data has 90 tokens, more than .*= 64"):
         packs_for_budget([10, 64, 90], 2, in_order(3), 1, 64, 1)
@@ -151,6 +156,8 @@ def test_orders_are_pure_functions_of_seed_and_epoch() -> None:
     assert sorted(order(0)) == list(range(50))
     assert order(0) != order(1)
     assert order(0) != shuffled(50, 8)(0)
+    # neither is a shift of the other: epoch 1 of one seed is not epoch 0 of the next
+    assert order(1) != shuffled(50, 8)(0)
 
 
 @given(count=st.integers(0, 40), size=st.integers(1, 9), world=st.integers(1, 4))

@@ -113,6 +113,10 @@ class TestPartners:
         if each > 1:  # rows do not all begin with the same
             assert len({value % 10 for value in taken[0]}) > 1
 
+    def test_where_a_row_begins_depends_on_the_seed(self):
+        first, other = (pairs(30, 0, each=3, seed=seed).order(straight(30))(0) for seed in (0, 1))
+        assert first != other
+
     def test_what_a_place_holds(self):
         table = pairs(each=2, draw="index")
         place = table.order(straight(7))(0)[6]

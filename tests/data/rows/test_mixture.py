@@ -47,6 +47,10 @@ def test_weights_are_shares_of_the_size():
         assert more.total() == 12
 
 
+def test_a_share_is_rounded_and_not_cut_off():
+    assert mix([prepared(100)], [0.29], seed=0).shares == (29,)  # 0.29 * 100 is 28.999999999999996
+
+
 def test_no_row_comes_again_before_all_others_have_come():
     mixture = mix([prepared(10)], [0.4], seed=3)
     seen = Counter()

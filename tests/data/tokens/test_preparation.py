@@ -79,6 +79,12 @@ class TestTruncation:
         with pytest.raises(UserError, match="chosen has no target token left"):
             self.cut("keep_start", 15, chosen_mask=mask)
 
+    def test_a_mask_loses_its_beginning_with_its_answer(self):
+        answer = {"chosen_ids": list(range(30, 36)), "chosen_mask": [1, 0, 0, 1, 1, 0]}
+        row, _ = self.cut("keep_end", 5, prompt_ids=[10, 11, 12], **answer)
+        assert (row["prompt_ids"], row["chosen_ids"]) == ([12], [32, 33, 34, 35])
+        assert row["chosen_mask"] == [0, 1, 1, 0]
+
     def test_answers_that_become_equal(self):
         with pytest.raises(UserError, match="equal once they are cut"):
             self.cut("keep_start", 12, rejected_ids=[30, 31, 99])
@@ -108,6 +114,11 @@ class TestTruncation:
     def test_an_unknown_policy(self):
         with pytest.raises(UserError, match="'middle' is not known; expected one of drop, keep_start, keep_end"):
             self.cut("middle", 10)
+
+    def test_a_limit_without_room_is_refused_by_every_policy(self):
+        for truncation in ("drop", "keep_start", "keep_end", "prompt_left"):
+            with pytest.raises(UserError, match=r"data\.max_length: 1 leaves no room; expected at least 2 tokens"):
+                self.cut(truncation, 1)
 
 
 class TestAccount:
