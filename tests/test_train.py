@@ -18,6 +18,7 @@ from tiny import tiny_tokenizer
 from zoo import tiny_model
 
 from align.errors import Exit, Stopped, UserError
+from align.models.subject import Subject
 from align.recipe import Recipe
 from align.runs.directory import RunDirectory, differences
 from align.train import RunResult, main, run
@@ -254,7 +255,7 @@ def test_nothing_broken_is_saved_between_log_steps_or_at_the_end(world: Path, tm
 def test_a_run_shorter_than_a_log_step_is_judged_all_the_same(world: Path, tmp_path: Path) -> None:
     short = {"max_steps": 3, "logging_steps": 10, "save_strategy": "no"}
     result, _ = quietly(recipe(world, tmp_path, train=short))
-    assert result.verdict["findings"]["learned"]["word"] in ("yes", "not shown", "worse")
+    assert result.verdict["findings"]["learned"]["word"] == "too few to say"  # of 12 pairs
     assert result.verdict["findings"]["suppression"]["word"] != "not measured"
 
 
@@ -263,7 +264,68 @@ def test_without_a_reference_the_start_is_measured_on_the_same_pairs(world: Path
     result, _ = quietly(made)
     learned = result.verdict["findings"]["learned"]
     assert learned["start"] == learned["accuracy"]["value"] == result.evaluation["eval_rewards/accuracies"]
-    assert learned["word"] == "not shown"
+    assert learned["word"] == "too few to say"
+    assert result.verdict["findings"]["moved"]["word"] == "no"
+    assert result.verdict["findings"]["next"]["text"].startswith("the model hardly moved")
+
+
+def test_answers_to_held_out_prompts_are_compared_in_length(world: Path, finished: Any) -> None:
+    result, _, directory = finished
+    found = [r for r in RunDirectory(directory).metrics() if "answer_tokens" in r]
+    assert [r["step"] for r in found] == [0, 10]
+    rows = [json.loads(line) for line in (world / "held_out.jsonl").read_text().splitlines()]
+    for record, folder in zip(found, (world / "model", directory / "model"), strict=True):
+        subject = Subject.load(str(folder), echo=str)
+
+        def count(text: str, tokenizer: Any = subject.tokenizer) -> int:
+            return len(tokenizer(text).input_ids)
+
+        prompts = [subject.tokenizer(row["prompt"]).input_ids for row in rows]
+        longest = max(count(row[side]) for row in rows for side in ("chosen", "rejected"))
+        assert record["answer_limit"] == 2 * (longest + 1)  # the end token belongs to an answer
+        texts = subject.generate(prompts, record["answer_limit"])
+        assert record["answer_tokens"] == [max(1, count(text)) for text in texts]
+    length = result.verdict["findings"]["length"]
+    assert length["start_tokens"] == sum(found[0]["answer_tokens"]) / 12
+    assert length["growth"] == pytest.approx(sum(found[1]["answer_tokens"]) / sum(found[0]["answer_tokens"]) - 1)
+
+
+def test_scales_of_its_own_have_a_column_of_their_own(world: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (world / "held_out.jsonl").read_text().splitlines()]
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in swapped))
+    data = {"train": {"path": str(world / "train.jsonl")}, "held_out": {"path": str(tmp_path / "swapped.jsonl")}}
+    flex = {"name": "flex_dpo", "beta_plus": 0.1, "beta_minus": 0.0}
+    made = recipe(world, tmp_path, data=data, objective=flex, train={"max_steps": 4}, watch={"probe_answers": 0})
+    result, lines = quietly(made)
+    columns = next(line.split() for line in lines if line.split()[:2] == ["step", "loss"])
+    assert columns[:6] == ["step", "loss", "margin", "accuracy", "own", "chosen"]
+    records = RunDirectory(tmp_path / "tiny").metrics()
+    probe = [r["probe"] for r in records if "probe" in r][-1]
+    learned = result.verdict["findings"]["learned"]
+    # the probe set is all held-out pairs, so both measurements are of the same
+    assert probe["accuracy"]["value"] == pytest.approx(result.evaluation["eval_rewards/accuracies"])
+    assert probe["own_accuracy"]["value"] == pytest.approx(result.evaluation["eval_rewards/own_accuracies"])
+    assert learned["own_accuracy"] == result.evaluation["eval_rewards/own_accuracies"]
+    assert learned["accuracy"]["value"] < 0.5 < learned["own_accuracy"]  # the wrong answers rose as well
+    assert learned["longer"] == pytest.approx(probe["longer"])
+    assert not any("answer_tokens" in record for record in records)
+    assert "own scales" in (tmp_path / "tiny/model/README.md").read_text()
+
+
+def test_a_likelihood_run_has_no_accuracy(world: Path, tmp_path: Path) -> None:
+    made = recipe(world, tmp_path, objective={"name": "nll"}, train={"max_steps": 4})
+    result, lines = quietly(made)
+    assert next(line.split() for line in lines if "loss" in line)[:3] == ["step", "loss", "lr"]
+    assert set(result.verdict["findings"]) == {"loss", "next"}
+    losses = [r["eval_loss"] for r in RunDirectory(tmp_path / "tiny").metrics() if "eval_loss" in r]
+    text = f"held-out loss {losses[-1]:.4f}, start {losses[0]:.4f}"
+    assert result.verdict["findings"]["loss"]["text"] == text
+    assert losses[-1] < losses[0]
+    card = (tmp_path / "tiny/model/README.md").read_text()
+    assert text in card
+    assert json.loads((tmp_path / "tiny/verdict.json").read_text())["findings"] == result.verdict["findings"]
+    assert not any(word in line for word in ("accuracy", "learned", "suppression") for line in [*lines, card])
 
 
 def test_a_finished_run_has_nothing_to_resume(world: Path, finished: Any) -> None:

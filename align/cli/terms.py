@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from align.report.verdict import (
+from align.report.thresholds import (
+    ALIKE,
     CHOSEN_DROP_NATS,
     CHOSEN_DROP_NATS_PER_TOKEN,
     DRIFT_NATS_PER_TOKEN,
-    LENGTH_GROWTH,
+    FEW_PAIRS,
+    LENGTH_CHANGE,
     MAJORITY,
-    NOT_MEASURED,
     REJECTED_DROP_NATS_PER_TOKEN,
+    STILL_NATS,
+    STILL_NATS_PER_TOKEN,
     WIDE_ACCURACY,
 )
+from align.report.verdict import NOT_MEASURED
 
 
 class Explanation(NamedTuple):
@@ -35,11 +39,30 @@ _CHANGES = Explanation(
 TERMS: dict[str, Explanation] = {
     "learned": Explanation(
         "Whether the model now ranks held-out pairs better than at the start.",
-        "Accuracy is the share of held-out pairs whose margin is positive, ties as half, with a 95 % Wilson interval. "
-        '"yes" only if the whole interval lies above the accuracy at the start, "worse" if it lies below, otherwise '
-        '"not shown". Where the start is the reference, accuracy there is 0.5: every pair is a tie.',
+        "Accuracy is explained under accuracy; its interval is Wilson's, 95 %. "
+        '"yes" only if the whole interval lies above the accuracy at the start and above what the longer (or the '
+        'shorter) answer of each pair would score, and the two sides did not rise alike. "worse" if it lies below the '
+        f'start, "too few to say" with fewer than {FEW_PAIRS} pairs, otherwise "not shown". Where the start is the '
+        "reference, accuracy there is 0.5: every pair is a tie.",
         f"not shown with an interval wider than +-{WIDE_ACCURACY:g}: more pairs (watch.probe_pairs). Not shown with "
         "chosen and rejected unmoved: a larger learning rate or more steps. Worse: chosen and rejected may be swapped.",
+    ),
+    "moved": Explanation(
+        "Whether training changed the model at all; the line appears only if it did not.",
+        f'"no" if both intervals, of chosen and of rejected, lie within +-{STILL_NATS:g} nat per answer and both means '
+        f"within +-{STILL_NATS_PER_TOKEN:g} nats per token.",
+        "A larger learning rate, or more steps. In 16 bits small updates are rounded away: train float32 weights.",
+    ),
+    "imitation": Explanation(
+        "Both answers of the pairs became more likely alike: imitation, not preference.",
+        f'"yes" if the intervals of chosen and of rejected lie above 0 and rejected rose by at least {ALIKE:.0%} of '
+        "what chosen did: then most of the rise is what answers have in common. The line takes suppression's place.",
+        "flex_dpo: a beta_minus nearer to beta_plus. rpo, or a likelihood term in the objective: a smaller weight.",
+    ),
+    "loss": Explanation(
+        "The loss on held-out rows, for objectives that compare no pairs.",
+        "The loss of the evaluation at the end and before the first step; no interval is known.",
+        "A lower loss says that such answers are more likely, not that they are better: read some.",
     ),
     "suppression": Explanation(
         "The chosen answers became less likely, usually together with the rejected ones.",
@@ -88,29 +111,38 @@ TERMS: dict[str, Explanation] = {
         "It nearly always grows, also while both answers lose likelihood. Look at chosen and rejected beside it.",
     ),
     "accuracy": Explanation(
-        "Share of pairs whose margin is positive; ties count as half.",
-        "In the training lines over training batches, in the verdict over held-out pairs. 0.5 is chance for objectives "
-        "with a reference; without one (simpo) the start may lie anywhere.",
+        "Share of pairs whose chosen answer gained more than the rejected one; ties count as half.",
+        "It compares d_w with d_l, where d = log pi(y|x) - log pi_ref(y|x) summed over tokens, both at one scale. "
+        "simpo has no reference: it compares mean log-probs per token, as its paper does, so its start may lie "
+        "anywhere; inpo compares log-probs less their mix under both earlier policies. In the training lines over "
+        "training batches, in the verdict over held-out pairs. 0.5 is chance where there is a reference.",
         "64 pairs leave about +-0.12; compare runs on the same pairs only.",
+    ),
+    "own": Explanation(
+        "Accuracy on the objective's own scales, where it multiplies d_w and d_l with different numbers.",
+        "Share of pairs with beta_plus d_w > beta_minus d_l (flex_dpo), or d_w / |y_w| > d_l / |y_l| (ipo per token).",
+        "Raising all answers alike makes the larger scale win, so this can be near 1 without any preference: read "
+        "accuracy.",
     ),
     "chosen": _CHANGES,
     "rejected": _CHANGES,
     "length": Explanation(
-        "How much longer sampled answers became.",
-        "Mean tokens of answers to watch.prompts at the end against the start; beside it, by how much chosen answers "
-        "in the probe set are longer than rejected ones.",
-        f"Growth far beyond what the data teaches, or beyond {LENGTH_GROWTH:.0%}, is often a shortcut: simpo, or ipo "
-        "with reduction=per_token, divide by the length.",
+        "How much longer (+) or shorter (-) generated answers became.",
+        "Mean tokens of greedy answers to prompts of the probe set (watch.probe_answers) at the end against the start, "
+        "with a bootstrap over prompts; without them, of answers to watch.prompts or of a run's own samples. Beside "
+        "it, by how much chosen answers in the probe set are longer than rejected ones.",
+        f"A change of {LENGTH_CHANGE:.0%} or more that the interval confirms is often a shortcut. Growth: simpo, or "
+        "ipo with reduction=per_token, divide by the length. Shorter: a smaller learning rate, fewer steps.",
     ),
     "next": Explanation(
         "The first advice whose rule applies.",
-        "Rules in the order of harm: nothing measured, pairs swapped, suppression, dispersion, not learned, length.",
+        "Rules in the order of harm: nothing measured, nothing moved, pairs swapped, suppression, imitation, "
+        "dispersion, not learned, length, then whatever else has a word that asks to be looked at.",
         "It is a rule of thumb. Change one thing, keep the seed, compare the two runs.",
     ),
     NOT_MEASURED.replace(" ", "_"): Explanation(
         "The numbers that this line needs were not recorded.",
-        "Most lines need data.held_out and readings at the start and at the end; length needs watch.generate_every and "
-        "watch.prompts.",
+        "Most lines need data.held_out and readings at the start and at the end; length needs watch.probe_answers.",
         "Set them and run again; a missing measurement is never read as a good one.",
     ),
 }

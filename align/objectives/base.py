@@ -84,6 +84,16 @@ class Objective:
         return ()
 
     @property
+    def compares_pairs(self) -> bool:
+        """Whether it prefers chosen to rejected answers, so that an accuracy on pairs means something."""
+        return {"chosen", "rejected"} <= set(self.branches)
+
+    @property
+    def own_scales(self) -> bool:
+        """Whether its margin weighs the two log-ratios of a pair unequally; see ``pair_metrics``."""
+        return False
+
+    @property
     def units(self) -> tuple[str, ...]:
         """Every ``Term.unit`` that this objective can return."""
         return ("examples",)
@@ -131,6 +141,15 @@ class WeightedSum(Objective):
         return _unique(a for o, _ in self.parts for a in o.anchors)
 
     @property
+    def compares_pairs(self) -> bool:
+        return any(o.compares_pairs for o, _ in self.parts)
+
+    @property
+    def own_scales(self) -> bool:
+        first = next((o for o, _ in self.parts if o.compares_pairs), None)  # whose metrics count
+        return first is not None and first.own_scales
+
+    @property
     def units(self) -> tuple[str, ...]:
         return _unique(u for o, _ in self.parts for u in o.units)
 
@@ -168,25 +187,39 @@ def branch_metrics(policy: Scores, *branches: str) -> dict[str, tuple[Tensor, Te
 
 
 def pair_metrics(
-    chosen_reward: Tensor, rejected_reward: Tensor, policy: Scores, names: tuple[str, str] = ("chosen", "rejected")
+    chosen_reward: Tensor,
+    rejected_reward: Tensor,
+    policy: Scores,
+    names: tuple[str, str] = ("chosen", "rejected"),
+    *,
+    gap: Tensor | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Metrics that every pairwise objective reports, as (sum, count).
 
-    ``chosen_reward`` and ``rejected_reward`` are implicit rewards [B], each already scaled with the beta of its own
-    side, so that accuracy keeps its meaning where the betas differ. Ties count as half. ``names`` are the branches.
+    ``chosen_reward`` and ``rejected_reward`` are implicit rewards [B]. ``rewards/accuracies`` is the share of pairs
+    whose chosen answer has the larger one, ties as half. An objective with ``own_scales``, which multiplies the two
+    log-ratios with different numbers, gives ``gap``, d_w - d_l [B] in nats: then the accuracy is the share with
+    gap > 0, since raising all answers alike would make the larger scale win, and that by the rewards is
+    ``rewards/own_accuracies``. ``names`` are the branches.
     """
     chosen, rejected = names
     margin = (chosen_reward - rejected_reward).detach()
     count = margin.new_tensor(float(margin.numel()))
-    accuracy = (margin > 0).float() + 0.5 * (margin == 0).float()
+    own = {} if gap is None else {"rewards/own_accuracies": (_wins(margin), count)}
     return {
         f"rewards/{chosen}": (chosen_reward.detach().sum(), count),
         f"rewards/{rejected}": (rejected_reward.detach().sum(), count),
         "rewards/margins": (margin.sum(), count),
-        "rewards/accuracies": (accuracy.sum(), count),
+        "rewards/accuracies": (_wins(margin if gap is None else gap.detach()), count),
+        **own,
         f"logps/{chosen}": (policy.sum(chosen).detach().sum(), count),
         f"logps/{rejected}": (policy.sum(rejected).detach().sum(), count),
     }
+
+
+def _wins(margin: Tensor) -> Tensor:
+    """How many margins [B] are positive; 0 counts as half."""
+    return ((margin > 0).float() + 0.5 * (margin == 0).float()).sum()
 
 
 FRESH = ("sample", "survivor")  # branches that are drawn from the policy while it trains: rows have no columns for them

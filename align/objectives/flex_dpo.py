@@ -44,10 +44,16 @@ class FlexDPO(Objective):
     def margin_scale(self) -> float:
         return max(self.beta_plus, self.beta_minus)
 
+    @property
+    def own_scales(self) -> bool:
+        return self.beta_plus != self.beta_minus
+
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         from torch.nn.functional import logsigmoid
 
         assert reference is not None
-        chosen = self.beta_plus * (policy.sum("chosen") - reference.sum("chosen"))
-        rejected = self.beta_minus * (policy.sum("rejected") - reference.sum("rejected"))
-        return Terms((Term(-logsigmoid(chosen - rejected)),), pair_metrics(chosen, rejected, policy))
+        d_w = policy.sum("chosen") - reference.sum("chosen")
+        d_l = policy.sum("rejected") - reference.sum("rejected")
+        chosen, rejected = self.beta_plus * d_w, self.beta_minus * d_l
+        metrics = pair_metrics(chosen, rejected, policy, gap=d_w - d_l if self.own_scales else None)
+        return Terms((Term(-logsigmoid(chosen - rejected)),), metrics)

@@ -40,14 +40,19 @@ class IPO(Objective):
     def margin_scale(self) -> float | None:
         return self.tau if self.reduction == "sum" else None  # per token a nat of the sum counts by length
 
+    @property
+    def own_scales(self) -> bool:
+        return self.reduction == "per_token"
+
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         assert reference is not None
         chosen = policy.sum("chosen") - reference.sum("chosen")
         rejected = policy.sum("rejected") - reference.sum("rejected")
+        gap = chosen - rejected if self.own_scales else None
         if self.reduction == "per_token":
             chosen, rejected = _per_token(chosen, policy, "chosen"), _per_token(rejected, policy, "rejected")
         losses = (chosen - rejected - 1 / (2 * self.tau)) ** 2
-        return Terms((Term(losses),), pair_metrics(self.tau * chosen, self.tau * rejected, policy))
+        return Terms((Term(losses),), pair_metrics(self.tau * chosen, self.tau * rejected, policy, gap=gap))
 
 
 def _per_token(ratio: Tensor, policy: Scores, branch: str) -> Tensor:

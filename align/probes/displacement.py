@@ -98,8 +98,11 @@ class ProbeReading:
     """What the probe found at one step. Changes are since the start, in nats; slopes are nats per optimizer step.
 
     ``against`` says what ``below``, ``margin`` and ``accuracy`` compare with: the reference policy, or the start where
-    no reference log-probs were given. ``margin`` is mean d_w - d_l in nats; ``reward_margin`` is the objective's own,
-    and ``accuracy`` uses it where there is one. Intervals are 95 %, over pairs.
+    no reference log-probs were given. ``margin`` is mean d_w - d_l in nats; ``reward_margin`` is the objective's own.
+    ``accuracy`` is the share of pairs with d_w > d_l, or what an objective without a reference compares in its place
+    (simpo: mean log-probs); None for objectives that compare no pairs. ``own_accuracy`` is that of the objective's
+    margin where it has scales of its own. ``longer`` is the share of pairs whose chosen answer has more tokens. Ties
+    count as half. Intervals are 95 %, over pairs.
     """
 
     step: int
@@ -116,7 +119,9 @@ class ProbeReading:
     below: Interval  # share of pairs whose chosen answer is below the reference, d_w < 0
     margin: Interval
     reward_margin: float | None
-    accuracy: Interval  # ties count as half
+    accuracy: Interval | None
+    own_accuracy: Interval | None
+    longer: float
     drift: Interval | None  # D3: change of the other answers, nats per token
     drift_of: str
     chosen_length: float  # mean target tokens
@@ -171,7 +176,7 @@ class Displacement:
             _same_answers(earlier, now)
         chosen, rejected = now.chosen - start.chosen, now.rejected - start.rejected
         d_w, d_l = now.chosen - reference.chosen, now.rejected - reference.rejected
-        rewards = None if self.objective is None else reward_margins(self.objective, now, reference)
+        own = None if self.objective is None else own_metrics(self.objective, now, reference)
         self._remember(step, chosen.mean().item(), rejected.mean().item(), (d_w - d_l).mean().item())
         return ProbeReading(
             step=step,
@@ -187,8 +192,10 @@ class Displacement:
             drop_ratio=_ratio(rejected.mean().abs().item(), chosen.mean().abs().item()),
             below=_share(-d_w, ties=0.0),
             margin=self._mean(d_w - d_l),
-            reward_margin=None if rewards is None else rewards.mean().item(),
-            accuracy=_share(d_w - d_l if rewards is None else rewards, ties=0.5),
+            reward_margin=None if own is None else own["margins"].mean().item(),
+            accuracy=self._accuracy(d_w - d_l, own),
+            own_accuracy=None if own is None or "own_accuracies" not in own else _mean_share(own, "own_accuracies"),
+            longer=_share(now.chosen_tokens - now.rejected_tokens, ties=0.5).value,
             drift=self._drift(start, now),
             drift_of=self.other if now.other is not None else "",
             chosen_length=now.chosen_tokens.mean().item(),
@@ -215,6 +222,12 @@ class Displacement:
     def _slope(self, column: int) -> float | None:
         return slope([(point[0], point[column]) for point in self._history[-SLOPE_WINDOW:]])
 
+    def _accuracy(self, gap: Tensor, own: Mapping[str, Tensor] | None) -> Interval | None:
+        if own is not None:
+            return _mean_share(own, "accuracies")
+        compares = self.objective is None or self.objective.compares_pairs
+        return _share(gap, ties=0.5) if compares else None
+
     def _mean(self, values: Tensor) -> Interval:
         return bootstrap_mean(values.numpy(), self.seed, resamples=RESAMPLES)
 
@@ -234,24 +247,20 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
     return float(centred @ (y - y.mean()) / (centred @ centred))
 
 
-def reward_margins(objective: Objective, now: ProbeScores, reference: ProbeScores) -> Tensor | None:
-    """The objective's own implicit-reward margin of every pair, [n]; None where it compares no pairs.
+def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) -> dict[str, Tensor] | None:
+    """What the objective says of every pair, [n] each: ``margins``, ``accuracies`` and, with scales of its own,
 
-    Asks the objective about one pair at a time, so what it reports here is what it reports in training, whichever
-    betas and length norms it has. A sum of objectives answers with its first part that compares pairs.
+    ``own_accuracies``; None where it compares no pairs. It is asked about one pair at a time, so what it reports here
+    is what it reports in training. A sum of objectives answers with its first part that compares pairs.
     """
     if isinstance(objective, WeightedSum):
-        found = (reward_margins(part, now, reference) for part, _ in objective.parts)
-        return next((margins for margins in found if margins is not None), None)
-    if not {"chosen", "rejected"} <= set(objective.branches) or objective.anchors:
+        answers = (own_metrics(part, now, reference) for part, _ in objective.parts)
+        return next((answer for answer in answers if answer is not None), None)
+    if not objective.compares_pairs or objective.anchors:
         return None  # no pairs, or log-probs that probe rows do not bring along
-    margins = []
-    for i in range(now.chosen.numel()):
-        metrics = objective(_pair(now, i), _pair(reference, i)).metrics
-        if "rewards/margins" not in metrics:
-            return None
-        margins.append(metrics["rewards/margins"][0])
-    return torch.stack(margins)
+    pairs = [objective(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
+    names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]
+    return {name.removeprefix("rewards/"): torch.stack([pair[name][0] for pair in pairs]) for name in names} or None
 
 
 def beta_ratio(inner: Tensor, chosen_square: Tensor, rejected_square: Tensor) -> BetaRatio:
@@ -290,6 +299,14 @@ def _pair(scores: ProbeScores, i: int) -> Scores:
     sequences = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
     sequences |= dict.fromkeys(FRESH, torch.empty(0, dtype=torch.long))  # none, for objectives that read them too
     return Scores({"logp": logp}, torch.tensor([0, 1]), sequences, lengths)
+
+
+def _mean_share(own: Mapping[str, Tensor], name: str) -> Interval:
+    """The share of pairs that are right by ``name``, each 0, 1/2 or 1; not a number where a margin is none."""
+    hits = own[name].double() + 0 * own["margins"]
+    if not hits.isfinite().all():
+        return Interval(float("nan"), float("nan"), float("nan"), hits.numel())
+    return wilson(hits.sum().item(), hits.numel())
 
 
 def _share(values: Tensor, *, ties: float) -> Interval:

@@ -199,6 +199,11 @@ class Watch(Section):
 
     every: int | None = Field(None, ge=1, description="steps between measurements; by default train.logging_steps")
     probe_pairs: int = Field(64, ge=0, description="held-out pairs whose log-probs are followed; 0 switches it off")
+    probe_answers: int = Field(
+        16,
+        ge=0,
+        description="prompts of those that are answered at the start and at the end, for the lengths; 0 for none",
+    )
     chosen_drop_nats: float = Field(
         20.0, gt=0, description="warn when chosen answers lost so many nats since the start"
     )

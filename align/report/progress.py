@@ -1,7 +1,7 @@
 """The terminal during training: one line per log step in fixed columns, and warnings. Imports no torch.
 
 ``chosen``, ``rejected`` and ``drift`` are changes since the start on the probe's held-out pairs; loss, margin and
-accuracy are the training batches' since the last line.
+accuracy are the training batches' since the last line. ``own`` is the accuracy on the objective's own scales.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.objectives.base import Objective
 
 HEADER_EVERY = 25
 MISSING = "-"
@@ -32,6 +35,9 @@ PAIRS: Columns = (
     ("drift", "probe/drift", 5, 3, 2),
     *_SPEED,
 )
+_OWN: Columns = (("own", "rewards/own_accuracies", 4, 3, 2),)
+# of an objective that compares no pairs
+LIKELIHOOD: Columns = (("step", "step", 5, 0, 0), ("loss", "loss", 6, 3, 4), *_SPEED)
 # mean token probability of the forgotten answers, and nats per token of the retained ones, in the training batches
 FORGETTING: Columns = (
     ("step", "step", 5, 0, 0),
@@ -55,13 +61,17 @@ SURVIVORS: Columns = (
 )
 
 
-def columns_for(branches: Collection[str]) -> Columns:
-    """The columns that suit an objective, by the branches that it reads."""
+def columns_for(objective: Objective) -> Columns:
+    """The columns that suit an objective: what it does not have would be a dash in every line."""
+    branches = set(objective.branches)
     if "survivor" in branches:
         return SURVIVORS
-    if "sample" in branches:
-        return HYBRID
-    return FORGETTING if {"forget", "alternate"} & set(branches) else PAIRS
+    if {"forget", "alternate"} & branches:
+        return FORGETTING
+    if not objective.compares_pairs:
+        return LIKELIHOOD
+    columns = HYBRID if "sample" in branches else PAIRS
+    return (*columns[:4], *_OWN, *columns[4:]) if objective.own_scales else columns
 
 
 class Progress:

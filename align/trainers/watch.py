@@ -15,6 +15,8 @@ from align.compat import unwrap_model_for_generation
 from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import sequential_packs
 from align.errors import Stopped
+from align.models.subject import Subject, positions
+from align.objectives.base import FRESH
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
 from align.report.progress import Progress, columns_for
 from align.runs.directory import RunDirectory
@@ -23,6 +25,7 @@ PROBE_STATE = "probe.json"
 SAMPLES = "samples.jsonl"
 _PROBE_PACK = 8
 _NEW_TOKENS = 128
+_ANSWER_TOKENS = 256  # most of an answer whose length is compared
 
 
 def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> ProbeScores:
@@ -60,6 +63,7 @@ class Watch(TrainerCallback):
         rows: prepared probe rows; empty for no probe.
         every: steps between readings; None for every log step.
         chosen_drop_nats, stop_on_drop: the guard on chosen answers.
+        answers: how many of the rows' prompts are answered greedily at the start and at the end, for the lengths.
         prompts: token ids of prompts to sample from every ``generate_every`` steps.
         echo: takes one line of text, on the main process.
     """
@@ -73,6 +77,7 @@ class Watch(TrainerCallback):
         every: int | None = None,
         chosen_drop_nats: float = 20.0,
         stop_on_drop: bool = False,
+        answers: int = 0,
         prompts: Sequence[Sequence[int]] = (),
         generate_every: int | None = None,
         echo: Callable[[str], Any] = print,
@@ -80,6 +85,7 @@ class Watch(TrainerCallback):
         self.trainer, self.run, self.rows, self.every = trainer, run, list(rows), every
         self.limit, self.stop_on_drop = chosen_drop_nats, stop_on_drop
         self.prompts, self.generate_every, self.echo = prompts, generate_every, echo
+        self.answered = self.rows[:answers]
         self.displacement = Displacement(objective=trainer.objective, seed=trainer.args.seed)
         self.progress: Progress | None = None
         self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
@@ -90,7 +96,7 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        columns = columns_for(self.trainer.objective.branches)
+        columns = columns_for(self.trainer.objective)
         self.progress = Progress(
             echo=self.echo, total_steps=state.max_steps, chosen_drop_nats=self.limit, columns=columns
         )
@@ -107,6 +113,7 @@ class Watch(TrainerCallback):
                 record["probe"] = self._read(0).to_json()
             self.run.append_metrics(record)
             self._evaluate_start()
+            self._answer(0)
             self._generate(state)
         self._begun = (time.monotonic(), state.global_step)
         self._clock = (*self._begun, self.trainer.train_tokens)
@@ -145,6 +152,7 @@ class Watch(TrainerCallback):
         # the verdict compares with the end, also where the last step was no log step
         if self.rows and self._read_at != state.global_step:
             self.run.append_metrics({"step": state.global_step, "probe": self._read(state.global_step).to_json()})
+        self._answer(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._start_said is False and self.trainer.start_reading is not None:
@@ -155,12 +163,27 @@ class Watch(TrainerCallback):
             self._generate(state)
 
     def _evaluate_start(self) -> None:
-        """With a reference the accuracy at the start is 0.5, since the two agree; without one it is measured."""
+        """Where the accuracy at the start is not 0.5 (a policy agrees with its reference), or a loss is compared."""
         objective = self.trainer.objective
-        if objective.needs_reference or self.trainer.eval_dataset is None:
+        if self.trainer.eval_dataset is None or set(FRESH) & set(objective.branches):
             return
-        if {"chosen", "rejected"} <= set(objective.branches):
+        if not (objective.compares_pairs and objective.needs_reference):
             self.trainer.evaluate()
+
+    def _answer(self, step: int) -> None:
+        """Lengths of greedy answers to prompts of the probe set, in tokens of their text."""
+        if not self.answered:
+            return
+        subject = Subject.of(self.trainer)
+        prompts = [row.get("chosen_prompt_ids") or row["prompt_ids"] for row in self.answered]
+        # twice what the pairs have leaves room to grow; what never ends costs no more than that
+        longest = max(len(row[f"{side}_ids"]) for row in self.answered for side in ("chosen", "rejected"))
+        limit = min(_ANSWER_TOKENS, 2 * longest)
+        if (reach := positions(subject.model)) is not None:
+            limit = min(limit, reach - max(map(len, prompts)))
+        texts = subject.generate(prompts, limit)
+        tokens = [max(1, len(subject.tokenizer(text, add_special_tokens=False).input_ids)) for text in texts]
+        self.run.append_metrics({"step": step, "answer_tokens": tokens, "answer_limit": limit})
 
     def _read(self, step: int) -> ProbeReading:
         self._read_at = step

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from align.data.rows.sources import source_name
 from align.objectives.base import sources_of
 from align.recipe import Recipe
+from align.report.preference import preference_verdict
 from align.report.survivors import survivors_verdict
 from align.report.unlearning import unlearning_verdict
-from align.report.verdict import Verdict, verdict
+from align.report.verdict import Verdict
 from align.runs.directory import METRICS, VERDICT, RunDirectory
 from align.runs.result import MODEL, RunResult
 
@@ -68,19 +71,33 @@ def _judge(
         return survivors_verdict(
             records, run=str(directory.path), seconds=seconds, stopped=stopped, similarity_limit=limit, paths=paths
         )
-    held_out = None
-    if "eval_rewards/accuracies" in evaluation and hasattr(trainer.eval_dataset, "__len__"):
-        held_out = {"end": evaluation["eval_rewards/accuracies"], "n": len(trainer.eval_dataset)}
-        start = [r for r in records if r.get("step") == 0 and "eval_rewards/accuracies" in r]
-        held_out["start"] = start[0]["eval_rewards/accuracies"] if start else 0.5
-    return verdict(
+    return preference_verdict(
         records,
         run=str(directory.path),
         seconds=seconds,
         stopped=stopped,
         objective=recipe.objective[0].name,
+        compares_pairs=trainer.objective.compares_pairs,
         pairs="held-out" if trainer.eval_dataset is not None else "training",
-        held_out=held_out,
+        held_out=_held_out(trainer, evaluation, records),
         chosen_drop_nats=recipe.watch.chosen_drop_nats,
         paths=paths,
     )
+
+
+def _held_out(
+    trainer: Any, evaluation: dict[str, float], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The evaluation on all held-out pairs as ``preference_verdict`` takes it, or None where there was none."""
+    rows, key = trainer.eval_dataset, "eval_rewards/accuracies"
+    if key not in evaluation or not hasattr(rows, "__len__"):
+        return None
+    start = [record[key] for record in records if record.get("step") == 0 and key in record]
+    lengths = [np.fromiter(map(len, rows[f"{side}_ids"]), dtype=int) for side in ("chosen", "rejected")]
+    return {
+        "end": evaluation[key],
+        "n": len(rows),
+        "start": start[0] if start else 0.5,
+        "own": evaluation.get("eval_rewards/own_accuracies"),
+        "longer": float((np.sign(lengths[0] - lengths[1]) / 2 + 0.5).mean()),  # ties count as half
+    }

@@ -180,6 +180,7 @@ def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dic
         every=settings.every,
         chosen_drop_nats=settings.chosen_drop_nats,
         stop_on_drop=settings.stop_on_drop,
+        answers=settings.probe_answers,
         prompts=prompts,
         generate_every=settings.generate_every,
         echo=say,

@@ -24,6 +24,7 @@ from align.objectives import (
     IPO,
     KL,
     KTO,
+    NLL,
     OBJECTIVES,
     RPO,
     WGA,
@@ -234,8 +235,25 @@ def test_metrics_of_pairs() -> None:
     # each side with its own beta: 0.5 (0.75, -0.5) against 0.1 (-0.5, 0)
     flex = FlexDPO(beta_plus=0.5, beta_minus=0.1)(policy, reference).metrics
     assert (flex["rewards/margins"][0] / 2).item() == pytest.approx((0.425 - 0.25) / 2)
+    assert flex["rewards/own_accuracies"][0].item() == 1  # 0.375 > -0.05, and -0.25 < 0
     ties = DPO()(policy, policy).metrics["rewards/accuracies"]
     assert (ties[0] / ties[1]).item() == 0.5
+
+
+def test_accuracy_does_not_depend_on_an_objectives_own_scales() -> None:
+    # d_w = 5.4 and 2, d_l = 5.1 and 3: both sides rose, the first pair's chosen answer more, the second's less
+    policy = scored({"chosen": [torch.full((2,), -1.0), torch.full((4,), -1.0)], "rejected": summed(-1.0, -1.0)})
+    reference = scored({"chosen": summed(-7.4, -6.0), "rejected": summed(-6.1, -4.0)})
+    shares = {}
+    for objective in (DPO(), FlexDPO(0.1, 0.03), FlexDPO(0.1, 0.1), IPO(), IPO(reduction="sum"), Hinge(), RPO()):
+        metrics = {k: (v / n).item() for k, (v, n) in objective(policy, reference).metrics.items() if "accur" in k}
+        assert metrics.pop("rewards/accuracies") == 0.5, objective
+        assert (metrics != {}) is objective.own_scales
+        shares[repr(objective)] = metrics.get("rewards/own_accuracies")
+    assert shares[repr(FlexDPO(0.1, 0.03))] == 1.0  # 0.54 > 0.153, 0.2 > 0.09
+    assert shares[repr(IPO())] == 0.0  # 2.7 < 5.1, 0.5 < 3
+    both = WeightedSum(((NLL(), 1.0), (FlexDPO(0.1, 0.03), 1.0)))
+    assert (both.compares_pairs, both.own_scales, NLL().compares_pairs) == (True, True, False)
 
 
 # ---- identities

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from align.engine.scores import Scores
-from align.objectives import DPO, IPO, NLL, RPO, FlexDPO, SimPO, WeightedSum
-from align.probes.displacement import BetaRatio, Displacement, ProbeScores, beta_ratio, reward_margins, slope
+from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Objective, SimPO, WeightedSum
+from align.probes.displacement import BetaRatio, Displacement, ProbeScores, beta_ratio, own_metrics, slope
 from align.probes.probe_set import choose_rows, with_other
+from align.stats import wilson
 
 
 def scores(chosen: list[float], rejected: list[float], other: list[float] | None = None) -> ProbeScores:
@@ -75,34 +76,74 @@ def test_the_reference_may_be_another_model_than_the_start() -> None:
     assert start.below.value == 0.25
 
 
-def test_accuracy_and_margin_are_the_objectives_own() -> None:
-    reference = START
+def margins(objective: Objective) -> list[float]:
+    own = own_metrics(objective, LATER, START)
+    assert own is not None
+    return own["margins"].tolist()
+
+
+def test_margins_are_the_objectives_own() -> None:
     # d_w = -2 -1 -3 +1, d_l = -3 -5 -4 0
-    assert reward_margins(DPO(beta=0.1), LATER, reference).tolist() == pytest.approx([0.1, 0.4, 0.1, 0.1])
-    flex = reward_margins(FlexDPO(beta_plus=0.1, beta_minus=0.05), LATER, reference)
-    assert flex.tolist() == pytest.approx([-0.05, 0.15, -0.1, 0.1])
-    ipo = reward_margins(IPO(tau=1.0), LATER, reference)
-    assert ipo.tolist() == pytest.approx([-2 / 4 + 3 / 5, -1 / 4 + 5 / 5, -3 / 4 + 4 / 5, 1 / 4])
-    simpo = reward_margins(SimPO(beta=2.0), LATER, reference)
-    assert simpo.tolist() == pytest.approx(
-        [2 * (-12 / 4 + 15 / 5), 2 * (-21 / 4 + 27 / 5), 2 * (-33 / 4 + 36 / 5), -2.7]
-    )
-    probe = Displacement(objective=FlexDPO(beta_plus=0.1, beta_minus=0.05), reference=reference)
-    probe.read(0, START)
-    reading = probe.read(1, LATER)
-    assert reading.accuracy.value == 0.5
-    assert reading.reward_margin == pytest.approx(0.025)
-    assert reading.margin.value == pytest.approx(1.75)
+    assert margins(DPO(beta=0.1)) == pytest.approx([0.1, 0.4, 0.1, 0.1])
+    assert margins(FlexDPO(beta_plus=0.1, beta_minus=0.05)) == pytest.approx([-0.05, 0.15, -0.1, 0.1])
+    assert margins(IPO(tau=1.0)) == pytest.approx([-2 / 4 + 3 / 5, -1 / 4 + 5 / 5, -3 / 4 + 4 / 5, 1 / 4])
+    expected = [2 * (-12 / 4 + 15 / 5), 2 * (-21 / 4 + 27 / 5), 2 * (-33 / 4 + 36 / 5), -2.7]
+    assert margins(SimPO(beta=2.0)) == pytest.approx(expected)
+
+
+def test_accuracy_compares_log_ratios_at_one_scale() -> None:
+    for objective, own in ((FlexDPO(0.1, 0.05), 0.5), (FlexDPO(0.1, 0.1), None), (DPO(0.3), None)):
+        probe = Displacement(objective=objective, reference=START)
+        probe.read(0, START)
+        reading = probe.read(1, LATER)
+        assert reading.accuracy is not None
+        assert reading.accuracy.value == 1.0  # d_w > d_l in all four pairs
+        assert (reading.own_accuracy and reading.own_accuracy.value) == own
+        assert reading.margin.value == pytest.approx(1.75)
+    flex = Displacement(objective=FlexDPO(0.1, 0.05), reference=START)
+    assert flex.read(1, LATER).reward_margin == pytest.approx(0.025)
+
+
+def test_raising_all_answers_alike_is_no_preference() -> None:
+    # answers of 4 and 5 tokens; every other pair, the rejected one rose more
+    risen = scores([-5.0, -14.5, -25.0, -34.5], [-7.0, -16.0, -27.5, -36.0])
+    probe = Displacement(objective=FlexDPO(beta_plus=0.1, beta_minus=0.03))
+    start = probe.read(0, START)
+    reading = probe.read(1, risen)
+    # d_w = 5 5.5 5 5.5, d_l = 5 6 4.5 6
+    assert reading.accuracy is not None
+    assert reading.own_accuracy is not None
+    assert (reading.accuracy.value, reading.own_accuracy.value) == (0.375, 1.0)
+    assert start.own_accuracy is not None
+    assert start.own_accuracy.value == 0.5
+    per_token = Displacement(objective=IPO(), reference=START).read(1, risen)
+    assert (per_token.accuracy, per_token.own_accuracy) == (reading.accuracy, wilson(4, 4))  # all d_w / 4 > d_l / 5
+
+
+def test_without_a_reference_accuracy_is_what_the_paper_compares() -> None:
+    reading = Displacement(objective=SimPO(beta=2.0)).read(1, LATER)
+    # mean log-probs: -3 and -3, -5.25 and -5.4, -8.25 and -7.2, -9.75 and -8.4; sums would give 4 of 4
+    assert reading.accuracy == wilson(1.5, 4)
+    assert reading.own_accuracy is None
+
+
+def test_the_share_of_longer_chosen_answers() -> None:
+    assert Displacement().read(0, START).longer == 0.0
+    four, five = torch.tensor([4, 4, 5]), torch.tensor([5, 4, 4])
+    zeros = torch.zeros(3)
+    assert Displacement().read(0, ProbeScores(zeros, zeros, four, five)).longer == 0.5
+    assert Displacement().read(0, ProbeScores(zeros, zeros, five + 1, four)).longer == pytest.approx(5 / 6)
 
 
 def test_sums_of_objectives_and_objectives_without_pairs() -> None:
-    assert reward_margins(NLL(), LATER, START) is None
+    assert own_metrics(NLL(), LATER, START) is None
     mixed = WeightedSum(parts=((NLL(), 0.2), (DPO(beta=0.1), 1.0)))
-    assert reward_margins(mixed, LATER, START).tolist() == pytest.approx([0.1, 0.4, 0.1, 0.1])
-    assert reward_margins(RPO(beta=0.1), LATER, START).tolist() == pytest.approx([0.1, 0.4, 0.1, 0.1])
-    probe = Displacement(objective=NLL())
-    probe.read(0, START)
-    assert probe.read(1, LATER).accuracy.value == 1.0
+    assert margins(mixed) == pytest.approx([0.1, 0.4, 0.1, 0.1])
+    assert margins(RPO(beta=0.1)) == pytest.approx([0.1, 0.4, 0.1, 0.1])
+    # a likelihood run has no accuracy, even with the rejected answers in view
+    for alone in (NLL(), WeightedSum(((NLL(), 1.0), (KL(branch="rejected"), 0.1)))):
+        assert not alone.compares_pairs
+        assert Displacement(objective=alone).read(1, LATER).accuracy is None
 
 
 def test_slopes_look_back_five_readings() -> None:

@@ -9,9 +9,9 @@ import pytest
 from align.cli.terms import TERMS
 from align.cli.terms_online import ONLINE
 from align.objectives import OBJECTIVES, HyPO, SuperHF
+from align.report.preference import LAST, preference_verdict
 from align.report.progress import HYBRID, PAIRS, SURVIVORS, columns_for, header, line
 from align.report.survivors import survivors_verdict
-from align.report.verdict import LAST, verdict
 
 
 def records(rewards: list[float], alike: float = 0.1, kl: float | None = 0.2) -> list[dict[str, Any]]:
@@ -75,16 +75,16 @@ def test_distance_length_and_advice() -> None:
 
 def test_the_sampled_kl_is_averaged_over_the_last_log_steps() -> None:
     seen = [{"step": i, "kl/sampled": float(i)} for i in range(1, 9)]
-    found = verdict(seen)["distance"]
+    found = preference_verdict(seen)["distance"]
     assert LAST == 5
     assert found.word == "6.00"
-    assert all(finding.name != "distance" for finding in verdict([{"step": 1}]).findings)
+    assert all(finding.name != "distance" for finding in preference_verdict([{"step": 1}]).findings)
 
 
 def test_columns_follow_from_what_is_sampled() -> None:
-    assert columns_for(HyPO().branches) == HYBRID
-    assert columns_for(HyPO(kl_weight=0).branches) == PAIRS
-    assert columns_for(SuperHF().branches) == SURVIVORS
+    assert columns_for(HyPO()) == HYBRID
+    assert columns_for(HyPO(kl_weight=0)) == PAIRS
+    assert columns_for(SuperHF()) == SURVIVORS
     assert header(columns=SURVIVORS).split()[:6] == ["step", "loss", "reward", "kept", "alike", "kl"]
     shown = line(records(RISING)[3] | {"reward/kept": 0.75}, columns=SURVIVORS)
     assert shown.split()[:6] == ["3", "1.0000", "0.20", "0.75", "0.10", "0.200"]

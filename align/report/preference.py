@@ -1,0 +1,148 @@
+"""The block at the end of a run on pairs: what was learned, what was lost, what to try next. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from align.report import likelihood
+from align.report.advice import advice
+from align.report.length import length
+from align.report.thresholds import CHOSEN_DROP_NATS, FEW_PAIRS, NO_MARGIN
+from align.report.verdict import NOT_MEASURED, Finding, Verdict, headline
+from align.stats import Interval, finite, wilson
+
+LAST = 5  # log steps whose estimates of the sampled KL are averaged
+
+Records = Sequence[Mapping[str, Any]]
+Reading = likelihood.Reading
+
+
+def preference_verdict(
+    records: Records,
+    *,
+    run: str = "",
+    seconds: float | None = None,
+    stopped: str = "",
+    objective: str = "",
+    compares_pairs: bool = True,
+    pairs: Literal["held-out", "training"] = "held-out",
+    held_out: Mapping[str, Any] | None = None,
+    chosen_drop_nats: float = CHOSEN_DROP_NATS,
+    paths: Mapping[str, str] | None = None,
+) -> Verdict:
+    """The verdict on a run from what it recorded.
+
+    ``records``: of ``metrics.jsonl``, in order. What counts is a ``probe`` (``ProbeReading.to_json``; a record may also
+    be such a reading itself), the first as the start and the last as the end, the lengths of generated answers (see
+    ``length``), and ``eval_loss``. ``pairs`` says which rows were probed; ``held_out``, if more pairs were evaluated,
+    is ``{"end": accuracy, "n": pairs, "start": accuracy or None}``, and may have ``own``, the accuracy on the
+    objective's own scales, and ``longer``, the share of pairs whose chosen answer is longer. ``objective`` is its name
+    in the recipe (the first, of several); one that compares no pairs (``compares_pairs`` False) is judged by its loss.
+    ``stopped`` is why a guard ended the run.
+    """
+    readings = [probe for record in records if (probe := _reading(record)) is not None]
+    start: Reading = readings[0] if len(readings) > 1 else {}
+    end: Reading = readings[-1] if readings and (start or readings[-1].get("step")) else {}
+    if compares_pairs:
+        alike = likelihood.imitation(end)
+        findings = [
+            _learned(start, end, pairs, held_out, alike.word == "yes"),
+            likelihood.moved(end),
+            alike,
+            likelihood.suppression(end, chosen_drop_nats),
+            likelihood.drop(end),
+            likelihood.degradation(end),
+            likelihood.dispersion(end),
+            length(records, end),
+        ]
+    else:
+        findings = [_loss(records)]
+    findings += _sampled_kl(records)
+    found = {finding.name: finding for finding in findings}
+    findings.append(Finding("next", "", advice(found, end, objective)))
+    return Verdict(headline(run, seconds, stopped), tuple(findings), dict(paths or {}), _shown(found))
+
+
+def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
+    """The lines of the block; those that only matter when they are so are left out when they are not."""
+    still = found["moved"].word == "no" if "moved" in found else False
+    alike = found["imitation"].word == "yes" if "imitation" in found else False
+    # answers that rose need no line about answers that fell
+    changes = ("imitation",) if alike else ("suppression",)
+    return ("loss", "learned", *(("moved",) if still else ()), *changes, "dispersion", "length", "distance", "next")
+
+
+def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, alike: bool) -> Finding:
+    accuracy, before = Interval.from_json(end.get("accuracy")), _start_accuracy(start)
+    on_own = Interval.from_json(end.get("own_accuracy"))
+    own, longer = None if on_own is None else on_own.value, finite(end.get("longer"))
+    if held_out is not None and finite(held_out.get("end")) is not None and held_out.get("n"):
+        accuracy = wilson(held_out["end"] * held_out["n"], held_out["n"])
+        before = before if held_out.get("start") is None else float(held_out["start"])
+        own, longer = finite(held_out.get("own")), finite(held_out.get("longer", longer))
+        pairs = "held-out"
+    if accuracy is None or before is None:
+        return Finding("learned", NOT_MEASURED, "accuracy needs readings at the start and at the end")
+    span = f"accuracy {accuracy.value:.2f} [{accuracy.low:.2f}, {accuracy.high:.2f}]"
+    span += f", start {before:.2f}, n {accuracy.n}"
+    if own is not None:
+        span += f"; own scales {own:.2f}"
+    facts = {"accuracy": accuracy.to_json(), "own_accuracy": own, "start": before, "longer": longer, "pairs": pairs}
+    if pairs != "held-out":
+        return Finding("learned", NOT_MEASURED, f"no held-out pairs; on training pairs {span}", facts)
+    word, why = _learned_word(accuracy, before, longer, alike)
+    return Finding("learned", word, f"held-out {span}{why}", facts)
+
+
+def _learned_word(accuracy: Interval, before: float, longer: float | None, alike: bool) -> tuple[str, str]:
+    """The word, and what stands against a "yes": numbers that a run without any preference reaches as well."""
+    if accuracy.n < FEW_PAIRS:
+        return "too few to say", ""
+    if accuracy.high < before:
+        return "worse", ""
+    if accuracy.low <= before:
+        return "not shown", ""
+    if alike:
+        return "not shown", "; both sides rose alike"
+    by_length = 0.0 if longer is None else max(longer, 1 - longer)
+    if accuracy.low <= by_length:
+        return "not shown", f"; always the {'longer' if longer == by_length else 'shorter'} answer: {by_length:.2f}"
+    return "yes", ""
+
+
+def _loss(records: Records) -> Finding:
+    """Of an objective that compares no pairs: its loss on held-out rows, where there are any."""
+    losses = [value for record in records if (value := finite(record.get("eval_loss"))) is not None]
+    if not losses:
+        return Finding("loss", NOT_MEASURED, "no held-out rows")
+    if not any(record.get("step") == 0 and "eval_loss" in record for record in records):
+        return Finding("loss", NOT_MEASURED, f"held-out loss {losses[-1]:.4f}; it was not measured at the start")
+    word = "lower" if losses[-1] < losses[0] else "not lower"
+    facts = {"start": losses[0], "end": losses[-1]}
+    return Finding("loss", word, f"held-out loss {losses[-1]:.4f}, start {losses[0]:.4f}", facts)
+
+
+def _sampled_kl(records: Records) -> list[Finding]:
+    """With fresh samples: how far the policy went from the reference, by its own answers."""
+    seen = [value for record in records if (value := finite(record.get("kl/sampled"))) is not None]
+    if not seen:
+        return []
+    text = f"nats per fresh sample to the reference in the last {LAST} log steps or fewer (noisy; it may dip below 0)"
+    last = seen[-LAST:]
+    return [Finding("distance", f"{sum(last) / len(last):.2f}", text, {"readings": len(seen), "last": last})]
+
+
+def _start_accuracy(start: Reading) -> float | None:
+    """Accuracy at the first reading; chance where policy and reference still agree and rounding alone decides pairs."""
+    accuracy = Interval.from_json(start.get("accuracy"))
+    if accuracy is None:
+        return None
+    margins = [finite((start.get("margin") or {}).get("value")), finite(start.get("reward_margin"))]
+    agree = all(margin is None or abs(margin) < NO_MARGIN for margin in margins)
+    return 0.5 if start.get("against") == "reference" and agree else accuracy.value
+
+
+def _reading(record: Mapping[str, Any]) -> Reading | None:
+    probe = record.get("probe", record if "against" in record else None)
+    return probe if isinstance(probe, Mapping) else None
