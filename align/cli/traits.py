@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.formats import Format
-from align.data.rows.values import ROLES, BadRow
+from align.data.rows.values import ROLES, BadRow, rendered_turns
 from align.data.tokens.preparation import Tally
 
 if TYPE_CHECKING:
@@ -70,9 +70,11 @@ def collect(rows: Dataset, form: Format, keys: Keys) -> Traits:
 
 
 def _digest(value: Any) -> bytes:
-    """A digest in which spaces around a text and the order of keys do not matter."""
+    """A digest in which spaces around a text, the order of keys and keys that no template renders do not matter."""
     if isinstance(value, str):
         value = value.strip()
+    elif any(isinstance(item, dict) for item in value):
+        value = rendered_turns(value)
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from align.data.rows.text import HH_HUMAN, common_messages, split_hh, split_shared_text
-from align.data.rows.values import BadRow, Row, answer, extras, first_role, is_messages, messages, string
+from align.data.rows.values import (
+    BadRow,
+    Row,
+    answer,
+    extras,
+    first_role,
+    is_messages,
+    messages,
+    rendered_turns,
+    string,
+)
 from align.errors import UserError
 
 Kind = Literal["preference", "unpaired", "prompt-completion", "prompt-only", "branches"]
@@ -124,7 +134,7 @@ def _pair(row: Mapping[str, Any], talk: str | None) -> Format:
     if own_prompt and not (isinstance(prompt, str) and listed and first_role(chosen) != "assistant"):
         conversational = is_messages(prompt) or listed
         how = "conversational" if conversational else "standard"
-        repeated = conversational and is_messages(prompt) and listed and _starts_with(chosen, prompt)
+        repeated = conversational and is_messages(prompt) and listed and _repeats(row)
         name = f"preference, {how}, explicit prompt" + (" (repeated in the answers, taken off)" if repeated else "")
         return Format(name, "preference", _PAIR, conversational, _Explicit(_PAIR, conversational, repeated=repeated))
     if listed:
@@ -157,7 +167,7 @@ class _Explicit:
         out = {"prompt": prompt}
         for name in self.branches:
             turns = messages(row, name, plain_role="assistant")
-            if self.repeated and turns[: len(prompt)] == prompt:
+            if self.repeated and _starts_with(turns, prompt):
                 turns = turns[len(prompt) :]
             out[name] = answer(turns, name)
         return out | extras(row, self.label)
@@ -239,8 +249,17 @@ def _implicit_talk(row: Mapping[str, Any]) -> Row:
     return {"prompt": chosen[:shared], **answers} | extras(row)
 
 
-def _starts_with(answer: Any, prompt: Any) -> bool:
-    return isinstance(answer, list) and len(answer) > len(prompt) and answer[: len(prompt)] == prompt
+def _repeats(row: Mapping[str, Any]) -> bool:
+    """Whether the chosen answer of a raw row repeats its prompt."""
+    try:
+        return _starts_with(messages(row, "chosen"), messages(row, "prompt"))
+    except BadRow:
+        return False
+
+
+def _starts_with(turns: list[Row], prompt: list[Row]) -> bool:
+    """Whether messages begin with those of a prompt and go on; keys that no template renders may differ."""
+    return len(turns) > len(prompt) and rendered_turns(turns[: len(prompt)]) == rendered_turns(prompt)
 
 
 # --- when nothing fits ------------------------------------------------------------------------------------------------

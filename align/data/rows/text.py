@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.data.rows.values import rendered_turns
+
 HH_HUMAN = "\n\nHuman:"
 HH_ASSISTANT = "\n\nAssistant:"
 
@@ -72,6 +74,10 @@ def split_hh(chosen: str, rejected: str) -> tuple[str, str, str] | None:
 
 
 def common_messages(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> int:
-    """How many messages two conversations share at their start, leaving at least one to each."""
+    """How many messages two conversations share at their start, leaving at least one to each.
+
+    Keys that no template renders may differ.
+    """
+    left, right = rendered_turns(left), rendered_turns(right)
     most = min(len(left), len(right)) - 1
     return next((index for index in range(most) if left[index] != right[index]), max(most, 0))

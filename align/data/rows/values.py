@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -17,6 +17,12 @@ _SHAREGPT_ROLES = {
     "model": "assistant",
 }
 _SHAREGPT_ROLES |= {"observation": "tool", "function_response": "tool", "function_call": "assistant"}
+
+# Keys of a message that hold what the assistant thinks and what it calls, and all keys that chat templates render.
+REASONING = ("reasoning_content", "reasoning", "thinking", "tool_plan")
+CALLS = ("tool_calls", "function_calls", "function_call")
+_RENDERED = {"role", "content", "name", *REASONING, *CALLS, "tool_call_id", "tool_responses"}
+_RENDERED |= {"tools", "functions", "channel", "recipient", "prefix"}
 
 
 class BadRow(Exception):
@@ -56,9 +62,14 @@ def _message(message: Any, name: str) -> Row:
         raise BadRow(f"a message of {name} has no role")
     if isinstance(out.get("content"), list):
         out["content"] = _flat_parts(out["content"], name)
-    if not isinstance(out.get("content"), str) and not (out.get("tool_calls") and "content" not in out):
+    if not isinstance(out.get("content"), str) and not (any(map(out.get, CALLS)) and "content" not in out):
         raise BadRow(f"a message of {name} has no text in content")
     return out
+
+
+def rendered_turns(turns: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Messages by which two conversations are compared: without keys that no template renders (id, weight, ...)."""
+    return [{key: value for key, value in turn.items() if key in _RENDERED} for turn in turns]
 
 
 def _flat_parts(parts: list, name: str) -> str:
@@ -85,7 +96,7 @@ def answer(turns: list[Row], name: str) -> list[Row]:
     spoken = [message for message in turns if message["role"] == "assistant"]
     if not spoken:
         raise BadRow(f"{name} holds no assistant turn")
-    if not any(message.get("content", "").strip() or message.get("tool_calls") for message in spoken):
+    if not any(message.get("content", "").strip() or any(map(message.get, REASONING + CALLS)) for message in spoken):
         raise BadRow(f"{name} is empty")
     return turns
 

@@ -36,9 +36,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation; ``mask`` marks the assistant's tokens where the template does, else it is None."""
+    """A conversation as text and as token ids; ``mask`` marks the assistant's tokens where the template does."""
 
     ids: list[int]
+    text: str
     mask: list[int] | None = None
 
 
@@ -91,18 +92,21 @@ def _one(tokenizer: PreTrainedTokenizerBase, request: Request) -> Rendered | Bad
 
 def _apply(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[Rendered]:
     first = requests[0]
-    encoded = tokenizer.apply_chat_template(
-        [request.messages for request in requests],
-        tools=first.tools or None,
-        add_generation_prompt=first.prompt,
-        tokenize=True,
-        return_dict=True,
-        tokenizer_kwargs={"verbose": False},  # our own limit on length comes later, and is counted
-        **({"return_assistant_tokens_mask": True} if first.mask else {}),
-        **first.kwargs,
-    )
-    masks = encoded["assistant_masks"] if first.mask else [None] * len(requests)
-    return [Rendered(list(ids), mask) for ids, mask in zip(encoded["input_ids"], masks, strict=True)]
+    conversations = [request.messages for request in requests]
+
+    def apply(**how: Any) -> Any:
+        return tokenizer.apply_chat_template(
+            conversations, tools=first.tools or None, add_generation_prompt=first.prompt, **how, **first.kwargs
+        )
+
+    quiet = {"verbose": False}  # our own limit on length comes later, and is counted
+    texts = apply(tokenize=False)
+    if not first.mask:
+        encoded = tokenizer(texts, add_special_tokens=False, **quiet)["input_ids"]
+        return [Rendered(list(ids), text) for ids, text in zip(encoded, texts, strict=True)]
+    marked = apply(tokenize=True, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs=quiet)
+    columns = marked["input_ids"], texts, marked["assistant_masks"]
+    return [Rendered(list(ids), text, mask) for ids, text, mask in zip(*columns, strict=True)]
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.formats import BadRow, Format
@@ -18,15 +18,19 @@ from align.data.tokens.chat import (
 )
 from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED
 from align.data.tokens.truncation import fit
+from align.data.tokens.unseen import lines_of, speaks, unknown_arguments, unseen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STATUS, FLAGS = "_status", "_flags"  # columns of every encoded row: the reason to drop it, and the bits of its flags
+# columns of every encoded row: the reason to drop it, the bits of its flags, and what the model does not see of it
+STATUS, FLAGS, UNSEEN = "_status", "_flags", "_unseen"
 SAME_ANSWERS = "chosen equals rejected"
 SAME_AFTER_CUT = "the answers are equal once they are cut"
 CUT_ANCHOR = "it would be cut, and its log-probs are those of whole answers"
+LEFT_EMPTY = "the chat template leaves nothing of {name}: it is empty"
 NO_START = "prompt is empty and the answers do not start alike, so there is no token to start from"
+_OPENING = 16  # tokens of an answer in which it nearly always says something
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Encoder:
             encoded = self._conversations(canonical)
         else:
             encoded = self._texts(canonical)
-        out: dict[str, list] = {name: [] for name in (*self.columns, STATUS, FLAGS)}
+        out: dict[str, list] = {name: [] for name in (*self.columns, STATUS, FLAGS, UNSEEN)}
         for row, ids, number in zip(canonical, encoded, numbers, strict=True):
             finished, flags = (ids, 0) if isinstance(ids, BadRow) else self._finish(ids)
             bad = isinstance(finished, BadRow)
@@ -67,6 +71,7 @@ class Encoder:
                 out[name].append(number if name == "row" else values.get(name, empty))
             out[STATUS].append(str(finished) if bad else "")
             out[FLAGS].append(0 if bad else flags)
+            out[UNSEEN].append([] if isinstance(ids, BadRow) else ids.unseen)
         return out
 
     def _canonical(self, row: Mapping[str, Any]) -> dict[str, Any] | BadRow:
@@ -125,12 +130,48 @@ class Encoder:
                 parts[name] = (start, len(requests))
             spans.append((at, parts))
         rendered = render(self.tokenizer, requests)
-        return [
+        encoded = [
             row
             if isinstance(row, BadRow)
             else self._row(rendered[at], {n: rendered[a:b] for n, (a, b) in parts.items()})
             for row, (at, parts) in zip(rows, spans, strict=True)
         ]
+        wholes = [
+            {name: rendered[start] for name, (start, _) in parts.items()} or {"prompt": rendered[at]}
+            for at, parts in spans
+        ]
+        self._compare(rows, encoded, wholes)
+        return encoded
+
+    def _compare(
+        self,
+        rows: Sequence[dict[str, Any] | BadRow],
+        encoded: Sequence[_Ids | BadRow],
+        wholes: Sequence[Mapping[str, Rendered | BadRow]],
+    ) -> None:
+        """Note in ``encoded`` what rows say and their renderings, prompt and branch together, leave out."""
+        suspects: list[tuple[_Ids, str, Rendered]] = []
+        requests: list[Request] = []
+        for row, ids, whole in zip(rows, encoded, wholes, strict=True):
+            if isinstance(row, BadRow) or isinstance(ids, BadRow):
+                continue
+            tools, kwargs = row.get("tools"), row.get("chat_template_kwargs") or {}
+            left_out: set[str] = set()
+            before = lines_of(row["prompt"], tools)
+            for name, rendering in whole.items():
+                assert isinstance(rendering, Rendered)  # as `ids` are
+                answer = row[name] if name in self.branches else []
+                after = lines_of(answer)
+                left_out |= unseen(before + after, rendering.text)
+                if answer and not speaks(after, before, rendering.text):
+                    suspects.append((ids, name, rendering))
+                    requests.append(Request(row["prompt"] + _silent(answer), tools=tools, kwargs=kwargs))
+            unknown = unknown_arguments(self.tokenizer, tools, kwargs)
+            ids.unseen = [f"the chat template leaves out {what}" for what in sorted(left_out)]
+            ids.unseen += [f"the chat template does not know {name} of chat_template_kwargs" for name in unknown]
+        for (ids, name, rendering), silent in zip(suspects, render(self.tokenizer, requests), strict=True):
+            if isinstance(silent, Rendered) and silent.text == rendering.text:
+                ids.nothing_of = ids.nothing_of or name
 
     def _row(self, prompt: Rendered | BadRow, parts: Mapping[str, Sequence[Rendered | BadRow]]) -> _Ids | BadRow:
         if isinstance(prompt, BadRow):
@@ -153,6 +194,12 @@ class Encoder:
     def _finish(self, ids: _Ids) -> tuple[dict[str, Any] | BadRow, int]:
         """Flags, the first token, the limit on length and the last checks of one row."""
         flags = self._flags(ids)
+        if ids.nothing_of:
+            return BadRow(LEFT_EMPTY.format(name=ids.nothing_of)), flags
+        for name in () if self.form.tokenised else self.branches:
+            targets = ids.targets(name)
+            if targets and self._blank(targets):
+                return BadRow(f"{name} is empty"), flags
         if self.branches and not ids.prompt and not ids.move_first():
             return BadRow(NO_START), flags
         if not self.branches and not ids.prompt:
@@ -175,6 +222,11 @@ class Encoder:
             return BadRow(SAME_AFTER_CUT), flags
         return out, flags | (TRUNCATED if cut.truncated else 0)
 
+    def _blank(self, targets: Sequence[int]) -> bool:
+        """Whether an answer is white space and special tokens alone, as where only its end token is left."""
+        text = self.tokenizer.decode(targets[:_OPENING], skip_special_tokens=True)
+        return not text.strip() and (len(targets) <= _OPENING or self._blank(targets[_OPENING:]))
+
     def _flags(self, ids: _Ids) -> int:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         flags = BOUNDARY if ids.parted else 0
@@ -188,16 +240,26 @@ class Encoder:
 
 @dataclass
 class _Ids:
-    """Token ids of one row; ``parted`` where the prompt alone is tokenised otherwise than before an answer."""
+    """Token ids of one row; ``parted`` where the prompt alone is tokenised otherwise than before an answer.
+
+    ``unseen`` is what the model does not see of the row, ``nothing_of`` a branch of which nothing is left.
+    """
 
     prompt: list[int]
     branches: dict[str, list[int]]
     masks: dict[str, list[int]]
     parted: bool = False
+    unseen: list[str] = field(default_factory=list)
+    nothing_of: str = ""
 
     def full(self, name: str) -> list[int]:
         """Prompt and branch together."""
         return self.prompt + self.branches[name]
+
+    def targets(self, name: str) -> list[int]:
+        """The tokens of a branch that are trained on."""
+        ids = self.branches[name]
+        return [token for token, flag in zip(ids, self.masks.get(name, [1] * len(ids)), strict=True) if flag]
 
     def move_first(self) -> bool:
         """Make the first token of the branches the prompt, since nothing can predict it; False where they differ."""
@@ -215,3 +277,8 @@ def _joined(prompt: list[int], full: Mapping[str, list[int]], masks: Mapping[str
     cut = min((common_prefix(prompt, ids) for ids in full.values()), default=len(prompt))
     branches = {name: ids[cut:] for name, ids in full.items()}
     return _Ids(prompt[:cut], branches, {n: mask[cut:] for n, mask in (masks or {}).items()}, cut < len(prompt))
+
+
+def _silent(answer: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same turns, with nothing in those of the assistant."""
+    return [{"role": "assistant", "content": ""} if turn["role"] == "assistant" else dict(turn) for turn in answer]

@@ -9,6 +9,8 @@ from typing import Any
 
 FIRST = 5  # row numbers that are remembered of each sort
 
+UNSEEN_NOTE = "the model does not see it"
+
 BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED = 1, 2, 4, 8  # bits of the flags of a row
 
 
@@ -67,7 +69,8 @@ class Preparation:
     """The account of ``prepare``. For a stream it grows while the stream is read, in the process that reads it; a
     second pass is counted again.
 
-    ``dropped`` maps a reason to its rows. Lengths are those of the kept rows, after cutting, per branch and ``prompt``.
+    ``dropped`` maps a reason to its rows, ``unseen`` what the model does not see of a row to its rows, dropped ones among
+    them. Lengths are those of the kept rows, after cutting, per branch and ``prompt``.
     """
 
     format: str
@@ -81,6 +84,7 @@ class Preparation:
     boundary: Tally = field(default_factory=Tally)
     double_bos: Tally = field(default_factory=Tally)
     double_eos: Tally = field(default_factory=Tally)
+    unseen: dict[str, Tally] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
     pieces: int | None = None  # rows after splitting, where long texts are split; lengths are those before
 
@@ -95,12 +99,19 @@ class Preparation:
         return self.truncated.count / self.rows_kept if self.rows_kept else 0.0
 
     def count(
-        self, rows: Sequence[int], reasons: Iterable[str], flags: Sequence[int], lengths: Mapping[str, Sequence[int]]
+        self,
+        rows: Sequence[int],
+        reasons: Iterable[str],
+        flags: Sequence[int],
+        unseen: Sequence[Sequence[str]],
+        lengths: Mapping[str, Sequence[int]],
     ) -> None:
-        """Add rows: number, reason to drop (empty: kept), flags, and the lengths of prompt and branches."""
+        """Add rows: number, reason to drop (empty: kept), flags, what is unseen, lengths of prompt and branches."""
         kept = []
         for index, reason in enumerate(reasons):
             self.rows_in += 1
+            for what in unseen[index]:
+                self.unseen.setdefault(what, Tally()).add(rows[index])
             if reason:
                 self.dropped.setdefault(reason, Tally()).add(rows[index])
                 continue
@@ -124,6 +135,8 @@ class Preparation:
         out = [f"Format: {self.format}.", f"{plural(self.rows_kept, 'row')} of {self.rows_in:,} kept."]
         for reason, tally in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             out.append(f"{plural(tally.count, 'row')} dropped: {reason} ({first_rows(tally)}).")
+        for what, tally in self.unseen.items():
+            out.append(f"Warning: {what}, in {plural(tally.count, 'row')} ({first_rows(tally)}); {UNSEEN_NOTE}.")
         if self.pieces is not None and self.pieces != self.rows_kept:
             out.append(f"Split into {plural(self.pieces, 'row')} of at most {self.max_length:,} tokens.")
         if self.truncated.count:
@@ -157,6 +170,7 @@ class Preparation:
             "rows_kept": self.rows_kept,
             "dropped": {reason: _tally_dict(tally) for reason, tally in self.dropped.items()},
             **{name: _tally_dict(tally) for name, tally in tallies.items()},
+            "unseen": {what: _tally_dict(tally) for what, tally in self.unseen.items()},
             "tokens": {
                 name: {
                     "total": lengths.total,

@@ -19,7 +19,7 @@ from align.data.rows.questions import asked
 from align.data.rows.sources import column_names, did_you_mean, is_table, quiet_hub
 from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
-from align.data.tokens.encode import FLAGS, STATUS, Encoder
+from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
 from align.data.tokens.preparation import Preparation
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
@@ -141,10 +141,10 @@ def prepare_rows(
         return dataset.map(
             counted, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=features
         ), account
-    from datasets import Value
+    from datasets import List, Value
 
     all_features = features.copy()
-    all_features.update({STATUS: Value("string"), FLAGS: Value("int8")})
+    all_features.update({STATUS: Value("string"), FLAGS: Value("int8"), UNSEEN: List(Value("string"))})
     encoded = dataset.map(
         encode,
         batched=True,
@@ -226,8 +226,8 @@ def _settle(encoded: Dataset, account: Preparation, masked: bool) -> Dataset:
     names = ("prompt", *account.branches)
     lengths = {name: pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in names} if len(encoded) else {}
     reasons = encoded[STATUS][:]
-    account.count(encoded["row"][:], reasons, encoded[FLAGS][:], lengths)
-    prepared = encoded.remove_columns([STATUS, FLAGS])
+    account.count(encoded["row"][:], reasons, encoded[FLAGS][:], encoded[UNSEEN][:], lengths)
+    prepared = encoded.remove_columns([STATUS, FLAGS, UNSEEN])
     if account.rows_dropped:
         prepared = prepared.select([index for index, reason in enumerate(reasons) if not reason])
     if masked and len(prepared):
@@ -247,8 +247,8 @@ class _Counting:
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         out = self.encode(batch, indices)
-        reasons, flags = out.pop(STATUS), out.pop(FLAGS)
+        reasons, flags, unseen = out.pop(STATUS), out.pop(FLAGS), out.pop(UNSEEN)
         lengths = {name: [len(ids) for ids in out[f"{name}_ids"]] for name in ("prompt", *self.account.branches)}
-        self.account.count(out["row"], reasons, flags, lengths)
+        self.account.count(out["row"], reasons, flags, unseen, lengths)
         keep = [index for index, reason in enumerate(reasons) if not reason]
         return {name: [values[index] for index in keep] for name, values in out.items()}
