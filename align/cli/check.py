@@ -1,23 +1,29 @@
 """``align check``: what is wrong with the rows of a recipe, before a model is loaded.
 
-Every source is looked at; only the tokenizer is loaded. ``check_rows`` does the same for one data set.
+Every source is looked at; only the tokenizer and the model's configuration are read, no weights. ``check_rows`` does
+the same for one data set.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.cli.check_parts import alternates_lines, parts_of
+from align.cli.check_model import model_config, stepping
+from align.cli.check_parts import Part, alternates_lines, parts_of
 from align.cli.check_rows import check_rows
-from align.cli.findings import CheckReport
+from align.cli.findings import CheckReport, Finding, SetReport, finding_lines
 from align.cli.traits import Keys, collect
 from align.data.tokens.tokenize import load_tokenizer, recognise_dataset
 from align.data.tokens.unlearning import is_plain
+from align.errors import UserError
 from align.recipe import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _AGAINST = {"train": "held out", "forget": "retain"}  # the role of the rows that rows of a role are compared with
 
@@ -29,6 +35,12 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
     """
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    whole: list[Finding] = []
+    config = None
+    try:
+        config = model_config(recipe.model, recipe.base)
+    except UserError as error:  # the rows are looked at all the same
+        whole.append(Finding("error", "model", str(error)))
     with _quiet():
         loaded = [(part, part.load(recipe, tokenizer)) for part in parts_of(recipe)]
         others = {role: Keys() for role in _AGAINST.values()}
@@ -50,6 +62,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
                 colour=colour,
                 max_length=recipe.data.max_length,
                 truncation=recipe.data.truncation,
+                config=config,
             )
             reports.append(report)
             for line in report.lines():
@@ -67,9 +80,28 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
             for line in [*suite_lines(recipe.evaluate, recipe.base), ""]:
                 echo(line)
-    result = CheckReport(reports)
+        whole += _steps(recipe, [(part, rows, report) for (part, rows), report in zip(loaded, reports, strict=True)])
+        if whole:
+            for line in ["Recipe", "", *finding_lines(whole), ""]:
+                echo(line)
+    result = CheckReport(reports, whole)
     echo(result.verdict())
     return result
+
+
+def _steps(recipe: Recipe, checked: Sequence[tuple[Part, Dataset, SetReport]]) -> Iterator[Finding]:
+    """Findings on the batch, where the number of examples is known: not of a stream, nor of rounds, which draw them."""
+    if recipe.rounds is not None or any(part.source.streaming for part, _, _ in checked):
+        return
+    examples = 0.0
+    for part, rows, report in checked:
+        account = report.preparation
+        kept = account.rows_kept if account.pieces is None else account.pieces
+        if part.role == "train":
+            examples += max(1, round(part.source.weight * kept))
+        elif part.role == "forget":
+            examples += kept // part.copies(rows)
+    yield from stepping(recipe, int(examples))
 
 
 @contextmanager

@@ -40,10 +40,14 @@ class Part(NamedTuple):
             rows, _ = with_alternates(rows, None, 1, recipe.seed)
         return asked(rows, tokenizer, self.branches)
 
+    def copies(self, rows: Dataset) -> int:
+        """How often each row is there: once with each alternate answer of its own."""
+        numbers = rows["row"][:] if "alternate" in self.branches else []
+        return numbers.count(numbers[0]) if numbers else 1
+
     def called(self, rows: Dataset) -> str:
         """What the part is called in a report on these rows."""
-        numbers = rows["row"][:] if "alternate" in self.branches else []
-        each = numbers.count(numbers[0]) if numbers else 1
+        each = self.copies(rows)
         return source_name(self.source) + (f", once with each of {each} alternates" if each > 1 else "")
 
 

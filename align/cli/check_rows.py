@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from align.cli.check_model import reading
 from align.cli.check_parts import as_table
 from align.cli.findings import Finding, SetReport, first_counted
 from align.cli.traits import Keys, Traits, collect
@@ -13,7 +14,7 @@ from align.data.rows.questions import asked
 from align.data.rows.sources import is_table
 from align.data.rows.values import ROLES
 from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
-from align.data.tokens.preparation import Preparation, Tally, plural
+from align.data.tokens.preparation import UNSEEN_NOTE, Preparation, Tally, plural
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
@@ -29,6 +30,8 @@ _SHARED = {
     "train": ("held-out", "held-out figures would measure memory"),
     "forget": ("retained", "they would be forgotten and kept at once"),
 }
+LENGTH_BIAS = 0.2  # difference of the mean lengths, relative to the rejected answers', from which a bias is named
+_ENOUGH = 30  # pairs, fewer are too few to say
 _UNITS = {"preference": "pair", "prompt-only": "prompt"}
 
 
@@ -44,10 +47,12 @@ def check_rows(
     name: str = "rows",
     role: str = "train",
     colour: bool = False,
+    config: Any = None,
 ) -> SetReport:
     """Findings on raw rows for an objective that scores ``branches``; ``held_out`` are rows to compare them with.
 
-    With ``role`` ``forget`` those are the rows to retain. Of a stream the first rows are looked at.
+    With ``role`` ``forget`` those are the rows to retain. Of a stream the first rows are looked at. ``config`` is the
+    configuration of the model that shall read them; None for any model.
     Raises ``UserError`` where the rows have no known format.
     """
     table = asked(as_table(rows), tokenizer, branches)
@@ -59,6 +64,8 @@ def check_rows(
     keys = Keys()
     traits = collect(table, form, keys)
     findings = [*_dropped(account), *_tokens(account)]
+    if config is not None and len(prepared):
+        findings += reading(config, prepared, branches)
     # answers that are not read have no faults
     findings += [*_doubles(keys), *_traits(traits, account)] if branches else _same_prompts(keys)
     others_are, why = _SHARED.get(role, _SHARED["train"])
@@ -95,6 +102,8 @@ def _dropped(account: Preparation) -> Iterator[Finding]:
 
 
 def _tokens(account: Preparation) -> Iterator[Finding]:
+    for what, tally in account.unseen.items():
+        yield Finding.of("warning", "unseen", what, tally, UNSEEN_NOTE)
     if account.truncated.count:
         text = f"longer than {account.max_length:,} tokens"
         note = f"{account.truncated_share:.1%} cut (truncation: {account.truncation})"
@@ -170,13 +179,17 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
 
     table = prepared.with_format("arrow")
     chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in ("chosen", "rejected"))
-    share = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / account.rows_kept
-    shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True)) / account.rows_kept
-    mean = (sum(chosen) - sum(rejected)) / account.rows_kept
-    biased = account.rows_kept >= 30 and max(share, shorter) >= 0.6
-    text = "chosen longer than rejected" if share >= shorter else "chosen shorter than rejected"
-    note = f"mean {mean:+,.0f} tokens" + (f": expect {'longer' if mean > 0 else 'shorter'} outputs" if biased else "")
-    yield Finding("warning" if biased else "ok", "length_bias", text, amount=f"{max(share, shorter):.0%}", note=note)
+    longer = sum(c > r for c, r in zip(chosen, rejected, strict=True))
+    shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True))
+    growth = sum(chosen) / sum(rejected) - 1
+    biased = account.rows_kept >= _ENOUGH and abs(growth) >= LENGTH_BIAS
+    word, share = ("longer", longer) if growth >= 0 else ("shorter", shorter)
+    means = f"mean {sum(chosen) / account.rows_kept:,.0f} and {sum(rejected) / account.rows_kept:,.0f} tokens"
+    note = f"{means}, {word} in {share / account.rows_kept:.0%} of the pairs"
+    if biased:
+        note += f": expect {word} outputs"
+    text = f"chosen {word} than rejected"
+    yield Finding("warning" if biased else "ok", "length_bias", text, amount=f"{growth:+.0%}", note=note)
 
 
 def _fine(found: Sequence[Finding], account: Preparation, form: Format, compared: str | None) -> Iterator[Finding]:

@@ -34,6 +34,20 @@ class Finding:
         return cls(severity, code, text, tally.count, tuple(tally.first), plural(tally.count, "row"), shown)
 
 
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
+    """A line for each finding, the worst first."""
+    out = []
+    findings = sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
+    width = min(max((len(f.text) for f in findings if f.amount), default=0), _WIDE)
+    for finding in findings:
+        if not finding.amount:
+            out.append(f"  {finding.severity:<8} {finding.text}")
+            continue
+        text = f"{finding.text:<{max(width, _NARROW)}} {finding.amount:>12}   {finding.note}"
+        out.append(f"  {finding.severity:<8} {text}".rstrip())
+    return out
+
+
 @dataclass
 class SetReport:
     """Findings on one data set, and what the model sees of one of its rows."""
@@ -52,16 +66,8 @@ class SetReport:
 
     def lines(self) -> list[str]:
         """The report as plain lines."""
-        out = [f"Data  {self.name}   {plural(self.preparation.rows_in, self.unit)}   {self.role}", ""]
-        findings = sorted(self.findings, key=lambda finding: _ORDER.index(finding.severity))
-        width = min(max((len(f.text) for f in findings if f.amount), default=0), _WIDE)
-        for finding in findings:
-            if not finding.amount:
-                out.append(f"  {finding.severity:<8} {finding.text}")
-                continue
-            text = f"{finding.text:<{max(width, _NARROW)}} {finding.amount:>12}   {finding.note}"
-            out.append(f"  {finding.severity:<8} {text}".rstrip())
-        return [*out, "", *self.preview]
+        head = f"Data  {self.name}   {plural(self.preparation.rows_in, self.unit)}   {self.role}"
+        return [head, "", *finding_lines(self.findings), "", *self.preview]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -75,31 +81,35 @@ class SetReport:
 
 @dataclass
 class CheckReport:
-    """The reports on all data sets of a recipe."""
+    """The reports on all data sets of a recipe, and what was found on the recipe as a whole."""
 
     sets: list[SetReport]
+    recipe: list[Finding] = field(default_factory=list)
 
     @property
     def findings(self) -> list[Finding]:
         """All findings, those of severity ``ok`` among them."""
-        return [finding for report in self.sets for finding in report.findings]
+        return [*(finding for report in self.sets for finding in report.findings), *self.recipe]
 
     @property
     def has_errors(self) -> bool:
-        """Whether any data set has a finding of severity ``error``."""
-        return any(report.has_errors for report in self.sets)
+        """Whether there is a finding of severity ``error``."""
+        return any(finding.severity == "error" for finding in self.findings)
 
     def verdict(self) -> str:
         """The last line: how many errors and warnings, and what to do."""
         errors = sum(finding.severity == "error" for finding in self.findings)
         warnings = sum(finding.severity == "warning" for finding in self.findings)
         if errors:
-            return f"{plural(errors, 'error')}, {plural(warnings, 'warning')}. Mend the rows, or leave them out."
+            in_rows = any(report.has_errors for report in self.sets)
+            cure = "Mend the rows, or leave them out." if in_rows else "Mend the recipe."
+            return f"{plural(errors, 'error')}, {plural(warnings, 'warning')}. {cure}"
         return f"No errors, {plural(warnings, 'warning')}."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"errors": self.has_errors, "sets": [report.to_dict() for report in self.sets]}
+        sets = [report.to_dict() for report in self.sets]
+        return {"errors": self.has_errors, "sets": sets, "recipe": [asdict(finding) for finding in self.recipe]}
 
     def to_json(self) -> str:
         """The report as JSON text."""

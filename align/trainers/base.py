@@ -25,6 +25,7 @@ from align.data.tokens.tokenize import prepare
 from align.engine.reads import feeds_last
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
+from align.models.limits import refuse_beyond
 from align.objectives.base import Objective, sources_of
 from align.reference.policy import ReferencePolicy, Strategy
 from align.reference.rows import check_anchors
@@ -112,6 +113,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
 
         train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
         for rows in (*self.tables(train_dataset), *self.tables(eval_dataset)):
+            if isinstance(rows, Dataset):  # a stream is not read before it is trained on
+                refuse_beyond(model, rows, sources_of(objective.branches))
             check_positions(model, rows, collator)
             check_anchors(objective, reference_rows, rows)
         self.token_budget = max_tokens_per_microbatch

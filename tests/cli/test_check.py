@@ -8,6 +8,7 @@ import pytest
 from datasets import disable_progress_bars
 from sample_rows import PAIR, assistant, pair, system, user
 from tiny import tiny_tokenizer
+from transformers import AutoConfig
 
 from align.cli.check import run_check
 from align.cli.check_rows import check_rows
@@ -167,8 +168,8 @@ class TestTraits:
     def test_length_bias(self):
         rows = [row | {"chosen": row["chosen"] + " Really so."} for row in good(40)]
         finding = found(rows, "length_bias")
-        assert (finding.severity, finding.amount) == ("warning", "100%")
-        assert finding.note.endswith("tokens: expect longer outputs")
+        assert (finding.severity, finding.amount) == ("warning", "+62%")
+        assert finding.note == "mean 21 and 13 tokens, longer in 100% of the pairs: expect longer outputs"
         assert found(rows[:20], "length_bias").severity == "ok"  # too few to say
 
     def test_shorter_answers_too(self):
@@ -243,6 +244,7 @@ class TestRecipe:
     @pytest.fixture
     def recipe(self, tmp_path):
         tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
+        AutoConfig.for_model("llama", vocab_size=400).save_pretrained(tmp_path / "model")
         rows = good()
         rows[2]["chosen"] = rows[2]["rejected"]
         files = {"train": rows, "extra": good(20)[12:], "held": [good()[0], pair()]}

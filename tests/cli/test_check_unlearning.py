@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import disable_progress_bars
 from tiny import tiny_tokenizer
+from transformers import AutoConfig
 
 from align.cli.check import run_check
 from align.errors import UserError
@@ -34,6 +35,7 @@ FILES = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
+    AutoConfig.for_model("llama", vocab_size=400).save_pretrained(tmp_path / "model")
     for name, rows in FILES.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "idk.txt").write_text("I do not know.\nNo idea.\nNo idea.\n")
@@ -42,7 +44,8 @@ def folder(tmp_path: Path) -> Path:
 
 def checked(folder: Path, data: dict, objective: object = IDK):
     sources = {name: {"path": str(folder / f"{data[name]}.jsonl")} for name in ("forget", "retain") if name in data}
-    raw = {"name": "c", "model": {"id": str(folder / "model")}, "data": data | sources, "objective": objective}
+    model, train = {"id": str(folder / "model")}, {"per_device_train_batch_size": 1}
+    raw = {"name": "c", "model": model, "data": data | sources, "objective": objective, "train": train}
     said: list[str] = []
     return run_check(Recipe.from_dict(raw), echo=said.append), said
 
@@ -58,6 +61,7 @@ Data  forget.jsonl   6 rows   forget, prompt and completion, standard
   error    completion is empty                         1 row   row 5   left out
   error    the same row in retained                    1 row   row 4   they would be forgotten and kept at once
   warning  the same prompt in retained                 1 row   row 3
+  ok       the model has an embedding for every token id (400)
   ok       one BOS at most, prompt is a prefix of prompt + answer in all of 6 rows
   ok       no row twice
   ok       every row fits into 64 tokens
@@ -68,6 +72,7 @@ What the model sees (row 0; ⟦ ⟧: not trained on)
 
 Data  retain.jsonl   9 rows   retain, prompt and completion, standard
 
+  ok       the model has an embedding for every token id (400)
   ok       one BOS at most, prompt is a prefix of prompt + answer in all of 9 rows
   ok       nothing missing, empty or of a wrong type
   ok       no row twice

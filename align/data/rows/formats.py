@@ -37,6 +37,8 @@ _SYNONYMS = {
     "label": ("is_good", "kto_tag", "desirable", "thumbs_up", "feedback"),
 }
 
+_TOO_MANY = 2**31  # no vocabulary comes near; prepared rows keep ids in 32 bits
+
 
 @dataclass(frozen=True)
 class Format:
@@ -199,12 +201,14 @@ class _Tokenised:
         out: Row = {}
         for name in ("prompt", *self.branches):
             ids = row.get(f"{name}_ids")
-            if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            if not isinstance(ids, list) or not all(type(i) is int for i in ids):
                 raise BadRow(f"{name}_ids is not a list of token ids")
+            if not all(0 <= i < _TOO_MANY for i in ids):
+                raise BadRow(f"{name}_ids holds a number that is no token id (they go from 0 up; -100 marks labels)")
             out[f"{name}_ids"] = ids
             mask = row.get(f"{name}_mask")
             if name != "prompt" and mask is not None:
-                if len(mask) != len(ids):
+                if not isinstance(mask, list) or len(mask) != len(ids):
                     raise BadRow(f"{name}_mask and {name}_ids differ in length")
                 out[f"{name}_mask"] = [int(bool(m)) for m in mask]
             out |= {key: _number(row, key) for key in row if key.startswith(f"{name}_logp_") and name != "prompt"}

@@ -69,8 +69,8 @@ class Preparation:
     """The account of ``prepare``. For a stream it grows while the stream is read, in the process that reads it; a
     second pass is counted again.
 
-    ``dropped`` maps a reason to its rows, ``unseen`` what the model does not see of a row to its rows, dropped ones among
-    them. Lengths are those of the kept rows, after cutting, per branch and ``prompt``.
+    ``dropped`` maps a reason to its rows, ``unseen`` what the model does not see of a row to its rows (dropped ones,
+    too). Lengths are those of the kept rows, after cutting, per branch and ``prompt``.
     """
 
     format: str

@@ -1,4 +1,4 @@
-"""What a row says and the model does not see: texts that a chat template leaves out, arguments that it does not know."""
+"""What a row says and the model does not see: texts that a template leaves out, arguments that it does not know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lines_of(messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[L
 
     Lines and not whole texts, since templates indent, strip and escape line breaks.
     """
-    texts = [("tool definitions", text) for text in _definitions(tools)]
+    texts: list[tuple[str, Any]] = [("tool definitions", text) for text in _definitions(tools)]
     for message in messages:
         role = "system" if message["role"] == "developer" else message["role"]
         texts += [("reasoning", message.get(key)) for key in REASONING]
