@@ -22,12 +22,12 @@ def suite_lines(settings: Evaluate, base: Path) -> list[str]:
     lines = [f"evaluate: {settings.suite} {settings.split} ({counts})", *(f"  {note}" for note in sets.notes)]
     if settings.retain is None:
         return [*lines, "  no retain model (evaluate.retain), so there will be no forget quality and no best step"]
-    file = base / Path(settings.retain).expanduser()
+    file = base / settings.retain
     if file.is_file():
         target_log(file, sets)
         return [*lines, f"  compared with the log {settings.retain}"]
     place = located(settings.retain, base)
-    if settings.retain.startswith((".", "/", "~")) and not Path(place).expanduser().exists():
+    if settings.retain.startswith((".", "/")) and not Path(place).exists():
         raise UserError(f"evaluate.retain: {settings.retain}: no such file or folder.")
     return [*lines, f"  compared with the model {settings.retain}, which is not loaded here"]
 

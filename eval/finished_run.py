@@ -122,8 +122,8 @@ def attack_run(
 
 def _found(name: str, base: Path | None) -> str:
     """What a recipe calls its retain model or log, from where it can be loaded."""
-    if base is not None and (base / Path(name).expanduser()).exists():
-        return str(base / Path(name).expanduser())
+    if base is not None and (base / name).exists():
+        return str(base / name)
     return name
 
 

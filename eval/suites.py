@@ -66,7 +66,7 @@ def tofu_suite(settings: Evaluate, *, base: Path, kept: Path | None = None, say:
         say(f"note: {note}")
     if settings.retain is None:
         return TofuSuite(sets)
-    file = base / Path(settings.retain).expanduser()
+    file = base / settings.retain
     if file.is_file():
         return TofuSuite(sets, target_log(file, sets))
     if kept is not None and kept.is_file():

@@ -133,8 +133,7 @@ def _place(source: str | Source, base: Path | None) -> Source:
         return Source(path=str(_folder(folder, source)))
     if source.path is None:
         return source
-    named = Path(source.path).expanduser()
-    return source.model_copy(update={"path": str(_folder((base or Path()) / named, source.path))})
+    return source.model_copy(update={"path": str(_folder((base or Path()) / source.path, source.path))})
 
 
 def _folder(path: Path, name: str) -> Path:

@@ -87,6 +87,8 @@ def _type(annotation: Any) -> str:
         return f"{item} or list" if item == "source" else f"list of {item}"
     if origin is dict:
         return "mapping"
+    if origin is typing.Annotated:
+        return _type(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation.__name__.lower()
     return {str: "text", int: "whole number", float: "number", bool: "true/false"}.get(annotation, "any")

@@ -185,7 +185,7 @@ def _turns(prompt: Prompt) -> str:
 def _template(name: str | None, base: Path | None) -> str:
     if name is None:
         return TEMPLATE
-    path = (base or Path()) / Path(name).expanduser()
+    path = (base or Path()) / name
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -202,7 +202,7 @@ def _template(name: str | None, base: Path | None) -> str:
 def _folder(name: str | None, base: Path | None) -> Path:
     """Where answers are kept; by default in the user's cache, so that all runs share them."""
     if name is not None:
-        return (base or Path()) / Path(name).expanduser()
+        return (base or Path()) / name
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "answers"
 
 

@@ -31,7 +31,7 @@ from align.recipe.checks import cross_checks
 from align.recipe.messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe.objective import Part, combined, parse_objective
 from align.recipe.sampling import SECTIONS, Judge, Rounds, Sampling, Select
-from align.recipe.sections import Data, Evaluate, Model, Reference, Section, Watch, _or_empty
+from align.recipe.sections import Data, Evaluate, Model, Place, Reference, Section, Watch, _or_empty
 from align.recipe.train_defaults import precision_problem, train_defaults
 from align.recipe.train_keys import OURS, check_train, spelled, train_keys
 from align.recipe.yaml import Document, override, parse, refusal
@@ -93,7 +93,7 @@ class Recipe(Section):
     judge: Judge | None = Field(None, description="who scores or compares those completions")
     select: Select | None = Field(None, description="which of them are trained on")
     rounds: Rounds | None = Field(None, description="sample, judge, select and train so many times")
-    output: str = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
+    output: Place = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
 
     _path: Path | None = PrivateAttr(None)
 
@@ -102,6 +102,10 @@ class Recipe(Section):
     def _placeholders(cls, value: str) -> str:
         if re.search(r"[{}]", value.replace("{name}", "")):
             raise ValueError(f"the only placeholder is {{name}}, got {value!r}.")
+        if Path(value).resolve() in (Path("/"), Path.home()):
+            raise ValueError(
+                f"a run needs a folder of its own, and {value} holds everything else. Try {Path(value) / 'NAME'}."
+            )
         return value
 
     @model_validator(mode="after")

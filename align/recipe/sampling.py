@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from align.recipe.sections import Alternates, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
+from align.recipe.sections import Alternates, Data, Evaluate, Lora, Model, Place, Reference, Section, Source, Watch
 
 
 class Server(Section):
@@ -42,7 +42,7 @@ class Endpoint(Server):
     """A language model behind an OpenAI-compatible server that says which of two answers is better."""
 
     model: str = Field(min_length=1, description="the model's name there")
-    template: str | None = Field(
+    template: Place | None = Field(
         None, description="a file with the question that is put, with {prompt}, {a} and {b}; null for ours"
     )
     max_calls: int = Field(
@@ -50,7 +50,7 @@ class Endpoint(Server):
     )
     price_in: float = Field(0.0, ge=0, description="price of a million tokens read, for the estimate shown first")
     price_out: float = Field(0.0, ge=0, description="price of a million tokens written")
-    cache: str | None = Field(
+    cache: Place | None = Field(
         None, description="folder that keeps answers, beside the recipe; by default in the user's cache"
     )
 
@@ -58,8 +58,10 @@ class Endpoint(Server):
 class Judge(Section):
     """Who scores or compares completions: exactly one of these."""
 
-    reward: str | None = Field(None, description="a reward model: a folder or a Hub id with one score per sequence")
-    pair: str | None = Field(None, description="a model that compares two answers, in RLHFlow's pair-preference layout")
+    reward: Place | None = Field(None, description="a reward model: a folder or a Hub id with one score per sequence")
+    pair: Place | None = Field(
+        None, description="a model that compares two answers, in RLHFlow's pair-preference layout"
+    )
     endpoint: Endpoint | None = Field(None, description="a language model behind an OpenAI-compatible server")
     function: str | None = Field(
         None, description="MODULE:FUNCTION of yours; code is only run with --allow-code on the command line"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from align.recipe.messages import expected
@@ -20,8 +21,23 @@ def located(name: str, base: Path | None) -> str:
 Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left", "split"]
 
 
+def _without_tilde(value: str) -> str:
+    """A path with the home folder in place of a leading ``~`` or ``~USER``."""
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise ValueError(
+            f"{user} stands for a user's home folder, and there is none. Write ./{path} for a name with ~."
+        )
+    return path
+
+
+# a file, a folder, or a name that may be one: a leading ~ is the home folder, here and nowhere else
+Place = Annotated[str, AfterValidator(_without_tilde)]
+
+
 class Section(BaseModel):
-    """Base of all sections: unknown keys and wrong types are errors, values do not change."""
+    """Base of all sections: unknown keys and wrong types are errors; no value changes but the ~ of a path."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -56,13 +72,13 @@ class Lora(Section):
         "all-linear", description="modules that get an adapter, as PEFT names them"
     )
     modules_to_save: list[str] = Field([], description="modules that are trained in full and saved with the adapter")
-    adapter: str | None = Field(None, description="an existing adapter to go on from: a folder or a Hub id")
+    adapter: Place | None = Field(None, description="an existing adapter to go on from: a folder or a Hub id")
 
 
 class Model(Section):
     """The policy. Safetensors only; code from the Hub is never run."""
 
-    id: str = Field(min_length=1, description="a Hub id or a folder")
+    id: Place = Field(min_length=1, description="a Hub id or a folder")
     revision: str | None = Field(
         None, description="commit, tag or branch on the Hub; a commit makes the run repeatable"
     )
@@ -70,8 +86,8 @@ class Model(Section):
         "auto",
         description="type of weights in memory; auto: float32 where all are trained or on a CPU, else the checkpoint's",
     )
-    tokenizer: str | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
-    chat_template: str | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
+    tokenizer: Place | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
+    chat_template: Place | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
     attention: str | None = Field(
         None, description="attention of the fallback path, by transformers' name (sdpa, eager)"
     )
@@ -88,7 +104,7 @@ class Source(Section):
     """Where rows come from: exactly one of id, path and world."""
 
     id: str | None = Field(None, description="dataset on the Hub")
-    path: str | None = Field(None, description="a file (jsonl, json, parquet, csv, also .gz) or a folder of them")
+    path: Place | None = Field(None, description="a file (jsonl, json, parquet, csv, also .gz) or a folder of them")
     world: str | dict[str, Any] | None = Field(None, description="the generated world; needs no download")
     subset: str | None = Field(None, description="configuration of a Hub dataset")
     split: str = Field("train", min_length=1, description="split; slices such as train[:100] work too")
@@ -105,7 +121,9 @@ class Source(Section):
 class Alternates(Section):
     """Where answers come from that forgotten questions shall get instead: a file, or our own refusals."""
 
-    path: str | None = Field(None, description="a file with one answer a line, or a jsonl or csv file with one column")
+    path: Place | None = Field(
+        None, description="a file with one answer a line, or a jsonl or csv file with one column"
+    )
     builtin: Literal["idk"] | None = Field(None, description="our own list of ways to say that one does not know")
     each: int | None = Field(
         None, ge=1, description="different ones that a row gets, one per epoch in turn; by default a new one each epoch"
@@ -159,7 +177,7 @@ class Reference(Section):
     store: bool = Field(
         True, description="keep reference log-probs on disk, so that the next run need not compute them"
     )
-    store_dir: str | None = Field(None, description="folder of that store; by default in the user's cache")
+    store_dir: Place | None = Field(None, description="folder of that store; by default in the user's cache")
     sync_every: int | None = Field(
         None,
         ge=1,
@@ -182,7 +200,7 @@ class Evaluate(Section):
     source: Source = Field(
         Source(id="locuslab/TOFU"), description="where its questions are: a Hub id, a folder of its files, or a world"
     )
-    retain: str | None = Field(
+    retain: Place | None = Field(
         None, description="what never saw the forgotten rows: a model, a run, or a log of its evaluation"
     )
     every: int | None = Field(None, ge=1, description="steps between evaluations; by default once per epoch")

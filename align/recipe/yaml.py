@@ -15,6 +15,8 @@ import yaml
 from align.errors import UserError
 from align.recipe.messages import Path, Problem, did_you_mean, dotted, shown
 
+# keys below which one mapping stands for a list of one
+_ONE_OR_LIST: tuple[Path, ...] = (("objective",), *(("data", key) for key in ("train", "forget", "retain", "held_out")))
 _MERGE = "tag:yaml.org,2002:merge"
 # YAML 1.2 numbers: PyYAML's own rules read 5e-6 as text, 010 as 8 and 12:30 as 750.
 _FLOAT = re.compile(
@@ -48,6 +50,8 @@ class Document:
 
     def where(self, path: Path) -> str:
         """The place that a reader must look at for ``path``, or for its nearest ancestor that was written down."""
+        if path not in self.overridden:
+            path = self.shown_path(path)
         for end in range(len(path), -1, -1):
             if path[:end] in self.overridden:
                 return f"override {self.overridden[path[:end]]}"
@@ -157,6 +161,8 @@ class _Walker:
 def override(document: Document, text: str) -> None:
     """Apply one ``key=value`` override; dots go down, numbers index lists, the value is YAML.
 
+    ``data.train.0.path`` reaches the one source of ``data.train`` as well where it is no list.
+
     Mistakes are added to ``document.problems`` under the override's own path.
     """
     key, equals, raw = text.partition("=")
@@ -178,6 +184,7 @@ def override(document: Document, text: str) -> None:
         return refuse(parsed.problems[0].text)
     if not isinstance(document.value, dict):
         document.value = {}
+    path = _as_written(document.value, path)
     container: Any = document.value
     for depth, part in enumerate(path):
         problem = _step_problem(container, part, path[:depth])
@@ -194,6 +201,18 @@ def override(document: Document, text: str) -> None:
     document.overridden[path] = text
 
 
+def _as_written(value: dict[str, Any], path: Path) -> Path:
+    """``path`` without the number 0 where one mapping, or nothing yet, stands for the list that it counts in."""
+    for key in _ONE_OR_LIST:
+        if path[: len(key) + 1] != (*key, 0):
+            continue
+        found: Any = value
+        for part in key:
+            found = found.get(part) if isinstance(found, dict) else None
+        return path if isinstance(found, list) else (*key, *path[len(key) + 1 :])
+    return path
+
+
 def _step_problem(container: Any, part: str | int, above: Path) -> str | None:
     """Why ``container`` has no place ``part``, or None."""
     name = dotted(above) or "the recipe"
@@ -205,7 +224,7 @@ def _step_problem(container: Any, part: str | int, above: Path) -> str | None:
         return None
     if isinstance(container, dict):
         if isinstance(part, int):
-            return f"{name} is one mapping, not a list; leave out the number {part}."
+            return f"{name} is one mapping, not a list; there is no item {part} in it."
         return None
     return f"{name} is {shown(container)}, so nothing can be set below it."
 

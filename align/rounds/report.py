@@ -97,7 +97,7 @@ def card(recipe: Recipe, data: Sequence[str], records: Sequence[Mapping[str, Any
         base_model=None if Path(base).exists() else base,
         adapter=recipe.model.lora is not None,
         data=data,
-        settings={**settings, "seed": recipe.seed},
+        settings={**settings, "steps": sum(record["steps"] for record in records), "seed": recipe.seed},
         versions=versions,
         verdict=table(records),
     )

@@ -191,14 +191,15 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         if not self.is_world_process_zero():
             return
         base = self.model.config._name_or_path
-        shown = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "seed")
+        shown = ("learning_rate", "lr_scheduler_type", "warmup_steps", "seed")
+        done = {"steps": self.state.global_step, "epochs": round(self.state.epoch or 0, 2)}
         facts = CardFacts(
             model_name or Path(self.args.output_dir).name,
             self.objective,
             base_model=None if not base or Path(base).exists() else base,
             adapter=hasattr(self.model, "peft_config"),
             data=[str(dataset_name)] if dataset_name else [],
-            settings={"examples per step": self.step_examples, **{k: getattr(self.args, k) for k in shown}},
+            settings={**done, "examples per step": self.step_examples, **{k: getattr(self.args, k) for k in shown}},
             versions={name: installed(name) for name in ("torch", "transformers", "trl", "peft")},
             verdict=verdict,
             tags=tuple(self._tag_names) + tuple([tags] if isinstance(tags, str) else tags or ()),

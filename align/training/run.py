@@ -96,6 +96,7 @@ def run(
         say(f"resuming from {checkpoint.name}")
     elif resume:
         say("the run had no complete checkpoint yet: it starts from the beginning")
+        directory.rewind_metrics(-1)  # what was recorded will be recorded again
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     stopped = evaluation.stopped if evaluation is not None else ""
     return finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
@@ -204,6 +205,6 @@ def _store_dir(recipe: Recipe) -> Path | None:
     if not recipe.reference.store:
         return None
     if recipe.reference.store_dir is not None:
-        return Path(recipe.reference.store_dir).expanduser()
+        return Path(recipe.reference.store_dir)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "align" / "reference"

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from align.errors import Exit, UserError
 from align.objectives import DPO, IPO, NLL, RPO, WeightedSum
 from align.recipe import Recipe, load_recipe, packaged_recipes
+from align.recipe.sampling import Endpoint, Judge
+from align.recipe.sections import Alternates, Evaluate, Source
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import TABLE, check_train, train_keys
 from align.recipe.train_refused import REFUSED
@@ -548,9 +550,14 @@ BAD_OVERRIDES = {
         "override train.learning_rate=fast  train.learning_rate: expected a number, got the text 'fast'."
     ),
     "objective.bta=1": "override objective.bta=1  objective.bta: unknown key. Did you mean 'beta'?",
-    "objective.0.beta=1": (
-        "override objective.0.beta=1  objective.beta: objective is one mapping, not a list; leave out the number 0."
+    "objective.1.beta=1": (
+        "override objective.1.beta=1  objective.beta: objective is one mapping, not a list; there is no item 1 in it."
     ),
+    "data.train.1.path=x": (
+        "override data.train.1.path=x  data.train.path: data.train is one mapping, not a list; there is no item 1 in "
+        "it."
+    ),
+    "model.0.id=x": "override model.0.id=x  model.id: model is one mapping, not a list; there is no item 0 in it.",
     "seed.x=1": "override seed.x=1  seed.x: seed is the number 5, so nothing can be set below it.",
     "data.held_out.2.rows=1": (
         "override data.held_out.2.rows=1  data.held_out.2.rows: data.held_out has 2 items, counted from 0."
@@ -792,3 +799,78 @@ def test_no_torch_for_a_recipe() -> None:
     modules = "align, align.recipe, align.cli.main, align.objectives, align.cli.explain"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+AT_HOME = """\
+name: first
+model: {id: ~/m, tokenizer: ~/t, chat_template: ~/c.jinja, lora: {adapter: ~/a}}
+data: {train: {path: ~/rows.jsonl}, held_out: [{path: ~/held.jsonl}]}
+objective: {name: dpo}
+reference: {store_dir: ~/store}
+output: ~/runs/{name}
+"""
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere/else")
+    write(here, AT_HOME)
+    recipe = load_recipe("r.yaml", ["output=~/runs/other"])
+    model, data = recipe.model, recipe.data
+    assert model.lora is not None
+    assert (model.id, model.tokenizer, model.chat_template, model.lora.adapter) == (
+        "/somewhere/else/m",
+        "/somewhere/else/t",
+        "/somewhere/else/c.jinja",
+        "/somewhere/else/a",
+    )
+    assert [source.path for source in (*data.train, *data.held_out)] == [
+        "/somewhere/else/rows.jsonl",
+        "/somewhere/else/held.jsonl",
+    ]
+    assert recipe.reference.store_dir == "/somewhere/else/store"
+    assert recipe.output_dir == Path("/somewhere/else/runs/other")
+    assert "~" not in str(recipe.dump())
+    judge = Judge(endpoint=Endpoint(url="http://x", model="~m", template="~/q", cache="~/answers"))
+    assert judge.endpoint is not None
+    assert (judge.endpoint.template, judge.endpoint.cache) == ("/somewhere/else/q", "/somewhere/else/answers")
+    assert judge.endpoint.model == "~m"  # no path
+    assert (Judge(reward="~/rm").reward, Judge(pair="~/pm").pair) == ("/somewhere/else/rm", "/somewhere/else/pm")
+    assert Evaluate(retain="~/log.json", source=Source(path="~/tofu")).retain == "/somewhere/else/log.json"
+    assert Alternates(path="~/idk.txt").path == "/somewhere/else/idk.txt"
+
+
+def test_a_tilde_of_nobody(here: Path) -> None:
+    said = "~nobody-here stands for a user's home folder, and there is none. Write ./~nobody-here/x for a name with ~."
+    for key in ("output", "model.id", "data.train.path"):
+        assert f"override {key}=~nobody-here/x  {key}: {said}" in refusal(here, GOOD, f"{key}=~nobody-here/x")
+
+
+@pytest.mark.parametrize("folder", ["/", "'~'", "/tmp/..", "//"])
+def test_a_run_needs_a_folder_of_its_own(here: Path, folder: str) -> None:
+    assert "a run needs a folder of its own, and " in refusal(here, GOOD, f"output={folder}")
+
+
+@pytest.mark.parametrize("key", ["data.train.0.path", "data.train.path"])
+@pytest.mark.parametrize("train", ["{path: a}", "[{path: a}]", "{id: a/b}"])
+def test_one_mapping_counts_as_item_0(here: Path, key: str, train: str) -> None:
+    if train.startswith("[") and ".0." not in key:
+        pytest.skip("a list needs the number")
+    write(here, GOOD.replace("{path: pairs.jsonl}", train))
+    recipe = load_recipe("r.yaml", [f"{key}=other.jsonl", f"{key.replace('path', 'id')}=null", "objective.0.beta=0.3"])
+    assert [source.path for source in recipe.data.train] == ["other.jsonl"]
+    assert recipe.objective_value() == DPO(beta=0.3)
+
+
+def test_item_0_of_what_is_not_there_yet(here: Path) -> None:
+    write(here, GOOD)
+    recipe = load_recipe("r.yaml", ["data.held_out.0.path=held.jsonl", "data.train.0={path: new.jsonl, rows: 3}"])
+    assert [source.path for source in recipe.data.held_out] == ["held.jsonl"]
+    assert [(source.path, source.rows) for source in recipe.data.train] == [("new.jsonl", 3)]
+
+
+def test_a_mistake_below_item_0_names_the_override(here: Path) -> None:
+    assert "override data.train.0.rows=0  data.train.rows: must be at least 1, got 0." in refusal(
+        here, GOOD, "data.train.0.rows=0"
+    )

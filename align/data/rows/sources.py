@@ -43,7 +43,7 @@ def load_source(source: Source, *, base: Path) -> AnyDataset:
     if source.id:
         dataset = _from_hub(source)
     elif source.path:
-        dataset = _from_path(source, (base / Path(source.path).expanduser()))
+        dataset = _from_path(source, base / source.path)
     else:
         dataset = _from_world(source)
     dataset = _first(dataset, source.rows)

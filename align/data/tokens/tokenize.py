@@ -55,7 +55,7 @@ def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedToken
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_no_tokenizer(key, name, base, error)) from error
     if model.chat_template is not None:
-        path = (base or Path()) / Path(model.chat_template).expanduser()
+        path = (base or Path()) / model.chat_template
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -104,7 +104,7 @@ def alternate_texts(settings: Alternates, base: Path) -> list[str] | None:
         return list(REFUSALS)
     if settings.path is None:
         return None
-    path = base / Path(settings.path).expanduser()
+    path = base / settings.path
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
