@@ -12,10 +12,11 @@ from align.errors import Stopped, UserError
 from align.recipe import Recipe, load_recipe
 from align.runs.quiet import without_device_notice
 from align.runs.result import RunResult
+from align.runs.terminal import echo as to_terminal
 
 
 def run(
-    recipe: Recipe, *, resume: bool = False, allow_code: bool = False, echo: Callable[[str], Any] = print
+    recipe: Recipe, *, resume: bool = False, allow_code: bool = False, echo: Callable[[str], Any] = to_terminal
 ) -> RunResult:
     """Train as a recipe says and return what came of it. Every rank calls it; only the main process prints and writes.
 

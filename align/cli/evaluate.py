@@ -7,14 +7,16 @@ import gzip
 import json
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.verbs import Verb, argument, flag, one_of
+from align.cli.verbs import Verb, argument, flag, one_of, path
 from align.errors import Exit, UserError
 from align.runs.directory import write_atomically
 from align.runs.quiet import calm
+from align.runs.terminal import echo
 
 if TYPE_CHECKING:
     from align.eval.log import MuseLog, TofuLog
@@ -59,7 +61,7 @@ def run_relearn(args: argparse.Namespace) -> int:
     calm()
     from align.eval.finished_run import attack_run
 
-    echo = partial(print, file=sys.stderr if args.json else sys.stdout)
+    say = _say(args)
     durability = attack_run(
         args.model,
         source=args.source,
@@ -72,12 +74,12 @@ def run_relearn(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         seed=args.seed,
         system=args.system,
-        say=echo,
+        say=say,
     )
     text = json.dumps(durability.to_json(), indent=1)
     if args.out:
         write_atomically(Path(args.out), text + "\n")
-    print(text if args.json else "\n".join(["", *durability.lines()]))
+    echo(text if args.json else "\n".join(["", *durability.lines()]))
     return Exit.OK
 
 
@@ -98,7 +100,7 @@ def _as_trained(args: argparse.Namespace) -> Path | None:
     if same and not args.retain and not args.retain_log and kept.is_file():
         args.retain_log = str(kept)
         said += ", and so is the retain model's log"
-    print(said, file=sys.stderr if args.json else sys.stdout)
+    _say(args)(said)
     return run.recipe.base
 
 
@@ -129,8 +131,12 @@ def _score_muse(name: str, args: argparse.Namespace) -> MuseLog:
 def _load(name: str, args: argparse.Namespace) -> Subject:
     from align.models.subject import Subject
 
-    echo = partial(print, file=sys.stderr if args.json else sys.stdout)
-    return Subject.load(name, system=args.system, echo=echo)
+    return Subject.load(name, system=args.system, echo=_say(args))
+
+
+def _say(args: argparse.Namespace) -> Callable[[str], Any]:
+    """What prints a sentence; with ``--json`` standard output is kept for the result."""
+    return partial(echo, file=sys.stderr if args.json else sys.stdout)
 
 
 def _reference(args: argparse.Namespace) -> Subject | None:
@@ -174,26 +180,26 @@ def _report(args: argparse.Namespace, result: Any, log: TofuLog | MuseLog, retai
     if args.json:
         print(json.dumps({**result.to_json(), "file": args.log or args.out, "retain_file": retain_file}, indent=1))
     else:
-        print("\n".join(result.lines()))
+        echo("\n".join(result.lines()))
     return Exit.OK
 
 
 _SUBJECT = (
-    argument("model", metavar="RUN_OR_MODEL", nargs="?", help="a run, a folder of a model or a Hub id"),
-    argument("--log", metavar="FILE", help="score the items of this log in place of a model"),
+    path("model", metavar="RUN_OR_MODEL", nargs="?", help="a run, a folder of a model or a Hub id"),
+    path("--log", metavar="FILE", help="score the items of this log in place of a model"),
     one_of(
-        argument("--retain", metavar="MODEL_OR_LOG", help="a model that never saw the forget set, or its log"),
-        argument("--retain-log", metavar="FILE", help="the log of such a model"),
+        path("--retain", metavar="MODEL_OR_LOG", help="a model that never saw the forget set, or its log"),
+        path("--retain-log", metavar="FILE", help="the log of such a model"),
     ),
     argument("--system", metavar="TEXT", help="a system message put before every conversation"),
-    argument("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference"),
+    path("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference"),
     flag("--gradnorm", "also mia_gradnorm, at a backward pass for each row"),
-    argument("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout"),
+    path("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout"),
 )
 _TOFU = (
     *_SUBJECT,
     argument("--split", metavar="NAME", help="the forget split: the run's, else forget10"),
-    argument("--source", metavar="DATA", help="the run's, a folder, a Hub id or world; else locuslab/TOFU"),
+    path("--source", metavar="DATA", help="the run's, a folder, a Hub id or world; else locuslab/TOFU"),
     argument("--rows", choices=("all", "legacy300"), help="the run's, else all rows"),
     argument(
         "--truth-ratio", choices=("geometric", "arithmetic"), default="geometric", help="mean over the wrong answers"
@@ -205,18 +211,18 @@ _TOFU = (
     ),
 )
 _RELEARN = (
-    argument("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model"),
+    path("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model"),
     argument("--split", metavar="NAME", help="the forget split, by default the recipe's"),
-    argument("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's"),
+    path("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's"),
     argument("--rows", choices=("all", "legacy300"), help="by default the recipe's, else all"),
-    argument("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's"),
+    path("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's"),
     flag("--control", "attack the retain model, too: what exceeds it counts"),
     argument("--steps", metavar="K", type=int, help="steps of relearning, 10 by default"),
     argument("--rows-relearned", metavar="N", type=int, help="forget rows relearned, 20 by default"),
     argument("--learning-rate", metavar="RATE", type=float, help="by default the run's, else 1e-5"),
     argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default"),
     argument("--system", metavar="TEXT", help="a system message put before every conversation"),
-    argument("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too"),
+    path("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too"),
 )
 EVAL = Verb(
     "eval",
@@ -246,7 +252,7 @@ EVAL = Verb(
                 "align eval muse --log MUSE_EVAL.json --retain-log retrain/MUSE_EVAL.json",
             ),
             run_muse,
-            (*_SUBJECT, argument("--source", metavar="DATA", help="a folder of MUSE's files or a Hub id")),
+            (*_SUBJECT, path("--source", metavar="DATA", help="a folder of MUSE's files or a Hub id")),
         ),
         Verb(
             "relearn",

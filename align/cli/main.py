@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from typing import Any
 
 from align import __version__
 from align.cli.evaluate import EVAL
 from align.cli.sample import SAMPLE, SHOW
-from align.cli.verbs import Verb, argument, flag
+from align.cli.verbs import Parser, Verb, argument, flag, path
 from align.errors import Exit, UserError
+from align.runs.terminal import echo
 
 _MAIN = """\
 exit codes: 0 fine, 1 findings, 2 usage or recipe, 3 does not fit, 4 stopped by a guard
@@ -42,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps({"error": str(error), "exit_code": int(error.exit_code)}))
         else:
-            print(error, file=sys.stderr)
+            echo(error, file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        again = " Go on: the same command with --resume." if hasattr(args, "resume") else ""
+        # a file that --resume goes on from; before it is there, there is nothing to go on with
+        begun = getattr(args, "begun", None)
+        again = " Go on: the same command with --resume." if begun is not None and begun.exists() else ""
         print(f"Interrupted.{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
@@ -53,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="align",
         description="Preference alignment and unlearning for language models.",
         epilog=_MAIN,
@@ -74,8 +78,10 @@ def _train(args: argparse.Namespace) -> int:
     from align.recipe import load_recipe
 
     recipe = load_recipe(args.file, args.overrides)
+    from align.runs.directory import LOCK
     from align.train import run
 
+    args.begun = recipe.output_dir / LOCK
     result = run(recipe, resume=args.resume, allow_code=args.allow_code, echo=_echo(args.json))
     if args.json:
         _print_json(result)
@@ -123,14 +129,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _echo(to_stderr: bool) -> Any:
-    """``print``, or with ``--json`` a print that keeps standard output for the JSON."""
-    if not to_stderr:
-        return print
-
-    def echo(*values: Any, **options: Any) -> None:
-        print(*values, **{**options, "file": sys.stderr})
-
-    return echo
+    """What prints a line; with ``--json`` standard output is kept for the JSON."""
+    return partial(echo, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def _print_json(value: Any) -> None:
@@ -142,7 +142,7 @@ def _print_json(value: Any) -> None:
 
 
 _RECIPE = (
-    argument("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints"),
+    path("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints"),
     argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20"),
 )
 VERBS = (

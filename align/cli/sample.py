@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.cli.verbs import Verb, argument, flag, one_of
+from align.cli.verbs import Verb, argument, flag, one_of, path
 from align.errors import Exit, UserError
 from align.runs.quiet import calm
+from align.runs.terminal import echo
 
 _JUDGES = "reward:MODEL, pair:MODEL, endpoint:URL#MODEL or function:MODULE:NAME"
 _KEEPS = "all, best, pair, top:K or above:X"
 # options of the command line by the keys of a recipe that they set
-_OPTIONS = {"samples": "--n"}
+_OPTIONS = {"samples": "--n", **dict.fromkeys(("reward", "pair", "function"), "--judge")}
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -26,11 +27,15 @@ def _sample(args: argparse.Namespace) -> int:
         raise UserError(f"--length-penalty: must be at least 0, got {args.length_penalty:g}.")
     calm()
     from align.sampling.best_of import Job, sample
+    from align.sampling.parts import manifest
+
+    out = Path(args.out)
+    args.begun = manifest(out)
 
     job = Job(
         source=source,
         model=args.model,
-        out=Path(args.out).expanduser(),
+        out=out,
         sampling=sampling,
         judge=judge,
         keep=keep,
@@ -40,10 +45,10 @@ def _sample(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         allow_code=args.allow_code,
     )
-    result = sample(job, resume=args.resume, say=partial(print, file=sys.stderr if args.json else sys.stdout))
+    result = sample(job, resume=args.resume, say=partial(echo, file=sys.stderr if args.json else sys.stdout))
     if result is not None:
         text = json.dumps(result.to_json(), indent=1) if args.json else "\n".join(result.lines())
-        sys.stdout.write(f"{text}\n")
+        echo(text)
     return Exit.OK
 
 
@@ -92,7 +97,7 @@ def _judge(spec: str | None) -> Any:
     if kind not in ("reward", "pair", "endpoint", "function") or not rest:
         raise UserError(f"--judge {spec}: expected {_JUDGES}.")
     if kind != "endpoint":
-        return Judge.model_validate({kind: rest})
+        return _made(Judge, **{kind: rest})
     url, _, model = rest.rpartition("#")
     if not url or not model:
         raise UserError(f"--judge {spec}: expected endpoint:URL#MODEL, as in endpoint:http://localhost:8000/v1#judge.")
@@ -159,12 +164,12 @@ SAMPLE = Verb(
     ),
     _sample,
     (
-        argument("file", metavar="FILE", help="a data file, a Hub id, or world:KIND[:SEED]"),
-        argument("--model", metavar="MODEL", required=True, help="a run, a folder of a model or a Hub id"),
+        path("file", metavar="FILE", help="a data file, a Hub id, or world:KIND[:SEED]"),
+        path("--model", metavar="MODEL", required=True, help="a run, a folder of a model or a Hub id"),
         argument("--n", metavar="N", type=int, default=4, help="completions of each prompt, 4 by default"),
         argument("--judge", metavar="SPEC", help="reward:M, pair:M, endpoint:URL#M, function:MOD:F"),
         argument("--keep", metavar="WHAT", help=_KEEPS),
-        argument("--out", metavar="FILE", default="samples.jsonl", help="samples.jsonl by default; or a .parquet"),
+        path("--out", metavar="FILE", default="samples.jsonl", help="samples.jsonl by default; or a .parquet"),
         argument("--max-new-tokens", metavar="N", type=int, default=256, help="most of a completion, 256 by default"),
         argument("--temperature", metavar="T", type=float, default=1.0, help="logits are divided by it, 1 by default"),
         argument("--top-p", metavar="P", type=float, default=1.0, help="only the likeliest tokens of this mass"),
@@ -203,7 +208,7 @@ SHOW = Verb(
             ),
             _show_samples,
             (
-                argument("directory", metavar="RUN", help="a run's directory"),
+                path("directory", metavar="RUN", help="a run's directory"),
                 one_of(
                     argument("--round", metavar="N", type=int, help="of this round, by default the last"),
                     argument("--step", metavar="S", type=int, help="of this optimizer step, by default the last"),

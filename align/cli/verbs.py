@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, which also names the word that a misspelt one was meant for."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and leave with exit code 2."""
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if found:
+            from align.recipe.messages import did_you_mean
+
+            meant = did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
+            message += f". Did you mean {meant!r}?" if meant else ""
+        super().error(message)
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,11 @@ class OneOf:
 def argument(*names: str, **options: Any) -> Argument:
     """An argument: ``argument("--n", metavar="N", type=int, help="...")``."""
     return Argument(names, options)
+
+
+def path(*names: str, **options: Any) -> Argument:
+    """An argument that is a path or may be one: a leading ``~`` is the home folder, where no shell saw to that."""
+    return Argument(names, {"type": os.path.expanduser, **options})
 
 
 def flag(name: str, help: str) -> Argument:

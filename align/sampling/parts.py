@@ -62,9 +62,9 @@ class Parts(PartFiles):
     """
 
     def __init__(self, out: Path, *, resume: bool) -> None:
-        super().__init__(out.with_name(f"{out.name}.parts"))
+        super().__init__(manifest(out).parent)
         self.out = out
-        self._manifest = self.folder / "manifest.json"
+        self._manifest = manifest(out)
         if not out.parent.is_dir():
             raise UserError(f"--out {out}: there is no folder {out.parent}.")
         if not os.access(out.parent, os.W_OK) or out.is_dir():
@@ -103,6 +103,11 @@ class Parts(PartFiles):
     def remove(self) -> None:
         """Take everything away, once the output is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def manifest(out: Path) -> Path:
+    """The settings of a call that is not finished; once they are there, it can be gone on with."""
+    return out.with_name(f"{out.name}.parts") / "manifest.json"
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

@@ -150,7 +150,7 @@ def samples(
     Raises:
         UserError: where there are none, with what there is.
     """
-    files, unit = _files(Path(run).expanduser(), run, round, step)
+    files, unit = _files(Path(run), run, round, step)
     tallies: dict[int, Tally] = {}
     holds: dict[int, list[Path]] = {}
     for file in files:

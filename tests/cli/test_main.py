@@ -367,3 +367,54 @@ def test_the_python_of_the_readme_runs(tiny_folder: Path, tmp_path: Path, monkey
     scope: dict[str, Any] = {}
     exec(sample.replace("Qwen/Qwen3-0.6B", str(tiny_folder / "model")), scope)
     assert scope["trainer"].state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("trian", "x.yaml"), "Did you mean 'train'?"),
+        (("eval", "tofuu", "x"), "Did you mean 'tofu'?"),
+        (("eval", "tofu", "x", "--truth-ratio", "geometry"), "Did you mean 'geometric'?"),
+        (("zzzz",), "'doctor')"),
+    ],
+)
+def test_a_misspelt_word_gets_the_one_that_was_meant(
+    words: tuple[str, ...], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert capsys.readouterr().err.rstrip().replace("doctor)", "'doctor')").endswith(meant)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_run_is_gone_on_with_only_where_it_has_begun(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: x\nmodel: {id: m}\ndata: {train: {path: p}}\nobjective: {name: dpo}\n")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        if begun:
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "recipe.lock.yaml").write_text("recipe: {}\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align.train.run", interrupted)
+    again = " Go on: the same command with --resume." if begun else ""
+    assert call(capsys, "train", str(recipe), f"output={tmp_path / 'run'}") == (130, "", f"Interrupted.{again}\n")
+
+
+def test_a_tilde_on_the_command_line_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, err = call(capsys, "eval", "tofu", "--log=~/log.json", "--out=~/there/out.json")
+    assert (code, err) == (2, f"--out {tmp_path}/there/out.json: there is no folder {tmp_path}/there.\n")
+    code, _, err = call(capsys, "check", "~/no.yaml")
+    assert err.startswith(f"{tmp_path}/no.yaml  no such file")
+    code, _, err = call(capsys, "sample", "~/no.jsonl", "--model=~/m", "--out=~/o.jsonl", "--judge=reward:~nobody-x/m")
+    assert err == (
+        "--judge: ~nobody-x stands for a user's home folder, and there is none. Write ./~nobody-x/m for a name "
+        "with ~.\n"
+    )

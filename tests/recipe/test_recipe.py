@@ -298,7 +298,7 @@ BAD = {
     "upload": (
         GOOD + "  push_to_hub: true\n",
         "r.yaml:8  train.push_to_hub: cannot be set here: a run uploads nothing. Upload the finished run yourself: hf "
-        "upload REPO runs/NAME.",
+        "upload REPO runs/NAME/model.",
     ),
     "compile": (
         GOOD + "  torch_compile: true\n",
