@@ -9,7 +9,7 @@ from align.errors import UserError
 from align.eval.log import TofuLog
 from align.eval.log_read import read_log
 from align.eval.tofu_data import TofuSets, load_sets
-from align.recipe.sections import located
+from align.runs.models import located
 
 if TYPE_CHECKING:
     from align.recipe.sections import Evaluate

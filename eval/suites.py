@@ -13,8 +13,8 @@ from align.eval.log import TofuLog
 from align.eval.tofu_data import TofuSets, load_sets
 from align.eval.tofu_metrics import TofuResult, metrics
 from align.models.subject import Subject
-from align.recipe.sections import located
 from align.recipe.stop_rule import METRICS
+from align.runs.models import located
 
 if TYPE_CHECKING:
     from align.recipe.sections import Evaluate

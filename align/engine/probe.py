@@ -67,7 +67,13 @@ def probe(
                 if agree(reason is None):
                     return ProbeResult("tree", None, difference, own)
             engine.mode = "padded"
-            difference, own, fault = _gap(engine, model, device, compute_dtype)
+            try:
+                difference, own, fault = _gap(engine, model, device, compute_dtype)
+            except (TypeError, ValueError, IndexError) as error:
+                raise UserError(
+                    f"{type(causal_model(model)).__name__} cannot be scored: its forward fails on token ids alone "
+                    f"({_first_line(error)}). align trains decoders that read text and nothing else."
+                ) from error
             if not agree(fault is None):
                 raise UserError(
                     f"{type(causal_model(model)).__name__} cannot be scored: even padded rows differ from the model's "
@@ -121,6 +127,11 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
         places = score([mine[1], mine[0], *mine[2:]])
     except UnsupportedAttention as error:
         return str(error)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        # an architecture that builds its masks, biases or states from the batch itself stumbles over a packed row
+        return f"this architecture cannot read a packed row ({_first_line(error)})"
     if not all(torch.isfinite(v).all() for v in base.values()):
         return "the model's log-probs on random tokens are not finite when prompts are shared"
     for name, changed in siblings.items():
@@ -134,6 +145,10 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
         if not torch.equal(order[0, name], base[0, name]) or not torch.equal(places[1, name], base[0, name]):
             return "results depend on the order of answers or rows in this architecture"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _gap(

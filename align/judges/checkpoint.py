@@ -14,7 +14,8 @@ from align.data.rows.sources import quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.models.load import DType, adapter_base, first_line, model_folder, usual_type
-from align.recipe.sections import Model, located
+from align.recipe.sections import Model
+from align.runs.models import located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

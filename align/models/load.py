@@ -12,14 +12,12 @@ from align.data.rows.sources import did_you_mean, quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.recipe.sections import Model
-from align.runs.directory import LOCK
+from align.runs.models import ADAPTER, model_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-_ADAPTER = "adapter_config.json"
 
 
 def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -30,7 +28,7 @@ def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrai
     """
     where = model_folder(name)
     source = str(where or name)
-    adapter = where is not None and (where / _ADAPTER).exists()
+    adapter = where is not None and (where / ADAPTER).exists()
     base = adapter_base(where) if adapter and where is not None else source
     model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype)
     if adapter:
@@ -52,14 +50,7 @@ def model_folder(name: str) -> Path | None:
     """The folder that holds the model, or None for a Hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / LOCK).exists():
-            return path
-        if not (path / "model" / "config.json").exists() and not (path / "model" / _ADAPTER).exists():
-            raise UserError(
-                f"{name} is a run without a model: it ended before {path / 'model'} was written. Let it finish "
-                "(align train RECIPE --resume), or name one of its checkpoints."
-            )
-        return path / "model"
+        return model_of(path)
     if path.exists():
         raise UserError(f"{name} is a file; a model is a folder with config.json and safetensors, or a Hub id.")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -72,11 +63,11 @@ def model_folder(name: str) -> Path | None:
 def adapter_base(adapter: Path) -> str:
     """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
     try:
-        base = json.loads((adapter / _ADAPTER).read_text()).get("base_model_name_or_path")
+        base = json.loads((adapter / ADAPTER).read_text()).get("base_model_name_or_path")
     except (OSError, ValueError) as error:
-        raise UserError(f"{adapter / _ADAPTER} cannot be read ({error}).") from error
+        raise UserError(f"{adapter / ADAPTER} cannot be read ({error}).") from error
     if not base:
-        raise UserError(f"{adapter / _ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
+        raise UserError(f"{adapter / ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
     return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
 
 

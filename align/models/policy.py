@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from align.data.rows.sources import quiet_hub
 from align.errors import UserError
-from align.models.load import usual_type
-from align.recipe.sections import located
+from align.models.load import adapter_base, first_line, usual_type
+from align.runs.models import hub_options, is_adapter, located
 
 if TYPE_CHECKING:
     from align.recipe.sections import Lora, Model
@@ -26,36 +27,116 @@ def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
         base: where relative folders start; they are looked up there first, then in the working directory.
 
     Raises:
-        UserError: where the model, its revision or its type cannot be had.
+        UserError: where the model, its revision or its type cannot be had, or it is an adapter.
     """
-    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": False, "dtype": section.dtype}
+    check_folders(section, base)
+    options: dict[str, Any] = {"revision": section.revision, "dtype": section.dtype}
     if section.dtype == "auto":
         options["dtype"] = "float32" if section.lora is None else usual_type()
     if section.attention is not None:
         options["attn_implementation"] = section.attention
     if section.load_in is not None:
         options["quantization_config"] = _quantization(section)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(located(section.id, base), **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model.id: {section.id!r} cannot be loaded ({first}). It must be a folder with config.json and "
-            "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
-        ) from error
+    model = read_model(located(section.id, base), **options)
     if section.lora is not None and section.lora.adapter is not None:
-        from peft import PeftModel
-
-        try:
-            return PeftModel.from_pretrained(model, located(section.lora.adapter, base), is_trainable=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.lora.adapter: {section.lora.adapter!r} cannot be loaded: {error}") from error
+        return _with_adapter(model, section.lora.adapter, base)
     if section.train_only is not None:
-        _freeze_others(model, section.train_only)
+        check_train_only(model, section.train_only)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(any(part in name for part in section.train_only))
     return model
 
 
-def _freeze_others(model: PreTrainedModel, parts: list[str]) -> None:
+def read_model(name: str, **options: Any) -> PreTrainedModel:
+    """The model that a folder or a Hub id holds, with ``options`` of transformers.
+
+    Raises:
+        UserError: where there is none, or it is an adapter.
+    """
+    if is_adapter(name):
+        raise UserError(_adapter_sentence(name, adapter_base(Path(name))))
+    try:
+        with quiet_hub():
+            model = AutoModelForCausalLM.from_pretrained(
+                name, **{"trust_remote_code": False, **hub_options(name), **options}
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(not_loaded(name, options.get("attn_implementation"), error)) from error
+    if getattr(model, "_hf_peft_config_loaded", False):  # of a Hub id, only loading tells
+        raise UserError(_adapter_sentence(name, model.config._name_or_path))
+    return model
+
+
+def check_folders(section: Model, base: Path | None) -> None:
+    """Refuse an adapter where a model is meant, and a model where an adapter is. Nothing is loaded."""
+    name = located(section.id, base)
+    if is_adapter(name):
+        raise UserError(_adapter_sentence(section.id, adapter_base(Path(name))))
+    adapter = None if section.lora is None else section.lora.adapter
+    if adapter is None:
+        return
+    folder = located(adapter, base)
+    if Path(folder).is_dir() and not is_adapter(folder):
+        raise UserError(
+            f"model.lora.adapter: {adapter!r} holds no adapter (no adapter_config.json). A model is named in model.id; "
+            "a fresh adapter is made with model.lora: {rank: 16}."
+        )
+
+
+def adapter_note(section: Model, base: Path | None) -> str | None:
+    """A sentence where ``lora.adapter`` names another model under it than ``model.id``; else None."""
+    adapter = None if section.lora is None else section.lora.adapter
+    folder = Path(located(adapter, base)) if adapter is not None else Path()
+    if adapter is None or not is_adapter(str(folder)):
+        return None
+    under, name = adapter_base(folder), located(section.id, base)
+    if under == name or Path(under).resolve() == Path(name).resolve():
+        return None
+    return (
+        f"WARNING: the adapter {adapter} was trained on {under}, and model.id is {section.id}. Unless both hold the "
+        "same weights, the result is neither: set model.id to the first."
+    )
+
+
+def _adapter_sentence(name: str, under: str) -> str:
+    return (
+        f"model.id: {name!r} is an adapter, not a model. To go on training it, set model.id to the model under it "
+        f"({under}) and model.lora to {{adapter: {name}}}. To train anything else on top of it, merge it into that "
+        "model first (peft's merge_and_unload) and name the merged folder."
+    )
+
+
+def not_loaded(name: str, attention: str | None, error: Exception) -> str:
+    if attention is not None and any(word in str(error) for word in ("ttention", "attn_implementation")):
+        return (
+            f"model.attention: {attention!r} cannot be used here ({first_line(error)}). Leave it out, or set sdpa or "
+            "eager; packed rows have an attention of their own either way."
+        )
+    return (
+        f"model.id: {name!r} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
+        "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
+    )
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> Any:
+    """The model with an existing adapter on it, trainable."""
+    from peft import PeftModel
+
+    name = located(adapter, base)
+    try:
+        with quiet_hub():
+            return PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        shapes = "size mismatch" in str(error)
+        why = "its weights have other shapes than this model's" if shapes else first_line(error)
+        cure = f" It was trained on {adapter_base(Path(name))}: name that in model.id." if is_adapter(name) else ""
+        raise UserError(
+            f"model.lora.adapter: {adapter!r} cannot be put on {model.config._name_or_path} ({why}).{cure}"
+        ) from error
+
+
+def check_train_only(model: PreTrainedModel, parts: list[str]) -> None:
+    """Raises UserError where one of ``parts`` is in no weight's name."""
     names = [name for name, _ in model.named_parameters()]
     absent = [part for part in parts if not any(part in name for name in names)]
     if absent:
@@ -63,8 +144,6 @@ def _freeze_others(model: PreTrainedModel, parts: list[str]) -> None:
             f"model.train_only: no weight of {type(model).__name__} has {', '.join(map(repr, absent))} in its name; "
             f"names are such as {', '.join(names[1:4])}."
         )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in name for part in parts))
 
 
 def lora_config(lora: Lora | None) -> Any:
@@ -81,20 +160,6 @@ def lora_config(lora: Lora | None) -> Any:
         modules_to_save=list(lora.modules_to_save) or None,
         task_type="CAUSAL_LM",
     )
-
-
-def check_targets(model: PreTrainedModel, config: Any) -> None:
-    """Refuse an adapter none of whose targets exists. Raises UserError with the names that do."""
-    if config is None or not isinstance(config.target_modules, set | list):
-        return
-    linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-    ends = {n for n, _ in model.named_modules()} | {n.rsplit(".", 1)[-1] for n, _ in model.named_modules()}
-    absent = sorted(t for t in config.target_modules if not any(e == t or e.endswith(f".{t}") for e in ends))
-    if absent:
-        raise UserError(
-            f"model.lora.targets: {type(model).__name__} has no module {', '.join(map(repr, absent))}. "
-            f"Its linear layers: {', '.join(linear)}; or all-linear."
-        )
 
 
 def _quantization(section: Model) -> BitsAndBytesConfig:

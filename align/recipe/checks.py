@@ -124,7 +124,8 @@ def _quantised(raw: Mapping[str, Any]) -> list[Problem]:
 
 def _adapter(raw: Mapping[str, Any]) -> list[Problem]:
     lora = _section(raw, "model", "lora")
-    if lora and _section(raw, "model").get("train_only") is not None:
+    model = _section(raw, "model")
+    if model.get("lora") is not None and model.get("train_only") is not None:
         return [
             Problem(("model", "train_only"), "an adapter is trained instead of weights; remove model.lora or this.")
         ]
@@ -161,13 +162,9 @@ def _precision(raw: Mapping[str, Any]) -> list[Problem]:
     problems = []
     if train.get("bf16") is True and train.get("fp16") is True:
         problems.append(Problem(("train", "fp16"), "bf16 is on too; keep one of them, bf16 where the device has it."))
-    if model.get("dtype") == "float16" and model.get("lora") is None:
-        problems.append(
-            Problem(
-                ("model", "dtype"),
-                "float16 weights lose small updates; use bfloat16, or float32 with train.fp16: true.",
-            )
-        )
+    if model.get("dtype") == "float16" and model.get("lora") is None and train.get("fp16") is True:
+        text = "gradients of float16 weights cannot be scaled; train.fp16: true needs float32 weights."
+        problems.append(Problem(("model", "dtype"), text))
     return problems
 
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from align.recipe.messages import expected
-
-
-def located(name: str, base: Path | None) -> str:
-    """A model's name as it is loaded: a folder beside the recipe where there is one, else the name as it stands."""
-    return str(base / name) if base is not None and (base / name).is_dir() else name
-
 
 Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left", "split"]
 

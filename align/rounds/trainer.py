@@ -23,7 +23,6 @@ from align.judges.loading import as_judge
 from align.objectives import DPO, Objective
 from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
-from align.recipe.sections import located
 from align.reference.rows import check_reads
 from align.rounds.arguments import recipe_of
 from align.rounds.finish import finish
@@ -35,6 +34,7 @@ from align.rounds.report import record, table
 from align.rounds.stages import Round, Stage, draw_part, judge_part
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
 from align.runs.launch import check_launch
+from align.runs.models import located
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
 from align.runs.result import RunResult

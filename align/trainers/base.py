@@ -36,7 +36,7 @@ from align.runs.launch import check_launch
 from align.trainers.arguments import check_kinds, refuse, trl_arguments
 from align.trainers.guard import Guard
 from align.trainers.mixin import AlignMixin, order_seed
-from align.trainers.policy import check_positions, leave_outputs_wide, load, switch_dropout_off
+from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
 from align.trainers.reference import keep_reference
 from align.versions import installed
 
@@ -98,7 +98,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         refuse(args, peft_config)
         check_launch(args)
         set_seed(args.seed)
-        model = load(model, args)
+        model = load(model, args, peft_config)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         switch_dropout_off(model)
         self.objective, self.order, self.reference_rows = objective, order, reference_rows
@@ -138,14 +138,14 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        check_trained(self.model)
         check_launch(self.accelerator)
         leave_outputs_wide(self.accelerator)
         attach(self.model)
         self.engine = ScoringEngine(sharded=self._sharded())
-        self.reference = None
-        if kept is not None:
-            branches = objective.reference_branches
-            self.reference = ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store)
+        self.reference = kept and ReferencePolicy(
+            self.engine, kept.strategy, objective.reference_branches, kept.model, kept.store
+        )
         self._start()
         self.add_callback(Guard(self))
         if reference_sync is not None:

@@ -1,21 +1,37 @@
-"""The callback that every trainer of ours has: no broken checkpoint, no lost reference rows."""
+"""The callback that every trainer of ours has: no save that fails, no broken checkpoint, no lost reference rows."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.trainers.rehearsal import rehearse_save
+from align.trainers.rounding import rounding_warning
 
 
 class Guard(TrainerCallback):
     """Ends a run whose loss, gradient or weights are not finite, at log steps and before every save.
 
-    It also writes the reference store to disk before a checkpoint and at the end.
+    Before the first step it tries what a save writes beside the weights, and looks whether the weights can take steps
+    as small as the learning rate. It also writes the reference store to disk before a checkpoint and at the end.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer = self.trainer
+        rehearse_save(trainer.model, trainer.processing_class, args.output_dir, args.should_save, trainer.say)
+        # DeepSpeed keeps wide copies of narrow weights, and steps on these
+        optimizer = kwargs.get("optimizer")
+        narrow = trainer.accelerator.distributed_type != DistributedType.DEEPSPEED
+        if optimizer is not None and narrow and (warning := rounding_warning(optimizer.param_groups)):
+            trainer.say(warning)
 
     def on_log(
         self,

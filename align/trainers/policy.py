@@ -7,24 +7,63 @@ import os
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from align.compat import SFTConfig
 from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import longest_sequence
 from align.errors import UserError
+from align.models.look import check_targets
+from align.models.policy import read_model
+from align.runs.models import located
 
+_LOAD_ADAPTER = (
+    "An adapter is loaded for training with peft.PeftModel.from_pretrained(model, folder, is_trainable=True), in a "
+    "recipe with model.lora.adapter."
+)
 # how modeling files call the rates of what they draw at random while training
 _NOISE = ("dropout", "_pdrop", "layerdrop", "jitter_noise")
 
 
-def load(model: Any, args: SFTConfig) -> Any:
-    """The model itself, or the one that a name stands for."""
-    if not isinstance(model, str):
-        return model
-    options = {"dtype": "float32", "trust_remote_code": False, **(args.model_init_kwargs or {})}
-    args.model_init_kwargs = None
-    return AutoModelForCausalLM.from_pretrained(model, **options)
+def load(model: Any, args: SFTConfig, peft_config: Any) -> Any:
+    """The model itself, or the one that a name stands for. Raises UserError where it cannot take the adapter."""
+    if isinstance(model, str):
+        options = {"dtype": "float32", **(args.model_init_kwargs or {})}
+        args.model_init_kwargs = None
+        model = read_model(located(model, None), **options)
+    check_targets(model, peft_config)
+    return model
+
+
+def check_trained(model: nn.Module) -> None:
+    """Refuse a model of which nothing is trained, or of which something is trained that is not saved.
+
+    Raises:
+        UserError: with the way to load an adapter so that it is trained.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"transformers has put an adapter on this model, which is not trained on. {_LOAD_ADAPTER}")
+    if not trained:
+        raise UserError(
+            f"Nothing would be trained: no weight of the model takes a gradient. {_LOAD_ADAPTER} "
+            "For other models: model.requires_grad_(True)."
+        )
+    if not hasattr(model, "peft_config"):
+        return  # all of it is saved
+    from peft import get_peft_model_state_dict
+
+    adapted: Any = model
+    whole = model.state_dict(keep_vars=True)
+    saved: set[int] = set()
+    for adapter in adapted.peft_config:
+        part = get_peft_model_state_dict(adapted, whole, adapter, save_embedding_layers=False)
+        saved |= {id(weight) for weight in part.values()}
+    if lost := [name for name, weight in trained.items() if id(weight) not in saved]:
+        raise UserError(
+            f"{len(lost)} weights would be trained and not be saved, such as {lost[0]}: a model with an adapter saves "
+            "the adapter alone. Freeze them, or name their modules in modules_to_save."
+        )
 
 
 def switch_dropout_off(model: nn.Module) -> int:

@@ -14,7 +14,8 @@ from align.data.load import held_out_rows, load_data
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.loading import load_judge
-from align.models.policy import check_targets, load_model, lora_config
+from align.models.look import look
+from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
@@ -64,6 +65,9 @@ def run(
     quieten(main)
     say = echo if main else silent
 
+    look(recipe.model, recipe.base)
+    if note := adapter_note(recipe.model, recipe.base):
+        say(note)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base)
     data = load_data(recipe, tokenizer, objective.branches, say)
     if resume and directory.lock["data"] != data.digest:
@@ -72,7 +76,6 @@ def run(
     judge = _scoring_judge(recipe, args, allow_code, say)
     lora = lora_config(recipe.model.lora)
     model = load_model(recipe.model, base=recipe.base)
-    check_targets(model, lora)
     trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge)
     if resume and directory.lock["reference"] != trainer.digest:
         raise UserError(

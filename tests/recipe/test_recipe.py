@@ -496,8 +496,12 @@ BAD = {
         "r.yaml:9  train.fp16: bf16 is on too; keep one of them, bf16 where the device has it.",
     ),
     "half weights": (
-        change(MODEL, "{id: m, dtype: float16}"),
-        "r.yaml:2  model.dtype: float16 weights lose small updates; use bfloat16, or float32 with train.fp16: true.",
+        change(MODEL, "{id: m, dtype: float16}") + "  fp16: true\n",
+        "r.yaml:2  model.dtype: gradients of float16 weights cannot be scaled; train.fp16: true needs float32 weights.",
+    ),
+    "an adapter of defaults beside train_only": (
+        change(MODEL, "{id: m, lora: {}, train_only: [layers.1.]}"),
+        "r.yaml:2  model.train_only: an adapter is trained instead of weights; remove model.lora or this.",
     ),
     "budget below a row": (
         GOOD + "  max_tokens_per_microbatch: 512\n",

@@ -23,7 +23,7 @@ from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
 from align.data.tokens.preparation import Preparation
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
-from align.recipe.sections import located
+from align.runs.models import located
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset

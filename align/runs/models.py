@@ -1,0 +1,59 @@
+"""Where a model's name leads: a folder beside the recipe or in the working directory, a run's own model, or the Hub."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from align.errors import UserError
+from align.runs.directory import LOCK
+from align.runs.result import MODEL
+
+_HUB_SECONDS = 1.5  # to connect, and to answer
+ADAPTER = "adapter_config.json"  # a folder with this file holds an adapter, not a model
+
+
+def located(name: str, base: Path | None) -> str:
+    """A model's name as it is loaded: a folder, beside the recipe first, or the name as it stands.
+
+    A run stands for the model that it left. Raises UserError where it left none.
+    """
+    path = Path(name).expanduser()
+    folders = [path] if base is None else [base / path, path]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    return str(path if name.startswith("~") else name) if found is None else str(model_of(found))
+
+
+def model_of(folder: Path) -> Path:
+    """The folder itself, or of a run the model in it. Raises UserError where a run has none."""
+    if not (folder / LOCK).exists():
+        return folder
+    model = folder / MODEL
+    if not (model / "config.json").exists() and not (model / ADAPTER).exists():
+        raise UserError(
+            f"{folder} is a run without a model: it ended before {model} was written. Let it finish "
+            "(align train RECIPE --resume), or name one of its checkpoints."
+        )
+    return model
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the folder ``name`` holds an adapter; False for a Hub id, which only loading tells."""
+    return (Path(name) / ADAPTER).is_file()
+
+
+def hub_options(name: str) -> dict[str, bool]:
+    """What ``from_pretrained`` needs so that it does not wait for a Hub that does not answer: the local cache alone."""
+    return {} if Path(name).is_dir() or hub_answers() else {"local_files_only": True}
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub can be reached. Its client would try each file five times first, for most of a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception:  # of the HTTP client below, which differs from one version of the Hub's library to the next
+        return False
+    return True

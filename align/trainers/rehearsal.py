@@ -1,0 +1,85 @@
+"""Everything that a save writes beside the weights, written once before the first step: what fails, fails there."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from align.engine.scoring import causal_model
+from align.errors import UserError
+from align.models.load import first_line
+
+
+def rehearse_save(model: Any, tokenizer: Any, folder: str, main: bool, say: Callable[[str], Any]) -> None:
+    """Save configurations and tokenizer to a temporary folder inside ``folder``.
+
+    A generation config that transformers refuses is mended, and ``say`` is told. Every process tries, so that all end
+    alike; those beside the ``main`` one outside ``folder``, which may not be theirs to write to.
+
+    Raises:
+        UserError: with what cannot be saved and why.
+    """
+    inner = causal_model(model)
+    parts = {"model's config": inner.config, "tokenizer": tokenizer}
+    parts |= {f"config of adapter {name!r}": config for name, config in getattr(model, "peft_config", {}).items()}
+    try:
+        if main:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder if main else None, prefix=".rehearsal-") as place:
+            for name, part in parts.items():
+                _try(name, part, place)
+            if getattr(inner, "generation_config", None) is not None:
+                _try_generation_config(inner.generation_config, place, say)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror or first_line(error)}).") from error
+
+
+def _try_generation_config(config: Any, place: str, say: Callable[[str], Any]) -> None:
+    try:
+        config.save_pretrained(place)
+    except ValueError:
+        left = ", ".join(f"{name}={value}" for name, value in mend_generation_config(config).items())
+        say(
+            f"note: the model's generation config sets {left} beside settings under which they do not count (such as "
+            "no do_sample), and transformers refuses to save that. They are left out of the saved model, which "
+            "generates as before."
+        )
+        _try("generation config", config, place)
+
+
+def mend_generation_config(config: Any) -> dict[str, Any]:
+    """Unset what transformers calls without effect and refuses to save; returns what was unset, by name.
+
+    Raises:
+        UserError: for settings that contradict each other otherwise.
+    """
+    left: dict[str, Any] = {}
+    while True:
+        try:
+            config.validate(strict=True)
+            return left
+        except ValueError as error:
+            names = [name for name in re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE) if name not in left]
+            if not names:
+                raise UserError(
+                    f"The model's generation config cannot be saved ({first_line(error)}). Mend generation_config.json."
+                ) from error
+            for name in names:
+                left[name] = getattr(config, name)
+                setattr(config, name, None)
+
+
+def _try(name: str, part: Any, place: str) -> None:
+    try:
+        part.save_pretrained(place)
+    except OSError:
+        raise  # the disk's fault
+    except Exception as error:  # whatever it is, the first save would end in it
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(
+            f"The {name} cannot be saved ({why}), so nothing that is trained could be kept. Mend it in the model's "
+            "folder."
+        ) from error
