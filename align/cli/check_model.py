@@ -10,7 +10,7 @@ from align.data.tokens.preparation import plural
 from align.errors import UserError
 from align.models.limits import beyond_positions, beyond_vocabulary, has_position_table, positions_of, skeleton
 from align.models.load import adapter_base, first_line, model_folder
-from align.recipe.sections import located
+from align.runs.models import located
 
 if TYPE_CHECKING:
     from datasets import Dataset
