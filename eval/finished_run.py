@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,14 @@ def attack_run(
     learning_rate: float | None = None,
     seed: int = 0,
     system: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     say: Say = print,
 ) -> Durability:
     """Attack a finished run, or any model with a ``source``; a run keeps the result as ``eval/durability.json``.
 
     What is None comes from the run's recipe (``evaluate`` and the learning rate), else from ``align.eval.relearn``.
-    ``retain`` is a model or a log; with ``control`` it must be a model.
+    ``arguments`` of chat templates win over those that the models were trained with. ``retain`` is a model or a log;
+    with ``control`` it must be a model.
 
     Raises:
         UserError: where nothing says what to measure, or a part of it cannot be had.
@@ -104,7 +107,7 @@ def attack_run(
         found = f"{named} is a log" if named else "there is none"
         raise UserError(f"--control attacks the retain model, too, and {found}: name a model as --retain.")
     own = run.directory.path / _RETAIN_LOG if retain is None and as_trained else None
-    target = None if control else _target(named, own, sets, system, say)
+    target = None if control else _target(named, own, sets, system, arguments, say)
     durability = relearn(
         name,
         sets,
@@ -112,6 +115,7 @@ def attack_run(
         target=target,
         control=named if control else None,
         system=system,
+        arguments=arguments,
         before=run.before() if as_trained else None,
         say=say,
     )
@@ -131,7 +135,14 @@ def _is_log(name: str) -> bool:
     return Path(name).expanduser().is_file() or name.endswith((".json", ".json.gz"))
 
 
-def _target(named: str | None, own: Path | None, sets: TofuSets, system: str | None, say: Say) -> TofuLog | None:
+def _target(
+    named: str | None,
+    own: Path | None,
+    sets: TofuSets,
+    system: str | None,
+    arguments: Mapping[str, Any] | None,
+    say: Say,
+) -> TofuLog | None:
     """The retain model's log: the run's own, one that is named, or one that is made here."""
     if own is not None and own.is_file():
         return replace(read_log(own), name=named or str(own))
@@ -140,5 +151,5 @@ def _target(named: str | None, own: Path | None, sets: TofuSets, system: str | N
     if _is_log(named):
         return read_log(Path(named).expanduser())
     say(f"{named}: measuring the retain model")
-    subject: Any = Subject.load(named, system=system, echo=say)
+    subject: Any = Subject.load(named, system=system, arguments=arguments, echo=say)
     return tofu.evaluate(subject, sets, mia=False)

@@ -79,6 +79,7 @@ def relearn(
     target: TofuLog | None = None,
     control: str | None = None,
     system: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     before: Mapping[str, float] | None = None,
     say: Say = print,
 ) -> Durability:
@@ -90,6 +91,7 @@ def relearn(
         target: log of a model that never saw the forget rows, or None. A ``control`` takes its place.
         control: such a model, which is attacked in the same way.
         system: system message of every conversation, in training and in evaluation.
+        arguments: of chat templates; they win over those that the models were trained with.
         before: the suite's reading before the model was made to forget, to stand beside the others.
         say: takes a sentence for people.
 
@@ -101,7 +103,8 @@ def relearn(
     forget = sets.sets["forget"]
     drawn = relearning.drawn(len(forget))
     _check(sets, target)
-    measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, system=system, say=say)
+    asked = {"system": system, "arguments": arguments}
+    measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, asked=asked, say=say)
     states, rounding = measure(model)
     beside, _ = measure(control) if control is not None else ({}, "")
     if sets.rows == "legacy300" and target is not None:
@@ -130,12 +133,12 @@ def relearn(
 
 
 def _states(
-    name: str, *, sets: TofuSets, drawn: np.ndarray, relearning: Relearning, system: str | None, say: Say
+    name: str, *, sets: TofuSets, drawn: np.ndarray, relearning: Relearning, asked: dict[str, Any], say: Say
 ) -> tuple[dict[str, TofuLog], str]:
-    """Logs by state, and a sentence about the rounding."""
+    """Logs by state, and a sentence about the rounding; ``asked`` are system message and template arguments."""
     measure = partial(tofu.evaluate, sets=sets, mia=False)
     say(f"{name}: measuring it as it is")
-    subject = Subject.load(name, system=system, echo=say)
+    subject = Subject.load(name, **asked, echo=say)
     logs = {AS_IT_IS: measure(subject)}
     reworded: dict[str, TofuLog] = {}
     if all(fact.paraphrased_question for key in ("forget", "retain") for fact in sets.sets[key]):
@@ -143,12 +146,12 @@ def _states(
         reworded[PARAPHRASED] = measure(subject, question_key="paraphrased_question")
     del subject
     say(f"{name}: relearning {len(drawn)} rows in {relearning.steps} steps")
-    logs[RELEARNED] = measure(_relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, system))
+    logs[RELEARNED] = measure(_relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, **asked))
     rounding = ""
     for state, bits in _BITS.items():
         gc.collect()  # trainers hold themselves in cycles, and with them a model
         say(f"{name}: rounding its weights to {state}")
-        subject = Subject.load(name, system=system, echo=_silent)
+        subject = Subject.load(name, **asked, echo=_silent)
         if (merge := getattr(subject.model, "merge_adapter", None)) is not None:
             merge()
         done = round_weights(subject.model, bits)
@@ -158,7 +161,9 @@ def _states(
     return {**logs, **reworded}, rounding
 
 
-def _relearned(name: str, facts: list[Fact], relearning: Relearning, system: str | None) -> Subject:
+def _relearned(
+    name: str, facts: list[Fact], relearning: Relearning, *, system: str | None, arguments: Mapping[str, Any] | None
+) -> Subject:
     """The model after it was trained on ``facts``: all of its weights in float32, or its adapter."""
     import torch
     from datasets import Dataset
@@ -168,7 +173,7 @@ def _relearned(name: str, facts: list[Fact], relearning: Relearning, system: str
     from align.objectives import NLL
     from align.trainers.base import AlignTrainer
 
-    model, tokenizer = load_checkpoint(name)
+    model, tokenizer = load_checkpoint(name, arguments=arguments)
     if hasattr(model, "peft_config"):
         model.set_adapter(model.active_adapter)  # loaded for inference, and so frozen
     else:

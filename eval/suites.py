@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.eval import tofu
 from align.eval.check_suite import target_log
 from align.eval.log import TofuLog
@@ -55,8 +56,17 @@ class TofuSuite:
         return Outcome(log, metrics(log, self.target, rows=self.sets.rows, seed=None))
 
 
-def tofu_suite(settings: Evaluate, *, base: Path, kept: Path | None = None, say: Callable[[str], Any]) -> TofuSuite:
+def tofu_suite(
+    settings: Evaluate,
+    *,
+    base: Path,
+    kept: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    say: Callable[[str], Any],
+) -> TofuSuite:
     """The suite of a recipe. A retain model is evaluated here, unless ``kept`` holds its log already.
+
+    It is asked with the template arguments that it was saved with, else with ``arguments``.
 
     Raises:
         UserError: where the questions, the retain model or its log cannot be had.
@@ -73,4 +83,6 @@ def tofu_suite(settings: Evaluate, *, base: Path, kept: Path | None = None, say:
         return TofuSuite(sets, target_log(kept, sets))
     say(f"evaluating the retain model {settings.retain}")
     subject = Subject.load(located(settings.retain, base), system=settings.source.system, echo=say)
+    if not kept_arguments(subject.tokenizer):
+        keep_arguments(subject.tokenizer, arguments or {})
     return TofuSuite(sets, tofu.evaluate(subject, sets, mia=False))

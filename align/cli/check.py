@@ -21,6 +21,7 @@ from align.data.tokens.tokenize import load_tokenizer, recognise_dataset
 from align.data.tokens.unlearning import is_plain
 from align.errors import UserError
 from align.recipe import Recipe
+from align.recipe.template_arguments import dated
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +34,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
     Raises ``UserError`` where a source or the tokenizer cannot be loaded, or the rows have no known format.
     """
-    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=dated(recipe.data.template_arguments))
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     whole: list[Finding] = []
     config = None

@@ -13,11 +13,13 @@ from align.data.rows.formats import Format
 from align.data.rows.questions import asked
 from align.data.rows.sources import is_table
 from align.data.rows.values import ROLES
+from align.data.tokens.arguments import kept_arguments, unused_arguments
 from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
 from align.data.tokens.preparation import UNSEEN_NOTE, Preparation, Tally, plural
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
+from align.recipe.template_arguments import DATE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +65,7 @@ def check_rows(
     assert is_table(prepared)  # as `table` is
     keys = Keys()
     traits = collect(table, form, keys)
-    findings = [*_dropped(account), *_tokens(account)]
+    findings = [*_dropped(account), *_tokens(account), *_arguments(form, tokenizer)]
     if config is not None and len(prepared):
         findings += reading(config, prepared, branches)
     # answers that are not read have no faults
@@ -121,6 +123,16 @@ def _tokens(account: Preparation) -> Iterator[Finding]:
         note = "the answer starts where the two part, as in TRL; end prompts on a token boundary"
         text = "prompt is no prefix of prompt + answer"
         yield Finding.of("warning", "boundary", text, account.boundary, note)
+
+
+def _arguments(form: Format, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Template arguments that change nothing."""
+    given = {name: value for name, value in kept_arguments(tokenizer).items() if name != DATE}
+    if given and not form.conversational:
+        yield Finding("warning", "argument", "template arguments change nothing: the rows are no conversations")
+        return
+    for sentence in unused_arguments(tokenizer, given):
+        yield Finding("warning", "argument", sentence)
 
 
 def _doubles(keys: Keys) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.verbs import Verb, argument, flag, one_of, path
+from align.cli.verbs import TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
 from align.errors import Exit, UserError
 from align.runs.directory import write_atomically
 from align.runs.quiet import calm
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.models.subject import Subject
 
 # options that say how a model is measured
-_OF_MODELS = ("split", "source", "question", "system", "reference", "gradnorm")
+_OF_MODELS = ("split", "source", "question", "system", "template_argument", "reference", "gradnorm")
 
 
 def run_tofu(args: argparse.Namespace) -> int:
@@ -74,6 +74,7 @@ def run_relearn(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         seed=args.seed,
         system=args.system,
+        arguments=template_arguments(args),
         say=say,
     )
     text = json.dumps(durability.to_json(), indent=1)
@@ -131,7 +132,7 @@ def _score_muse(name: str, args: argparse.Namespace) -> MuseLog:
 def _load(name: str, args: argparse.Namespace) -> Subject:
     from align.models.subject import Subject
 
-    return Subject.load(name, system=args.system, echo=_say(args))
+    return Subject.load(name, system=args.system, arguments=template_arguments(args), echo=_say(args))
 
 
 def _say(args: argparse.Namespace) -> Callable[[str], Any]:
@@ -148,7 +149,7 @@ def _check_subject(args: argparse.Namespace, suite: str) -> None:
     if bool(args.model) == bool(args.log):
         raise UserError(f"align eval {suite} takes either a run or model, or a log: name one, such as --log FILE.")
     measures = args.model or (args.retain and not _retain_file(args))
-    ignored = [f"--{key}" for key in _OF_MODELS if getattr(args, key, None) and not measures]
+    ignored = [f"--{key.replace('_', '-')}" for key in _OF_MODELS if getattr(args, key, None) and not measures]
     if ignored:
         raise UserError(f"A log was measured already, and {ignored[0]} says how to measure a model: leave it out.")
     _check_out(args.out)
@@ -192,6 +193,7 @@ _SUBJECT = (
         path("--retain-log", metavar="FILE", help="the log of such a model"),
     ),
     argument("--system", metavar="TEXT", help="a system message put before every conversation"),
+    TEMPLATE_ARGUMENT,
     path("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference"),
     flag("--gradnorm", "also mia_gradnorm, at a backward pass for each row"),
     path("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout"),
@@ -222,6 +224,7 @@ _RELEARN = (
     argument("--learning-rate", metavar="RATE", type=float, help="by default the run's, else 1e-5"),
     argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default"),
     argument("--system", metavar="TEXT", help="a system message put before every conversation"),
+    TEMPLATE_ARGUMENT,
     path("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too"),
 )
 EVAL = Verb(

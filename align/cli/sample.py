@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.cli.verbs import Verb, argument, flag, one_of, path
+from align.cli.verbs import TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
 from align.errors import Exit, UserError
 from align.runs.quiet import calm
 from align.runs.terminal import echo
@@ -43,6 +43,7 @@ def _sample(args: argparse.Namespace) -> int:
         length_penalty=args.length_penalty,
         seed=args.seed,
         dtype=args.dtype,
+        template_arguments=template_arguments(args),
         allow_code=args.allow_code,
     )
     result = sample(job, resume=args.resume, say=partial(echo, file=sys.stderr if args.json else sys.stdout))
@@ -185,6 +186,7 @@ SAMPLE = Verb(
         argument("--subset", metavar="NAME", help="configuration of a Hub data set"),
         argument("--split", metavar="NAME", default="train", help="split, train by default; slices work"),
         argument("--system", metavar="TEXT", help="a system message before every conversation"),
+        TEMPLATE_ARGUMENT,
         argument("--server", metavar="URL", help="let a server draw that serves the model"),
         argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type of the weights"),
         flag("--allow-code", "run the Python function that judges"),

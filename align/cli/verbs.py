@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from align.errors import UserError
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, which also names the word that a misspelt one was meant for."""
@@ -65,6 +67,35 @@ def flag(name: str, help: str) -> Argument:
 def one_of(*arguments: Argument) -> OneOf:
     """Options that exclude each other."""
     return OneOf(arguments)
+
+
+# for every verb that asks a model
+TEMPLATE_ARGUMENT = argument(
+    "--template-argument",
+    metavar="KEY=VALUE",
+    action="append",
+    default=[],
+    help="for the chat template; may be repeated",
+)
+
+
+def template_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``--template-argument``, each read as YAML. Raises UserError."""
+    from align.recipe.template_arguments import argument_problem
+    from align.recipe.yaml import parse
+
+    found: dict[str, Any] = {}
+    for text in args.template_argument:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UserError(f"--template-argument {text}: expected KEY=VALUE, as in enable_thinking=false.")
+        document = parse(value, "--template-argument")
+        if document.problems:
+            raise UserError(f"--template-argument {text}: {document.problems[0].text}")
+        found[key] = document.value
+    if (problem := argument_problem(found)) is not None:
+        raise UserError(f"--template-argument: {problem}.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from align.data.rows.sources import did_you_mean, quiet_hub
+from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.recipe.sections import Model
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_checkpoint(
+    name: str, dtype: DType | None = None, arguments: Mapping[str, Any] | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """Model and tokenizer of ``name``; weights in ``dtype``, None or ``auto`` for ``usual_type``.
+
+    ``arguments`` of its chat template win over those that it was saved with.
 
     Raises:
         UserError: where there is no such model or it cannot be read.
@@ -43,6 +49,8 @@ def load_checkpoint(name: str, dtype: DType | None = None) -> tuple[Any, PreTrai
         tokenizer = load_tokenizer(Model(id=with_tokenizer))
     except UserError as error:
         raise UserError(str(error).removeprefix("model.id: ")) from error
+    if arguments:
+        keep_arguments(tokenizer, {**kept_arguments(tokenizer), **arguments})
     return model, tokenizer
 
 

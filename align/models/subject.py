@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from align.data.batches.packing import within_budget
+from align.data.tokens.arguments import unused_arguments
 from align.engine.layout import Branch, Example, Tree, pack
 from align.engine.probe import probe
 from align.engine.reads import LogProb, Read
@@ -89,9 +90,12 @@ class Subject:
         dtype: DType | None = None,
         *,
         system: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
         echo: Callable[[str], Any] = print,
     ) -> Subject:
         """A run directory's model, a folder (an adapter's too) or a Hub id; ``dtype`` None is ``usual_type``.
+
+        ``arguments`` of its chat template win over those that it was trained with.
 
         Under a launcher of several processes each loads the whole model and scores its share of the rows.
 
@@ -104,7 +108,9 @@ class Subject:
         # told so, or it would not look for other processes where there is no accelerator
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
         say: Callable[[str], Any] = echo if state.is_main_process else lambda _: None
-        model, tokenizer = load_checkpoint(name, dtype)
+        model, tokenizer = load_checkpoint(name, dtype, arguments)
+        for sentence in unused_arguments(tokenizer, arguments or {}):
+            say(f"warning: {sentence}")
         model.to(state.device).eval()
         attach(model)
         engine = ScoringEngine()

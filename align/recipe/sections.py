@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from align.recipe.messages import expected
+from align.recipe.template_arguments import argument_problem
 
 Truncation = Literal["drop", "keep_start", "keep_end", "prompt_left", "split"]
 
@@ -48,6 +49,12 @@ def _sources(value: Any) -> Any:
     if isinstance(value, Mapping | Source):
         return [value]
     raise PydanticCustomError("align", "{text}", {"text": expected("a mapping such as {path: FILE}, or a list", value)})
+
+
+def _renderable(value: dict[str, Any]) -> dict[str, Any]:
+    if (problem := argument_problem(value)) is not None:
+        raise PydanticCustomError("align", "{text}", {"text": problem})
+    return value
 
 
 def _or_empty(value: Any) -> Any:
@@ -153,6 +160,12 @@ class Data(Section):
         "drop",
         description="longer rows: drop them and count them, keep the start, keep the end, cut the prompt's left, or "
         "split plain texts into several rows",
+    )
+    template_arguments: Annotated[dict[str, Any], BeforeValidator(_or_empty), AfterValidator(_renderable)] = Field(
+        {},
+        description="what the chat template is given beside the conversation, such as {enable_thinking: false}; "
+        "a row's chat_template_kwargs win. strftime_now is the date for templates that ask for it: by default "
+        "that of the run's start, which its lock file keeps",
     )
 
     @property

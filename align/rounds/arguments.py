@@ -34,6 +34,7 @@ def recipe_of(
     peft_config: Any,
     tokenizer: Any,
     max_length: int | None,
+    template_arguments: Mapping[str, Any],
     prompts: str,
 ) -> Recipe:
     """The recipe; ``prompts`` is the file in the run directory that the prompts are written to.
@@ -56,7 +57,11 @@ def recipe_of(
         "name": re.sub(r"[^A-Za-z0-9._+-]", "-", output.resolve().name).lstrip("._+-") or "rounds",
         "seed": args.seed,
         "model": {"id": model},
-        "data": {"train": {"path": str((output / prompts).resolve())}, "max_length": max_length},
+        "data": {
+            "train": {"path": str((output / prompts).resolve())},
+            "max_length": max_length,
+            "template_arguments": dict(template_arguments),
+        },
         "objective": _parts(objective),
         "train": _train(args),
         "sampling": _given(sampling),

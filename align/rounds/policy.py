@@ -15,7 +15,7 @@ from align.models.policy import load_model
 from align.recipe import Recipe
 from align.recipe.sections import Lora, Model
 from align.reference.digest import model_digest
-from align.runs.directory import write_atomically
+from align.runs.directory import RunDirectory, write_atomically
 from align.runs.processes import World, free
 
 PAIRS = "pairs.parquet"
@@ -92,7 +92,11 @@ def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
     raw["name"] = f"{recipe.name}-{number:02d}"
     raw["seed"] = (recipe.seed + number) % 2**32
     # rows are whole answers with the log-probs of whole answers: none is cut
-    raw["data"] = {"train": {"path": str((folder / PAIRS).resolve())}, "max_length": recipe.data.max_length}
+    raw["data"] = {
+        "train": {"path": str((folder / PAIRS).resolve())},
+        "max_length": recipe.data.max_length,
+        "template_arguments": RunDirectory(run).lock["template_arguments"],  # with the date of the first round
+    }
     raw["objective"] = recipe.objective
     raw["reference"] = {"rows": recipe.rounds.reference} if recipe.objective_value().needs_reference else {}
     raw["output"] = str(folder / TRAIN)

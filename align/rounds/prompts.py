@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from align.data.rows.mixture import mix
 from align.data.rows.sources import load_source, source_name
+from align.data.tokens.arguments import unused_arguments
 from align.data.tokens.prompts import prompt_rows
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
@@ -31,18 +32,23 @@ _SCHEMA = pa.schema(
 )
 
 
-def deal(recipe: Recipe, dataset: Dataset | None, file: Path, say: Callable[[str], Any]) -> None:
+def deal(
+    recipe: Recipe, dataset: Dataset | None, arguments: Mapping[str, Any], file: Path, say: Callable[[str], Any]
+) -> None:
     """Write the prompts of all rounds, in a seeded order.
 
     Args:
         dataset: rows to take them from; None for the recipe's sources.
+        arguments: template arguments of the run.
 
     Raises:
         UserError: where there are too few.
     """
     assert recipe.rounds is not None
     assert recipe.sampling is not None
-    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=arguments)
+    for sentence in unused_arguments(tokenizer, recipe.data.template_arguments):
+        say(f"warning: {sentence}")
     limit = recipe.data.max_length
     limits: dict[str, Any] = {
         "max_length": None if limit is None else limit - recipe.sampling.max_new_tokens,  # answers need room

@@ -23,6 +23,7 @@ from align.judges.loading import as_judge
 from align.objectives import DPO, Objective
 from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
+from align.recipe.template_arguments import dated
 from align.reference.rows import check_reads
 from align.rounds.arguments import recipe_of
 from align.rounds.finish import finish
@@ -65,6 +66,8 @@ class RoundTrainer:
         peft_config: ``peft.LoraConfig`` or ``align.recipe.sections.Lora``; the adapter goes on from round to round.
         processing_class: another tokenizer than the model's.
         max_length: most tokens of prompt and answer together; prompts that leave no room are dropped and counted.
+        template_arguments: what the chat template is given beside the conversation; ``strftime_now`` is the date, by
+            default now.
         allow_code: let ``judge.function`` import code of yours.
         echo: takes one line of text for people.
 
@@ -86,6 +89,7 @@ class RoundTrainer:
         peft_config: Any = None,
         processing_class: Any = None,
         max_length: int | None = 1024,
+        template_arguments: Mapping[str, Any] | None = None,
         allow_code: bool = False,
         echo: Callable[[str], Any] = print,
     ) -> None:
@@ -103,6 +107,7 @@ class RoundTrainer:
             peft_config=peft_config,
             tokenizer=processing_class,
             max_length=max_length,
+            template_arguments=template_arguments or {},
             prompts=PROMPTS,
         )
         self._begin(recipe, allow_code, echo)
@@ -266,8 +271,9 @@ class RoundTrainer:
             elif self.world.rank == 0:
                 if self._tokenizer is not None:
                     self._tokenizer.save_pretrained(self.recipe.model.tokenizer)
-                deal(self.recipe, self._dataset, file, self.say)
-                self.directory.write_lock(self._lock(digest(file)))
+                arguments = dated(self.recipe.data.template_arguments)
+                deal(self.recipe, self._dataset, arguments, file, self.say)
+                self.directory.write_lock(self._lock(digest(file), arguments))
 
         self.world.together(work)
         prompts: list[list[dict[str, Any]]] = [[] for _ in range(self.rounds.count)]
@@ -276,13 +282,14 @@ class RoundTrainer:
         folder = self.directory.path
         return [Round(number, round_folder(folder, number), lines) for number, lines in enumerate(prompts, 1)]
 
-    def _lock(self, digest: str) -> dict[str, Any]:
+    def _lock(self, digest: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 
         device = self.world.device
         return {
             "recipe": self.recipe.dump(),
             "base": str(self.recipe.base),
+            "template_arguments": dict(arguments),
             "data": digest,
             "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

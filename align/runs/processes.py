@@ -39,6 +39,10 @@ class World:
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
 
+    def shared(self, value: Any) -> Any:
+        """What the first process has, on all of them."""
+        return gather_object([value])[0] if self.size > 1 else value
+
     def together(self, work: Callable[[], Any]) -> None:
         """Do this process's share; when all have done theirs, or one of them could not, go on or raise on all.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.load import digest
 from align.data.rows.sources import load_source
+from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
 from align.data.tokens.preparation import plural
 from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.data.tokens.samples import Sample, prompt_key
@@ -26,6 +27,7 @@ from align.models.load import load_checkpoint, model_folder
 from align.models.subject import positions
 from align.recipe.sampling import Judge
 from align.recipe.sections import Model
+from align.recipe.template_arguments import DATE, dated
 from align.reference.digest import model_digest
 from align.runs.processes import World, free
 from align.sampling.choose import Keep, compare, score
@@ -83,6 +85,7 @@ class _Work:
         self.job, self.world, self.say = job, world, say
         self.tokens, self.seconds = 0, 0.0
         self.judge: Judging | None = None
+        self.now = world.shared(dated({}))
 
     def prepare(self, resume: bool) -> None:
         """Look at everything that can be wrong; nothing is written, and no judge's weights are read."""
@@ -91,11 +94,17 @@ class _Work:
         rows: Any = load_source(job.source, base=Path())
         if job.judge is not None:
             self._early_judge(job.judge)
-        model, self.tokenizer = load_checkpoint(job.model, job.dtype)
+        model, self.tokenizer = load_checkpoint(job.model, job.dtype, job.template_arguments)
+        for sentence in unused_arguments(self.tokenizer, job.template_arguments):
+            self.say(f"warning: {sentence}")
+        # a call that goes on another day renders what it began with
+        begun = self.parts.settings().get("template_arguments", self.now)
+        arguments = {DATE: begun[DATE], **kept_arguments(self.tokenizer)}
+        keep_arguments(self.tokenizer, arguments)
         found, self.prompts = _prompts(rows, self.tokenizer, positions(model), job.source.system, self.say)
         self.extras = {p["row"]: extras(rows[p["row"]]) for p in self.prompts}
         weights = model_digest(model, adapters=True, compute_dtype="")
-        self.settings = {**job.settings(), "digest": weights, "prompts": digest(found)}
+        self.settings = {**job.settings(), "template_arguments": arguments, "digest": weights, "prompts": digest(found)}
         self.parts.check(self.settings)
         # listed before any process writes, so that all deal the same parts
         self.todo = {stage: self.parts.missing(stage, range(self.count)) for stage in STAGES}

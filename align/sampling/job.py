@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ class Job:
     """What to sample, and what to keep of it.
 
     ``amount`` is how many with ``keep`` top, and the score to exceed with above. ``length_penalty`` is taken off a
-    score for each natural log of its text's characters before anything is ranked.
+    score for each natural log of its text's characters before anything is ranked. ``template_arguments`` win over those
+    that the model was trained with.
 
     Raises:
         UserError: for settings that contradict each other.
@@ -34,6 +36,7 @@ class Job:
     length_penalty: float = 0.0
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     allow_code: bool = False
 
     def __post_init__(self) -> None:

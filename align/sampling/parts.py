@@ -80,15 +80,19 @@ class Parts(PartFiles):
                 "another --out, or remove the folder."
             )
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raises ``UserError`` where a part that is there was made with other settings."""
+    def settings(self) -> dict[str, Any]:
+        """What the parts that are there were made with; nothing where there are none. Raises ``UserError``."""
         if not self._manifest.is_file():
-            return
+            return {}
         try:
-            before = json.loads(self._manifest.read_text(encoding="utf-8"))
+            return json.loads(self._manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{self._manifest} cannot be read ({error}): remove {self.folder}.") from error
-        changed = list(differences(before, _plain(settings)))
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises ``UserError`` where a part that is there was made with other settings."""
+        before = self.settings()
+        changed = list(differences(before, _plain(settings))) if before else []
         if changed:
             raise UserError(
                 f"{self.folder} was started otherwise ({'; '.join(changed)}): call with the same settings to go on, or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +21,14 @@ from transformers import (
 from align.compat import SFTConfig, SFTTrainer
 from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import Order, packs_for_budget
+from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
 from align.data.tokens.tokenize import prepare
 from align.engine.reads import feeds_last
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.models.limits import refuse_beyond
 from align.objectives.base import Objective, sources_of
+from align.recipe.template_arguments import dated
 from align.reference.policy import ReferencePolicy, Strategy
 from align.reference.rows import check_anchors
 from align.reference.sync import SyncReference
@@ -64,6 +66,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         order: data-set order by epoch, a pure function; shuffled by seed and epoch if None.
         max_tokens_per_microbatch: pack micro-batches up to this many tokens; the number of accumulation steps follows
             from it and the examples of a step stay what ``args`` say.
+        template_arguments: what the chat template is given beside the conversation; ``strftime_now`` is the date. None
+            keeps those of ``processing_class``; where it has none, the date is now. They are saved with the tokenizer.
 
     Raises:
         UserError: for whatever the caller can mend, with a sentence.
@@ -92,6 +96,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         truncation: str = "drop",
         order: Order | None = None,
         max_tokens_per_microbatch: int | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         check_kinds(objective, train_dataset, eval_dataset)
         args = trl_arguments(args, model)
@@ -100,10 +105,14 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         set_seed(args.seed)
         model = load(model, args, peft_config)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if template_arguments is not None or not kept_arguments(processing_class):
+            keep_arguments(processing_class, dated(template_arguments or {}))
         switch_dropout_off(model)
         self.objective, self.order, self.reference_rows = objective, order, reference_rows
         collator = self.make_collator()
         say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
+        for sentence in unused_arguments(processing_class, template_arguments or {}):
+            say(f"warning: {sentence}")
 
         def ready(data: Any) -> Any:
             if data is None or isinstance(data, dict):

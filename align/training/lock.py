@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from align.data.tokens.arguments import kept_arguments
 from align.recipe import Recipe
 from align.versions import TESTED, installed
 
@@ -21,6 +22,7 @@ def lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, Any
     return {
         "recipe": recipe.dump(),
         "base": str(recipe.base),  # where its relative paths start
+        "template_arguments": kept_arguments(trainer.processing_class),  # rendered again on resume and in evaluation
         "data": data_digest,
         "reference": trainer.digest,
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},

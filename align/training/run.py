@@ -11,6 +11,8 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 
 from align.data.load import held_out_rows, load_data
+from align.data.tokens.arguments import kept_arguments, unused_arguments
+from align.data.tokens.chat import Rendered, Request, render
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.loading import load_judge
@@ -19,8 +21,10 @@ from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
+from align.recipe.template_arguments import dated
 from align.runs.directory import RunDirectory
 from align.runs.launch import check_launch
+from align.runs.processes import World
 from align.runs.quiet import quieten, silent
 from align.runs.result import RunResult
 from align.trainers.base import AlignTrainer
@@ -33,7 +37,7 @@ from align.trainers.watch import Watch
 from align.training.finish import finish
 from align.training.lock import lock
 
-MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, say=); see align.eval.suites
+MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.suites
 
 
 def run(
@@ -68,11 +72,14 @@ def run(
     look(recipe.model, recipe.base)
     if note := adapter_note(recipe.model, recipe.base):
         say(note)
-    tokenizer = load_tokenizer(recipe.model, base=recipe.base)
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=_arguments(recipe, directory, args, resume))
+    for sentence in unused_arguments(tokenizer, recipe.data.template_arguments):
+        say(f"warning: {sentence}")
     data = load_data(recipe, tokenizer, objective.branches, say)
     if resume and directory.lock["data"] != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
-    suite = _suite(recipe, directory, make_suite, say)  # before the model: a retain model is measured and gone by then
+    # before the model: a retain model is measured and gone by then
+    suite = _suite(recipe, directory, tokenizer, make_suite, say)
     judge = _scoring_judge(recipe, args, allow_code, say)
     lora = lora_config(recipe.model.lora)
     model = load_model(recipe.model, base=recipe.base)
@@ -103,6 +110,13 @@ def run(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     stopped = evaluation.stopped if evaluation is not None else ""
     return finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
+
+
+def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool) -> dict[str, Any]:
+    """The run's template arguments with its date: those of its lock file where it is resumed."""
+    kept = directory.lock.get("template_arguments") if resume else None
+    # a second may pass between two processes, and a day between two seconds
+    return World.of(args).shared(kept or dated(recipe.data.template_arguments))
 
 
 def _trainer(
@@ -143,14 +157,16 @@ def _scoring_judge(recipe: Recipe, args: Any, allow_code: bool, say: Callable[[s
     return load_judge(recipe.judge, base=recipe.base, allow_code=allow_code, device=args.device, say=say)
 
 
-def _suite(recipe: Recipe, directory: RunDirectory, make: MakeSuite | None, say: Callable[[str], Any]) -> Suite | None:
+def _suite(
+    recipe: Recipe, directory: RunDirectory, tokenizer: Any, make: MakeSuite | None, say: Callable[[str], Any]
+) -> Suite | None:
     """The recipe's test suite, or None; where it is compared with a model, that one is evaluated here."""
     settings = recipe.evaluate
     if settings is None:
         return None
     kept = directory.path / FOLDER / "retain.json"
     assert make is not None, "a recipe with evaluate: needs make_suite"
-    suite = make(settings, base=recipe.base, kept=kept, say=say)
+    suite = make(settings, base=recipe.base, kept=kept, arguments=kept_arguments(tokenizer), say=say)
     if suite.target is not None:
         directory.write_json(f"{FOLDER}/{kept.name}", suite.target.to_json())
     return suite
@@ -195,8 +211,10 @@ def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """A prompt of the recipe as ids: one user message where the tokenizer has a chat template, else plain text."""
     if tokenizer.chat_template is None:
         return tokenizer(text).input_ids
-    messages = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    rendered = render(tokenizer, [Request([{"role": "user", "content": text}], prompt=True)])[0]
+    if not isinstance(rendered, Rendered):
+        raise UserError(f"watch.prompts: {text[:40]!r} cannot be asked: {rendered}.")
+    return rendered.ids
 
 
 def _sync(recipe: Recipe) -> tuple[int, float] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from align.data.rows.formats import BadRow
+from align.data.tokens.arguments import rendering
 from align.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation to render; ``prompt`` adds the header of the coming answer."""
+    """One conversation to render; ``prompt`` adds the header of the coming answer.
+
+    ``kwargs`` are template arguments of its own, which win over the tokenizer's.
+    """
 
     messages: list[Message]
     prompt: bool = False
@@ -95,8 +99,9 @@ def _apply(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[
     conversations = [request.messages for request in requests]
 
     def apply(**how: Any) -> Any:
+        arguments = {**rendering(tokenizer, first.tools or None, first.kwargs), **how}
         return tokenizer.apply_chat_template(
-            conversations, tools=first.tools or None, add_generation_prompt=first.prompt, **how, **first.kwargs
+            conversations, tools=first.tools or None, add_generation_prompt=first.prompt, **arguments
         )
 
     quiet = {"verbose": False}  # our own limit on length comes later, and is counted

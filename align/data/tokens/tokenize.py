@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.rows.formats import Format, recognise
 from align.data.rows.questions import asked
 from align.data.rows.sources import column_names, did_you_mean, is_table, quiet_hub
+from align.data.tokens.arguments import keep_arguments
 from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
 from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
@@ -36,10 +37,14 @@ if TYPE_CHECKING:
 _SAMPLE = 20  # rows that are looked at to recognise the format: the first may be a bad one
 
 
-def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: Model, *, base: Path | None = None, arguments: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a recipe's model section, with its chat template; ``base`` is where relative paths start.
 
-    A tokenizer without a pad token pads with EOS. Nothing of ours tells padding by its id, so EOS keeps its meaning.
+    ``arguments`` are what its template is given from now on; None leaves those that it was saved with. A tokenizer
+    without a pad token pads with EOS. Nothing of ours tells padding by its id, so EOS keeps its meaning.
+
     Raises ``UserError`` where there is none to load.
     """
     from transformers import AutoTokenizer
@@ -64,6 +69,8 @@ def load_tokenizer(model: Model, *, base: Path | None = None) -> PreTrainedToken
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {name} has neither a pad nor an EOS token; set one in its files.")
         tokenizer.pad_token = tokenizer.eos_token
+    if arguments is not None:
+        keep_arguments(tokenizer, arguments)
     return tokenizer
 
 
