@@ -20,6 +20,7 @@ from align.cli.traits import Keys, collect
 from align.data.tokens.tokenize import load_tokenizer, recognise_dataset
 from align.data.tokens.unlearning import is_plain
 from align.errors import UserError
+from align.models.ends import checkpoint_ends
 from align.recipe import Recipe
 from align.recipe.template_arguments import dated
 
@@ -35,6 +36,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
     Raises ``UserError`` where a source or the tokenizer cannot be loaded, or the rows have no known format.
     """
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=dated(recipe.data.template_arguments))
+    ends = checkpoint_ends(recipe.model, recipe.base)
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     whole: list[Finding] = []
     config = None
@@ -64,6 +66,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
                 max_length=recipe.data.max_length,
                 truncation=recipe.data.truncation,
                 config=config,
+                ends=ends,
             )
             reports.append(report)
             for line in report.lines():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from align.cli.check_model import reading
@@ -15,10 +15,12 @@ from align.data.rows.sources import is_table
 from align.data.rows.values import ROLES
 from align.data.tokens.arguments import kept_arguments, unused_arguments
 from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
+from align.data.tokens.endings import count_ends
 from align.data.tokens.preparation import UNSEEN_NOTE, Preparation, Tally, plural
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
+from align.models.ends import unnamed_ends
 from align.recipe.template_arguments import DATE
 
 if TYPE_CHECKING:
@@ -50,11 +52,13 @@ def check_rows(
     role: str = "train",
     colour: bool = False,
     config: Any = None,
+    ends: Collection[int] | None = None,
 ) -> SetReport:
     """Findings on raw rows for an objective that scores ``branches``; ``held_out`` are rows to compare them with.
 
-    With ``role`` ``forget`` those are the rows to retain. Of a stream the first rows are looked at. ``config`` is the
-    configuration of the model that shall read them; None for any model.
+    ``config`` is the configuration of the model that shall read them and ``ends`` are the token ids that it stops at;
+    None where the model is not known. With ``role`` ``forget`` ``held_out`` are the rows to retain. Of a stream the
+    first rows are looked at.
     Raises ``UserError`` where the rows have no known format.
     """
     table = asked(as_table(rows), tokenizer, branches)
@@ -68,6 +72,7 @@ def check_rows(
     findings = [*_dropped(account), *_tokens(account), *_arguments(form, tokenizer)]
     if config is not None and len(prepared):
         findings += reading(config, prepared, branches)
+    findings += _ends(account, prepared, tokenizer, ends)
     # answers that are not read have no faults
     findings += [*_doubles(keys), *_traits(traits, account)] if branches else _same_prompts(keys)
     others_are, why = _SHARED.get(role, _SHARED["train"])
@@ -133,6 +138,19 @@ def _arguments(form: Format, tokenizer: PreTrainedTokenizerBase) -> Iterator[Fin
         return
     for sentence in unused_arguments(tokenizer, given):
         yield Finding("warning", "argument", sentence)
+
+
+def _ends(
+    account: Preparation, prepared: Dataset, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] | None
+) -> Iterator[Finding]:
+    """Answers whose end stops nothing."""
+    if account.open_end is not None:
+        yield Finding("warning", "no_end", account.never_stops)
+    if ends is None or not len(prepared):
+        return
+    for sentence in unnamed_ends(count_ends(prepared, tokenizer), tokenizer, ends).values():
+        note = "align train adds it to the generation config of what it saves"
+        yield Finding("warning", "other_end", f"{sentence}: {note}")
 
 
 def _doubles(keys: Keys) -> Iterator[Finding]:

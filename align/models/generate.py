@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align.engine.scoring import causal_model
+from align.models.ends import end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,13 +91,6 @@ def greedy(model: Any, ends: Sequence[int], pad: int, max_new_tokens: int) -> It
         inner.generation_config = own
         if routed:
             config.output_router_logits = True
-
-
-def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a text: the tokenizer's, and those that the model itself names."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [own]
-    return sorted({int(i) for i in (*listed, tokenizer.eos_token_id) if i is not None})
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int], stop: Sequence[str]) -> str:

@@ -21,7 +21,8 @@ from align.engine.probe import probe
 from align.engine.reads import LogProb, Read
 from align.engine.scoring import ScoringEngine, attach, causal_model
 from align.errors import UserError
-from align.models.generate import BATCH, end_ids, generate_batch, plan_batches
+from align.models.ends import end_ids
+from align.models.generate import BATCH, generate_batch, plan_batches
 from align.models.load import DType, load_checkpoint
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Subject:
 
     @property
     def ends(self) -> list[int]:
-        """Token ids that end a text: the tokenizer's, and those that the model itself names."""
+        """Token ids that end a text; see ``align.models.ends``."""
         return end_ids(causal_model(self.model), self.tokenizer)
 
     # ---- teacher forcing

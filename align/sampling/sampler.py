@@ -29,7 +29,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from align.data.tokens.samples import Sample, special_tokens
 from align.errors import UserError
-from align.models.generate import end_ids, greedy, left_padded, padding, plan_batches
+from align.models.ends import end_ids
+from align.models.generate import greedy, left_padded, padding, plan_batches
 from align.models.subject import positions
 from align.recipe.sampling import Sampling
 from align.sampling.noise import gumbel, signed

@@ -26,6 +26,7 @@ from align.data.tokens.tokenize import prepare
 from align.engine.reads import feeds_last
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
+from align.models.ends import name_ends
 from align.models.limits import refuse_beyond
 from align.objectives.base import Objective, sources_of
 from align.recipe.template_arguments import dated
@@ -148,6 +149,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             peft_config=peft_config,
         )
         check_trained(self.model)
+        self.ends = name_ends(self.model, processing_class, self.tables(train_dataset))
         check_launch(self.accelerator)
         leave_outputs_wide(self.accelerator)
         attach(self.model)

@@ -50,6 +50,7 @@ class AlignMixin(_Trainer):
     reference_rows: str | None = None  # the anchor that stands for the reference, where rows bring its log-probs along
     order: Order | None = None
     token_budget: int | None = None
+    ends: Sequence[str] = ()  # what is to be said of the tokens that answers end in
     step_examples: int  # examples of one optimizer step, all ranks together
 
     def _start(self) -> None:
@@ -208,6 +209,8 @@ class AlignMixin(_Trainer):
         if not self._ready:
             self._ready = True
             self._probe(model)
+            for sentence in self.ends:
+                self.say(sentence)
         if batch is not None and self.reference is not None and self.start_gap is None:
             self.start_gap = math.nan  # after a resume the policy is no longer what it was
             if self.state.global_step == 0:

@@ -86,6 +86,7 @@ class Preparation:
     double_eos: Tally = field(default_factory=Tally)
     unseen: dict[str, Tally] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
+    open_end: str | None = None  # what a chat template closes answers with, where that is no token of its own
     pieces: int | None = None  # rows after splitting, where long texts are split; lengths are those before
 
     @property
@@ -97,6 +98,15 @@ class Preparation:
     def truncated_share(self) -> float:
         """Share of the kept rows of which something was cut."""
         return self.truncated.count / self.rows_kept if self.rows_kept else 0.0
+
+    @property
+    def never_stops(self) -> str:
+        """The clause about a template that closes answers with no token of its own."""
+        end = f"{self.open_end.strip()!r}" if self.open_end and self.open_end.strip() else "nothing"
+        return (
+            f"the chat template closes answers with {end}, which is no token of its own, so generation will not stop: "
+            "add it to the tokenizer as a special token, or let the template (model.chat_template) end turns with EOS"
+        )
 
     def count(
         self,
@@ -152,6 +162,8 @@ class Preparation:
         for what, tally in (("BOS tokens at the start", self.double_bos), ("EOS tokens at the end", self.double_eos)):
             if tally.count:
                 out.append(f"Two {what} of {plural(tally.count, 'row')} ({first_rows(tally)}).")
+        if self.open_end is not None and self.rows_kept:
+            out.append(f"warning: {plural(self.rows_kept, 'row')}: {self.never_stops}.")
         for name, lengths in self.lengths.items():
             if lengths.rows:
                 out.append(

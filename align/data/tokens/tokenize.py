@@ -21,6 +21,7 @@ from align.data.tokens.arguments import keep_arguments
 from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
 from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
+from align.data.tokens.endings import open_end
 from align.data.tokens.preparation import Preparation
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
@@ -141,6 +142,8 @@ def prepare_rows(
     limit = None if truncation == "split" else max_length
     encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features))
     account = Preparation(form.name, tuple(branches), max_length, truncation)
+    if form.conversational and branches:
+        account.open_end = open_end(tokenizer)
     if truncation == "split" and (len(branches) != 1 or not is_table(dataset)):
         raise UserError("data.truncation: split cuts plain texts, one to a row, and no stream; choose another.")
     if not is_table(dataset):
