@@ -11,7 +11,7 @@ from align.data.rows.sources import quiet_hub
 from align.data.tokens.endings import count_ends, marks, turn_end
 from align.data.tokens.preparation import plural
 from align.engine.scoring import causal_model
-from align.recipe.sections import located
+from align.runs.models import located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
