@@ -211,7 +211,7 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
     chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in ("chosen", "rejected"))
     longer = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True))
-    growth = sum(chosen) / sum(rejected) - 1
+    growth = (sum(chosen) - sum(rejected)) / sum(rejected)
     biased = account.rows_kept >= _ENOUGH and abs(growth) >= LENGTH_BIAS
     word, share = ("longer", longer) if growth >= 0 else ("shorter", shorter)
     means = f"mean {sum(chosen) / account.rows_kept:,.0f} and {sum(rejected) / account.rows_kept:,.0f} tokens"

@@ -176,6 +176,24 @@ class TestTraits:
         rows = [row | {"rejected": row["rejected"] + " Really so."} for row in good(40)]
         assert found(rows, "length_bias").text == "chosen shorter than rejected"
 
+    @pytest.mark.parametrize(
+        ("chosen", "rejected", "severity", "amount"),
+        [
+            (62, 60, "ok", "+3%"),
+            (184, 100, "warning", "+84%"),
+            (119, 100, "ok", "+19%"),
+            (120, 100, "warning", "+20%"),
+            (80, 100, "warning", "-20%"),
+        ],
+    )
+    def test_lengths_count_in_per_cent_of_the_rejected_answers(self, chosen, rejected, severity, amount):
+        rows = [
+            {"prompt_ids": [3], "chosen_ids": [4] * chosen, "rejected_ids": [5] * rejected, "row": i} for i in range(30)
+        ]
+        finding = found(rows, "length_bias")
+        assert (finding.severity, finding.amount) == (severity, amount)
+        assert finding.note.startswith(f"mean {chosen} and {rejected} tokens, ")
+
     def test_no_space_between_prompt_and_answer(self):
         rows = [pair(f"Who is {name}?", f"{name} one.", f"{name} two.") for name in NAMES]
         assert found(rows, "touching").count == 10
@@ -213,6 +231,59 @@ class TestTraits:
         rows[1]["prompt"] = [{"role": "critic", "content": "a"}, user("b")]
         finding = found(rows, "roles", chat=True)
         assert (finding.text, finding.first) == ("unusual roles: critic", (1,))
+
+
+class TestModel:
+    """Rows against the configuration of the model that shall read them."""
+
+    def config(self, kind="llama", **options):
+        return AutoConfig.for_model(kind, **{"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, **options})
+
+    def test_ids_beyond_the_vocabulary(self):
+        finding = found(talks(), "ids", chat=True, config=self.config(vocab_size=300))
+        assert (finding.severity, finding.count) == ("error", 5)
+        assert finding.text == "token ids beyond the model's vocabulary of 300"
+        finding = found(talks(), "ids", chat=True, config=self.config())
+        assert (finding.severity, finding.text) == ("ok", "the model has an embedding for every token id (400)")
+
+    def test_prepared_rows(self):
+        ids = {"prompt_ids": [5, 6], "chosen_ids": [9], "rejected_ids": [10]}
+        strange = ([9, -100], ["a"], [1.5, 2], [None], None, [4000])
+        report = check_rows(
+            [ids, *(ids | {"chosen_ids": s} for s in strange)], tiny_tokenizer(), PAIR, config=self.config()
+        )
+        errors = {(f.text, f.first) for f in report.findings if f.severity == "error"}
+        assert errors == {
+            ("chosen_ids holds a number that is no token id (-100 marks labels)", (1,)),
+            ("chosen_ids is not a list of token ids", (2, 3, 4, 5)),
+            ("token ids beyond the model's vocabulary of 400", (6,)),
+        }
+
+    def test_positions_that_end_and_positions_that_go_on(self):
+        rows = talks()
+        rows[3]["chosen"] = [assistant("It is " + "very " * 40 + "late.")]
+        finding = found(rows, "positions", chat=True, config=self.config("gpt2", n_positions=64))
+        assert (finding.severity, finding.first) == ("error", (3,))
+        assert finding.text == "longer than the 64 positions that the model has"
+        assert finding.note.endswith("; set data.max_length to 64 or less")
+        finding = found(rows, "positions", chat=True, config=self.config(max_position_embeddings=64))
+        assert (finding.severity, finding.first) == ("warning", (3,))
+        assert finding.text == "longer than the 64 positions that the model was made for"
+        report = check_rows(rows[:3], tiny_tokenizer(), PAIR, config=self.config("gpt2", n_positions=64))
+        assert "positions" not in {f.code for f in report.findings}
+
+    def test_what_the_template_leaves_out(self):
+        rows = talks()
+        rows[1]["chosen"][0]["reasoning_content"] = "I count."
+        finding = found(rows, "unseen", chat=True)
+        assert (finding.severity, finding.first) == ("warning", (1,))
+        assert finding.text == "the chat template leaves out reasoning"
+        assert finding.note == "row 1   the model does not see it"
+
+    def test_metadata_does_not_hide_the_same_row(self):
+        rows = talks()
+        rows.append({name: [turn | {"id": 7} for turn in turns] for name, turns in rows[2].items()})
+        assert found(rows, "duplicate", chat=True).first == (5,)
 
 
 class TestPreview:
@@ -279,6 +350,37 @@ class TestRecipe:
         first = data["sets"][0]["findings"][0]
         assert {"severity", "code", "text", "count", "first", "amount", "note"} == set(first)
         assert data["sets"][0]["preparation"]["rows_kept"] == 9
+
+    @pytest.mark.parametrize(
+        ("train", "severity", "text"),
+        [
+            (
+                {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 4},
+                "warning",
+                "9 rows to train on, and an optimizer step takes 20 (5 x 4); every step is a whole epoch: set a "
+                "smaller batch if that is not meant",
+            ),
+            (
+                {"per_device_train_batch_size": 10, "dataloader_drop_last": True},
+                "error",
+                "9 rows to train on, and an optimizer step takes 10 (10 x 1); no step would be taken: set "
+                "train.dataloader_drop_last to false, or a smaller batch",
+            ),
+            ({"per_device_train_batch_size": 9, "dataloader_drop_last": True}, "", ""),
+        ],
+    )
+    def test_fewer_rows_than_an_optimizer_step(self, recipe, train, severity, text):
+        data = recipe.data.model_copy(update={"train": recipe.data.train[:1], "held_out": None})
+        said: list[str] = []
+        report = run_check(recipe.model_copy(update={"data": data, "train": train}), echo=said.append)
+        assert [(f.severity, f.text) for f in report.recipe] == ([(severity, text)] if severity else [])
+        assert (f"  {severity:<8} {text}" in said) is bool(severity)
+
+    def test_a_model_without_a_configuration(self, recipe, tmp_path):
+        (tmp_path / "model" / "config.json").unlink()
+        report = run_check(recipe, echo=lambda _: None)
+        assert [(f.severity, f.code) for f in report.recipe] == [("error", "model")]
+        assert "model' has no configuration that can be read" in report.recipe[0].text
 
     def test_of_a_stream_the_first_rows(self):
         report = check_rows(from_rows(good(1200)).to_iterable_dataset(), tiny_tokenizer(chat=False), PAIR)

@@ -204,7 +204,7 @@ class _Tokenised:
             if not isinstance(ids, list) or not all(type(i) is int for i in ids):
                 raise BadRow(f"{name}_ids is not a list of token ids")
             if not all(0 <= i < _TOO_MANY for i in ids):
-                raise BadRow(f"{name}_ids holds a number that is no token id (they go from 0 up; -100 marks labels)")
+                raise BadRow(f"{name}_ids holds a number that is no token id (-100 marks labels)")
             out[f"{name}_ids"] = ids
             mask = row.get(f"{name}_mask")
             if name != "prompt" and mask is not None:

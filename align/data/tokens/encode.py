@@ -223,7 +223,12 @@ class Encoder:
         return out, flags | (TRUNCATED if cut.truncated else 0)
 
     def _blank(self, targets: Sequence[int]) -> bool:
-        """Whether an answer is white space and special tokens alone, as where only its end token is left."""
+        """Whether an answer is white space and special tokens alone, as where only its end token is left.
+
+        The unknown token stands for text.
+        """
+        if self.tokenizer.unk_token_id in targets[:_OPENING]:
+            return False
         text = self.tokenizer.decode(targets[:_OPENING], skip_special_tokens=True)
         return not text.strip() and (len(targets) <= _OPENING or self._blank(targets[_OPENING:]))
 

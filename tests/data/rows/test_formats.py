@@ -109,6 +109,26 @@ class TestCanonical:
         row = {"prompt": [ASK], "chosen": [ASK, YES], "rejected": [ASK, NO]}
         assert canonical(row) == {"prompt": [ASK], "chosen": [YES], "rejected": [NO]}
 
+    @pytest.mark.parametrize("key", ["id", "timestamp", "annotator", "weight", "metadata"])
+    def test_keys_that_no_template_renders_may_differ(self, key):
+        def talk(number, answer):
+            return [ASK | {key: number}, YES | {key: number + 1}, ASK | {key: None}, answer | {key: number + 2}]
+
+        row = {"chosen": talk(1, YES), "rejected": talk(5, NO)}
+        out = canonical(row)
+        assert len(out["prompt"]) == 3
+        assert (out["prompt"][0], out["chosen"]) == (ASK | {key: 1}, [YES | {key: 3}])
+        named = row | {"prompt": talk(9, YES)[:3]}
+        assert recognise(named).name.endswith("explicit prompt (repeated in the answers, taken off)")
+        assert canonical(named)["rejected"] == [NO | {key: 7}]
+
+    @pytest.mark.parametrize("key", ["name", "reasoning_content", "tool_calls", "tool_call_id"])
+    def test_keys_that_templates_render_count(self, key):
+        row = {"chosen": [ASK, YES | {key: "a"}, ASK, YES], "rejected": [ASK, YES | {key: "b"}, ASK, NO]}
+        assert canonical(row)["prompt"] == [ASK]
+        with pytest.raises(BadRow, match="share no prompt"):
+            recognise(row).canonical({"chosen": [ASK | {key: "a"}, YES], "rejected": [ASK | {key: "b"}, NO]})
+
     def test_sharegpt(self):
         row = {
             "conversations": [
@@ -235,6 +255,21 @@ class TestBadRows:
                 {"prompt_ids": [1], "completion_ids": [2]},
                 {"prompt_ids": ["a"], "completion_ids": [2]},
                 "not a list of token ids",
+            ),
+            *(
+                ({"prompt_ids": [1], "completion_ids": [2]}, {"prompt_ids": [1], "completion_ids": ids}, reason)
+                for ids, reason in (
+                    ([2, -100], r"completion_ids holds a number that is no token id \(-100 marks labels\)"),
+                    ([2**40], "completion_ids holds a number that is no token id"),
+                    ([2.0], "completion_ids is not a list of token ids"),
+                    ([None, 2], "completion_ids is not a list of token ids"),
+                    ([True], "completion_ids is not a list of token ids"),
+                )
+            ),
+            (
+                {"prompt_ids": [1], "completion_ids": [2]},
+                {"prompt_ids": [1], "completion_ids": [2], "completion_mask": 1},
+                "differ in length",
             ),
         ],
     )
