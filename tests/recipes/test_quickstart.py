@@ -106,14 +106,14 @@ def test_pairs_are_the_extremes_of_the_reference(finished):
 
 
 def test_held_out_accuracy_is_that_of_the_saved_models(finished):
-    """Equal betas and RPO's DPO part prefer by d_w - d_l; Flex-DPO weighs the two sides by its own betas."""
+    """All methods compare d_w with d_l; what Flex-DPO makes of them with its own betas is another number."""
     out, _, _ = finished
     pairs = [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
     rows = [{"prompt": pair["prompt"], "candidates": [pair["chosen"], pair["rejected"]]} for pair in pairs]
-    for name, minus in (("dpo", 0.1), ("flex_dpo", 0.05), ("rpo", 0.1)):
+    for name in ("dpo", "flex_dpo", "rpo"):
         run = out / name.replace("_", "-")
         moved = Scorer(run / "model").logps(rows) - Scorer(out / "model").logps(rows)
-        assert accuracy(run) == pytest.approx((0.1 * moved[:, 0] > minus * moved[:, 1]).float().mean().item())
+        assert accuracy(run) == pytest.approx((moved[:, 0] > moved[:, 1]).float().mean().item())
 
 
 def test_what_it_leaves_behind(finished):

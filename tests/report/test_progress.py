@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from align.report.progress import DropWatch, Progress, clock, duration, fit, header, line
+from align.objectives import DPO, IPO, NLL, FlexDPO
+from align.report.progress import DropWatch, Progress, clock, columns_for, duration, fit, header, line
 
 RECORD = {
     "step": 300,
@@ -133,3 +134,13 @@ def test_importing_is_cheap(tmp_path: Path) -> None:
     code = "import sys, align.report.progress, align.report.verdict, align.cli.terms; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "False"
+
+
+def test_columns_are_those_that_an_objective_has() -> None:
+    usual = " step     loss   margin   accuracy   chosen   rejected   drift   lr        tok/s   left"
+    assert header(5, columns_for(DPO())) == usual
+    assert header(5, columns_for(FlexDPO(0.1, 0.1))) == usual
+    assert header(5, columns_for(FlexDPO(0.1, 0.05))) == usual.replace("accuracy", "accuracy    own")
+    assert header(5, columns_for(NLL())) == " step     loss   lr        tok/s   left"
+    own = line(RECORD | {"rewards/own_accuracies": 0.953}, 5, columns_for(IPO()))
+    assert own == "  300   0.5981    0.402       0.70   0.95    -21.3      -25.4    0.11   4.6e-06  18,297   1:17"
