@@ -241,7 +241,8 @@ def test_the_block_of_a_run_that_imitates() -> None:
         (span(6.0), span(3.0), "yes"),  # half of the rise is shared
         (span(6.0), span(2.9), "no"),
         (span(3.0), span(6.0), "yes"),
-        (span(0.4, 0.5), span(0.4, 0.5), "no"),  # neither rose for sure
+        (span(6.0), span(3.5, 4.0), "no"),  # the rejected one did not rise for sure
+        (span(3.5, 4.0), span(6.0), "no"),
         (span(-6.0), span(-6.0), "no"),
     ],
 )
