@@ -24,6 +24,7 @@ from align.errors import UserError
 from align.models.ends import end_ids
 from align.models.generate import BATCH, generate_batch, plan_batches
 from align.models.load import DType, load_checkpoint
+from align.runs.terminal import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -170,9 +171,11 @@ class Subject:
         found: list[tuple[int, Values]] = []
         was_training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.autocast():
-            for rows in packs[self.rank :: self.world]:
+        mine = packs[self.rank :: self.world]
+        with torch.no_grad(), self.autocast(), Work(f"{where}s scored", sum(map(len, mine))) as work:
+            for rows in mine:
                 found += self._score_pack([examples[i] for i in rows], reads)
+                work.add(len(rows))
         self.model.train(was_training)
         return self.in_order(found, len(examples))
 
@@ -221,9 +224,11 @@ class Subject:
         batches += [batches[-1]] * (-real % self.world)  # computed again to keep processes in step
         found: list[tuple[int, str]] = []
         was_training = self.model.training
-        with self._plain() as model, torch.no_grad(), self.autocast():
+        mine = range(self.rank, len(batches), self.world)
+        written = Work(f"{where}s answered", sum(len(batches[number]) for number in mine))
+        with self._plain() as model, torch.no_grad(), self.autocast(), written:
             model.eval()
-            for number in range(self.rank, len(batches), self.world):
+            for number in mine:
                 rows = batches[number]
                 room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompts[rows[-1]]))
                 texts = generate_batch(
@@ -237,6 +242,7 @@ class Subject:
                 )
                 if number < real:
                     found += zip(rows, texts, strict=True)
+                written.add(len(rows))
         self.model.train(was_training)
         return self.in_order(found, len(prompts))
 

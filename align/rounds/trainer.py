@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from align.runs.models import located
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
 from align.runs.result import RunResult
+from align.runs.terminal import Work
 from align.sampling.files import read_tables
 from align.trainers.online import check_settings
 from align.training.lock import repeatable
@@ -202,9 +204,14 @@ class RoundTrainer:
 
         sampler = Sampler(self.sampling, tokenizer, self.recipe.seed, say=self.say)
         device = self.world.device
-        with torch.no_grad(), self.world.autocast():
+        with torch.no_grad(), self.world.autocast(), self._drawing(now, parts) as work:
+            draw = partial(sampler, model, device=device, drawn=work.add)
             for part in parts:
-                draw_part(now, part, lambda ids, keys, step: sampler(model, ids, keys, step, device=device))
+                draw_part(now, part, draw)
+
+    def _drawing(self, now: Round, parts: list[int]) -> Work:
+        prompts = sum(len(now.of_part(part)) for part in parts)
+        return Work("completions drawn", prompts * self.sampling.samples)
 
     def _ask_server(self, now: Round, parts: list[int]) -> None:
         from align.sampling.server import ServerSampler, policy_name
@@ -222,15 +229,19 @@ class RoundTrainer:
             checkpoint=Path(located(adapter or section.id, base)),
             say=self.say,
         )
-        for part in parts:
-            draw_part(now, part, sampler, lambda: sampler.last_logps)
+        with self._drawing(now, parts) as work:
+            for part in parts:
+                draw_part(now, part, sampler, lambda: sampler.last_logps)
+                work.add(len(now.of_part(part)) * self.sampling.samples)
 
     def _judge_all(self, now: Round, parts: list[int]) -> None:
         def work() -> None:
             judge = self._judge or judge_of(self.recipe, self.allow_code, self.world.device, self.say)
             check_judge(judge, self.select)
-            for part in parts:
-                judge_part(now, part, judge, self.select)
+            with Work("prompts judged", sum(len(now.of_part(part)) for part in parts)) as working:
+                for part in parts:
+                    judge_part(now, part, judge, self.select)
+                    working.add(len(now.of_part(part)))
 
         self.world.together(work)
         free()

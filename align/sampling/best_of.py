@@ -30,6 +30,7 @@ from align.recipe.sections import Model
 from align.recipe.template_arguments import DATE, dated
 from align.reference.digest import model_digest
 from align.runs.processes import World, free
+from align.runs.terminal import Work, echo
 from align.sampling.choose import Keep, compare, score
 from align.sampling.files import by_prompt, sample_of, sample_row
 from align.sampling.job import Job
@@ -41,14 +42,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Line = dict[str, Any]  # of a table of samples
-Draw = Callable[[list, list], list[list[Sample]]]  # prompts and their keys to samples
+# prompts, their keys, and what is told how many completions were drawn, to samples
+Draw = Callable[[list, list, Callable[[int], Any]], list[list[Sample]]]
 Say = Callable[[str], Any]
 
 PART = 32  # prompts of a part; a constant, so that a resume finds the same parts
-_SAY_EVERY = 10.0  # seconds between lines of progress
 
 
-def sample(job: Job, *, resume: bool = False, say: Say = print) -> Result | None:
+def sample(job: Job, *, resume: bool = False, say: Say = echo) -> Result | None:
     """Do a job and write its data set. Under a launcher every process calls it; all but the first return None.
 
     Args:
@@ -126,13 +127,16 @@ class _Work:
     def draw(self) -> None:
         """Sample this process's share of what is missing, and let go of the model."""
         began = time.monotonic()
-        for number in self._mine("samples", "sampled"):
-            prompts = self.prompts[number * PART : (number + 1) * PART]
-            ids = [p["prompt_ids"] for p in prompts]
-            drawn = self._drawer(ids, [prompt_key(i, p["row"]) for i, p in zip(ids, prompts, strict=True)])
-            rows = [sample_row(0, p, s) for p, group in zip(prompts, drawn, strict=True) for s in group]
-            self.tokens += sum(len(row["ids"]) for row in rows)
-            self.parts.write("samples", number, rows, {})
+        mine = self._mine("samples", "sampled")
+        with Work("completions drawn", self._prompts_of(mine) * self.job.sampling.samples) as work:
+            for number in mine:
+                prompts = self.prompts[number * PART : (number + 1) * PART]
+                ids = [p["prompt_ids"] for p in prompts]
+                keys = [prompt_key(i, p["row"]) for i, p in zip(ids, prompts, strict=True)]
+                drawn = self._drawer(ids, keys, work.add)
+                rows = [sample_row(0, p, s) for p, group in zip(prompts, drawn, strict=True) for s in group]
+                self.tokens += sum(len(row["ids"]) for row in rows)
+                self.parts.write("samples", number, rows, {})
         self.seconds = time.monotonic() - began
         del self._drawer
 
@@ -145,9 +149,9 @@ class _Work:
         model = model.to(device).eval()
         sampler = Sampler(self.job.sampling, self.tokenizer, self.job.seed, say=self.say)
 
-        def draw(prompts: list, keys: list) -> list[list[Sample]]:
+        def draw(prompts: list, keys: list, drawn: Callable[[int], Any]) -> list[list[Sample]]:
             with torch.no_grad():
-                return sampler(model, prompts, keys, 0, device=device)
+                return sampler(model, prompts, keys, 0, device=device, drawn=drawn)
 
         return draw
 
@@ -166,20 +170,23 @@ class _Work:
             say=self.say,
         )
         served.require_served()
-        return lambda prompts, keys: served(prompts, keys, 0)
 
-    def _mine(self, stage: Stage, done: str) -> Iterator[int]:
-        """The missing parts that this process makes; says how far all are."""
+        def draw(prompts: list, keys: list, drawn: Callable[[int], Any]) -> list[list[Sample]]:
+            found = served(prompts, keys, 0)
+            drawn(sum(map(len, found)))
+            return found
+
+        return draw
+
+    def _mine(self, stage: Stage, done: str) -> list[int]:
+        """The missing parts that this process makes; says what was there before."""
         missing = self.todo[stage]
         if 0 < len(missing) < self.count:
             self.say(f"{done} before: {self.count - len(missing):,} of {self.count:,} parts")
-        said = time.monotonic()
-        for number in missing[self.world.rank :: self.world.size]:
-            yield number
-            if time.monotonic() - said > _SAY_EVERY:
-                made = (self.count - len(self.parts.missing(stage, range(self.count)))) * PART
-                self.say(f"{done}: {min(made, len(self.prompts)):,} of {len(self.prompts):,} prompts")
-                said = time.monotonic()
+        return missing[self.world.rank :: self.world.size]
+
+    def _prompts_of(self, parts: list[int]) -> int:
+        return sum(len(self.prompts[number * PART : (number + 1) * PART]) for number in parts)
 
     # ---- judging
 
@@ -187,14 +194,17 @@ class _Work:
         """Judge this process's share of what is missing, and mark what is kept."""
         job = self.job
         judge = self.judge or self._load_judge()
-        for number in self._mine("judged", "judged"):
-            rows = self.parts.rows("samples", number)
-            groups = list(by_prompt(rows))
-            if isinstance(judge, CompareJudge):
-                notes = compare(judge, groups, pairs=job.keep == "pair")
-            else:
-                notes = score(judge, groups, job.keep, job.amount, job.length_penalty)
-            self.parts.write("judged", number, rows, notes)
+        mine = self._mine("judged", "judged")
+        with Work("prompts judged", self._prompts_of(mine)) as work:
+            for number in mine:
+                rows = self.parts.rows("samples", number)
+                groups = list(by_prompt(rows))
+                if isinstance(judge, CompareJudge):
+                    notes = compare(judge, groups, pairs=job.keep == "pair")
+                else:
+                    notes = score(judge, groups, job.keep, job.amount, job.length_penalty)
+                self.parts.write("judged", number, rows, notes)
+                work.add(len(groups))
 
     def _early_judge(self, settings: Judge) -> None:
         """Load a judge without weights, and look for one with: its mistakes are said before anything is drawn."""

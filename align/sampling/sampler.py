@@ -83,6 +83,7 @@ class Sampler:
         *,
         device: torch.device,
         in_step: bool = False,
+        drawn: Callable[[int], Any] = lambda count: None,
     ) -> list[list[Sample]]:
         """Completions by prompt, then by sample.
 
@@ -94,6 +95,7 @@ class Sampler:
             device: where the model computes.
             in_step: all processes run equally many forward passes, which a sharded model needs; each calls with prompts
                 of its own, some perhaps with none.
+            drawn: told of every batch how many completions it gave.
 
         Raises:
             UserError: where a prompt is empty or leaves no room for a completion.
@@ -107,6 +109,7 @@ class Sampler:
             if mine and mine[0][0] == room:
                 _, batch = mine.pop(0)
                 found |= zip(batch, draw(batch, room), strict=True)
+                drawn(len(batch))
             else:
                 draw.nothing()
         return [[found[p, s] for s in range(self.settings.samples)] for p in range(len(prompts))]

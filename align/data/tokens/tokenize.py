@@ -26,6 +26,7 @@ from align.data.tokens.preparation import Preparation
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
 from align.runs.models import located
+from align.runs.terminal import Work
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -155,15 +156,15 @@ def prepare_rows(
 
     all_features = features.copy()
     all_features.update({STATUS: Value("string"), FLAGS: Value("int8"), UNSEEN: List(Value("string"))})
-    encoded = dataset.map(
-        encode,
-        batched=True,
-        batch_size=256,
-        with_indices=True,
-        remove_columns=columns,
-        features=all_features,
-        desc="Tokenising",
-    )
+    with Work("rows tokenised", len(dataset)) as work:
+        encoded = dataset.map(
+            _Shown(encode, work),
+            batched=True,
+            batch_size=256,
+            with_indices=True,
+            remove_columns=columns,
+            features=all_features,
+        )
     prepared = _settle(encoded, account, masked)
     if truncation == "split" and max_length is not None:
         prepared = split(prepared, branches[0], max_length, tokenizer.bos_token_id)
@@ -246,6 +247,23 @@ def _settle(encoded: Dataset, account: Preparation, masked: bool) -> Dataset:
         if all(pc.min(pc.list_flatten(kept[name])).as_py() == 1 for name in masks):
             prepared = prepared.remove_columns(masks)
     return prepared
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An encoder that says how far it is."""
+
+    encode: Encoder
+    work: Work
+
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        out = self.encode(batch, indices)
+        self.work.add(len(indices))
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What ``datasets`` takes the digest of: the encoder alone, so that a cached result is found again."""
+        return {"encode": self.encode}
 
 
 @dataclass(frozen=True)
