@@ -28,7 +28,7 @@ import numpy as np
 
 from align.errors import UserError
 from align.eval.log import TofuLog
-from align.eval.result import number
+from align.eval.result import limited, mark, number
 from align.eval.suites import Outcome
 from align.eval.tofu_metrics import metrics
 from align.stats import Interval, bootstrap_mean
@@ -103,6 +103,7 @@ class Durability:
         tested: sentences about what was done.
         untested: what was not.
         notes: what a reader must know.
+        limit: rows of each set of a trial, whose figures are no result; None where all were asked.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Durability:
     tested: tuple[str, ...]
     untested: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    limit: int | None = None
 
     @property
     def word(self) -> str:
@@ -132,6 +134,7 @@ class Durability:
             "tested": list(self.tested),
             "untested": list(self.untested),
             "notes": list(self.notes),
+            **limited(self.limit),
         }
 
     def lines(self) -> list[str]:
@@ -139,7 +142,8 @@ class Durability:
         shown = {**self.readings, **{f"retain model, {name}": reading for name, reading in self.control.items()}}
         width = max(map(len, shown))
         head = "  ".join(f"{title:>14}" for title in _COLUMNS.values())
-        out = [f"durability of {self.name}: {self.word}", "", f"  {'':<{width}}{head}"]
+        marked = [] if self.limit is None else [mark(self.limit)]
+        out = [*marked, f"durability of {self.name}: {self.word}", "", *marked, f"  {'':<{width}}{head}"]
         for name, reading in shown.items():
             cells = (number(reading[key]) if key in reading else "-" for key in _COLUMNS)
             out.append(f"  {name:<{width}}" + "  ".join(f"{cell:>14}" for cell in cells))

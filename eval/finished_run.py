@@ -60,6 +60,7 @@ def attack_run(
     source: str | None = None,
     split: str | None = None,
     rows: Rows | None = None,
+    limit: int | None = None,
     retain: str | None = None,
     control: bool = False,
     steps: int | None = None,
@@ -70,7 +71,8 @@ def attack_run(
     arguments: Mapping[str, Any] | None = None,
     say: Say = print,
 ) -> Durability:
-    """Attack a finished run, or any model with a ``source``; a run keeps the result as ``eval/durability.json``.
+    """Attack a finished run, or any model with a ``source``; a run keeps the result as ``eval/durability.json``, but
+    not that of a trial on the first ``limit`` rows.
 
     What is None comes from the run's recipe (``evaluate`` and the learning rate), else from ``align.eval.relearn``.
     ``arguments`` of chat templates win over those that the models were trained with. ``retain`` is a model or a log;
@@ -92,16 +94,19 @@ def attack_run(
         questions,
         rows=rows or (settings.rows if settings else "all"),
         base=None if source else own_base,
+        limit=limit,
     )
+    count = len(sets.sets["forget"])
+    usual = ROWS if sets.limit is None else min(ROWS, count // 2)  # a trial keeps rows to look at
     if system is None and isinstance(questions, Source):
         system = questions.system
     relearning = Relearning(
         STEPS if steps is None else steps,
-        ROWS if rows_relearned is None else rows_relearned,
+        usual if rows_relearned is None else rows_relearned,
         run.learning_rate() if learning_rate is None else learning_rate,
         seed,
     )
-    relearning.drawn(len(sets.sets["forget"]))  # mistakes are said before a retain model is measured
+    relearning.drawn(count)  # mistakes are said before a retain model is measured
     named = retain or (_found(settings.retain, own_base) if settings and settings.retain else None)
     if control and (named is None or _is_log(named)):
         found = f"{named} is a log" if named else "there is none"
@@ -116,10 +121,10 @@ def attack_run(
         control=named if control else None,
         system=system,
         arguments=arguments,
-        before=run.before() if as_trained else None,
+        before=run.before() if as_trained and sets.limit is None else None,
         say=say,
     )
-    if run.recipe is not None:
+    if run.recipe is not None and sets.limit is None:
         run.directory.write_json(FILE, durability.to_json())
     return durability
 

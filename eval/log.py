@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from align.eval.mia import ATTACKS, Attacks, auc
+from align.eval.result import limited
 from align.stats import finite
 
 TruthRatio = Literal["geometric", "arithmetic"]
@@ -137,7 +138,8 @@ class TofuLog:
 
     ``mia`` by name (``ATTACKS``): attack scores of the forget rows and of holdout rows, higher for a likelier
     non-member. ``rows`` says which rows of each set were scored, ``epsilon`` what the format adds to denominators
-    (original TOFU logs: nothing), ``notes`` what reading it met.
+    (original TOFU logs: nothing), ``notes`` what reading it met. ``limit`` is the number of rows of each set that were
+    asked where there are more: such a log is a trial and no result.
     """
 
     sets: Mapping[str, SetLog]
@@ -147,6 +149,7 @@ class TofuLog:
     rows: str = "all"
     epsilon: float = EPSILON
     notes: tuple[str, ...] = ()
+    limit: int | None = None
 
     @property
     def lacks(self) -> list[str]:
@@ -175,7 +178,7 @@ class TofuLog:
             index = forget if len(forget) == len(values) else np.arange(len(values))
             out[name] = _entry({"score": values}, index, values)
         out.update(_attack_entries(self.mia))
-        out["align"] = {"name": self.name, "rows": self.rows, "epsilon": self.epsilon}
+        out["align"] = {"name": self.name, "rows": self.rows, "epsilon": self.epsilon, **limited(self.limit)}
         return out
 
 
@@ -183,7 +186,7 @@ class TofuLog:
 class MuseLog:
     """A MUSE evaluation: ``sets`` by name (``MUSE_SETS``; ROUGE and text only), ``scores`` [n] of the forget set's
 
-    verbatim rows (``SCORES``) and ``mia`` as in ``TofuLog``.
+    verbatim rows (``SCORES``), ``mia`` and ``limit`` as in ``TofuLog``.
     """
 
     sets: Mapping[str, SetLog]
@@ -191,6 +194,7 @@ class MuseLog:
     mia: Attacks = field(default_factory=dict)
     name: str = ""
     notes: tuple[str, ...] = ()
+    limit: int | None = None
 
     @property
     def lacks(self) -> list[str]:
@@ -206,7 +210,7 @@ class MuseLog:
         for name, values in self.scores.items():
             out[name] = _entry({"score": values}, np.arange(len(values)), values)
         out.update(_attack_entries(self.mia))
-        out["align"] = {"name": self.name}
+        out["align"] = {"name": self.name, **limited(self.limit)}
         return out
 
 

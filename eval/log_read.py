@@ -52,6 +52,7 @@ def read_log(path: str | Path) -> TofuLog:
         name=str(path),
         rows=str(meta.get("rows", "all")),
         epsilon=float(meta.get("epsilon", EPSILON)),
+        limit=_limit(data),
         notes=tuple(notes),
     )
 
@@ -71,7 +72,14 @@ def read_muse_log(path: str | Path) -> MuseLog:
         if rows is not None:
             columns = _rouge(rows, entry, path, notes)
             sets[name] = SetLog(**columns, index=np.array(sorted(rows)))
-    return MuseLog(sets, _scores(data, path, notes), _attacks(data, path, notes), str(path), tuple(notes))
+    return MuseLog(sets, _scores(data, path, notes), _attacks(data, path, notes), str(path), tuple(notes), _limit(data))
+
+
+def _limit(data: dict[str, Any]) -> int | None:
+    """The number of rows that a log of ours is limited to, or None."""
+    meta: Any = data.get("align")
+    found = meta.get("limit") if isinstance(meta, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def load(path: Path) -> dict[str, Any]:

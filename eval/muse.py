@@ -38,24 +38,30 @@ class MuseSets:
     """The rows of MUSE. ``knowmem`` by forget_qa, retain_qa and the worked examples forget_qa_icl, retain_qa_icl;
 
     ``verbmem`` are the forgotten texts, ``privleak`` texts by forget and holdout; empty where the source has none.
+    ``limit``: rows of each set that are asked, where some set has more.
     """
 
     knowmem: Mapping[str, list[Row]] = field(default_factory=dict)
     verbmem: list[Row] = field(default_factory=list)
     privleak: Mapping[str, list[Row]] = field(default_factory=dict)
+    limit: int | None = None
 
 
-def load_sets(source: str) -> MuseSets:
+def load_sets(source: str, limit: int | None = None) -> MuseSets:
     """The sets of a Hub id such as ``muse-bench/MUSE-News``, or of a folder with ``knowmem/forget_qa.json`` and so on.
 
     Raises:
         UserError: where the source, a set or a column is not there.
     """
-    return MuseSets(
-        {split: _read(source, "knowmem", split) for split in _KNOWMEM},
-        _read(source, "verbmem", "forget"),
-        {split: _read(source, "privleak", split) for split in ("forget", "holdout")},
-    )
+    knowmem = {split: _read(source, "knowmem", split) for split in _KNOWMEM}
+    verbmem = _read(source, "verbmem", "forget")
+    privleak = {split: _read(source, "privleak", split) for split in ("forget", "holdout")}
+    asked = [rows for split, rows in knowmem.items() if not split.endswith("_icl")]
+    if limit is None or all(len(rows) <= limit for rows in (*asked, verbmem, *privleak.values())):
+        return MuseSets(knowmem, verbmem, privleak)
+    # worked examples are shown, not asked
+    knowmem = {split: rows if split.endswith("_icl") else rows[:limit] for split, rows in knowmem.items()}
+    return MuseSets(knowmem, verbmem[:limit], {split: rows[:limit] for split, rows in privleak.items()}, limit)
 
 
 def _read(source: str, subset: str, split: str) -> list[Row]:
@@ -120,7 +126,7 @@ def evaluate(
             for side in ("forget", "holdout")
         )
         attacks = {name: (first[name], second[name]) for name in first}
-    return MuseLog(logs, scores, attacks, subject.name)
+    return MuseLog(logs, scores, attacks, subject.name, limit=sets.limit)
 
 
 def few_shot(examples: Sequence[Row]) -> str:

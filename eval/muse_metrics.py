@@ -39,7 +39,7 @@ def metrics(log: MuseLog, retain_log: MuseLog | None = None, *, seed: int | None
     computes no intervals.
     """
     settings = {"retain_log": retain_log.name if retain_log else None}
-    result = MuseResult(name=log.name, settings=settings, notes=list(log.notes))
+    result = MuseResult(name=log.name, settings=settings, notes=list(log.notes), limit=log.limit)
     for name in MUSE_SETS:
         items = log.sets.get(name, SetLog())
         scores = items.rouge_scores()[1]
@@ -47,5 +47,6 @@ def metrics(log: MuseLog, retain_log: MuseLog | None = None, *, seed: int | None
     for name in SCORES[:3]:
         result.add_mean(name, log.scores.get(name), f"the log has no {name} of the forget rows", seed)
     add_privacy(result, log.mia, retain_log.mia if retain_log else None)
+    result.drop_small(("privleak", "rel_diff", *ATTACKS))
     result.order((*(f"{name}_ROUGE" for name in MUSE_SETS), "privleak", *SCORES, "rel_diff", *ATTACKS))
     return result

@@ -30,7 +30,6 @@ from align.eval.log import TofuLog
 from align.eval.quantise import round_weights
 from align.eval.texts import encode_pairs
 from align.eval.tofu_data import Fact, TofuSets
-from align.eval.tofu_metrics import LEGACY_ROWS
 from align.models.load import load_checkpoint
 from align.models.subject import Subject
 
@@ -107,8 +106,8 @@ def relearn(
     measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, asked=asked, say=say)
     states, rounding = measure(model)
     beside, _ = measure(control) if control is not None else ({}, "")
-    if sets.rows == "legacy300" and target is not None:
-        target = target.first(LEGACY_ROWS)
+    if (sets.rows == "legacy300" or sets.limit is not None) and target is not None:
+        target = target.first(len(forget))
     target = beside.get(AS_IT_IS, target)
     # without a control the retain model was not asked in other words
     known = {name: beside.get(name, target if name != PARAPHRASED else None) for name in states}
@@ -126,6 +125,7 @@ def relearn(
         _tested(relearning, rounding, PARAPHRASED in states),
         (*_UNTESTED, *(() if PARAPHRASED in states else ("paraphrased questions: the rows have none",))),
         (*sets.notes, *_notes(states[AS_IT_IS], target, attacks, controlled=bool(beside))),
+        sets.limit,
     )
 
 
@@ -224,7 +224,7 @@ def _check(sets: TofuSets, target: TofuLog | None) -> None:
     if target is None:
         return
     count, there = len(sets.sets["forget"]), len(target.sets["forget"]) if "forget" in target.sets else 0
-    if there < count or (there > count and sets.rows == "all"):
+    if there < count or (there > count and sets.rows == "all" and sets.limit is None):
         raise UserError(
             f"The retain model's log has {there} forget rows and {sets.split} is measured on {count}: name the log of "
             "the same split and rows."

@@ -10,13 +10,16 @@ import numpy as np
 
 from align.stats import Interval, bootstrap_mean, finite
 
+FEWEST = 30  # rows below which a limited log has no metric that compares two samples
+
 
 @dataclass
 class Result:
     """Metrics by name. ``intervals`` are 95% intervals of means over items; other statistics have none.
 
     ``missing`` says for each metric that could not be computed what it lacks, ``notes`` what a reader must know.
-    ``settings`` are the choices that the values depend on, ``name`` is the log's.
+    ``settings`` are the choices that the values depend on, ``name`` is the log's. ``limit`` is the log's, too: the
+    number of rows of each set of a trial, whose values are no result.
     """
 
     name: str = ""
@@ -25,6 +28,7 @@ class Result:
     intervals: dict[str, Interval] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    limit: int | None = None
 
     def add_mean(self, name: str, items: np.ndarray | None, why: str, seed: int | None) -> None:
         """Enter the mean of ``items`` [n] or [n, k] with its interval (none where ``seed`` is None), or ``why`` not.
@@ -55,6 +59,16 @@ class Result:
         values = [self.values[part] for part in names]
         self.values[name] = len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0
 
+    def drop_small(self, names: Iterable[str]) -> None:
+        """Leave out metrics that compare two samples where a trial has too few rows for any."""
+        if self.limit is None or self.limit >= FEWEST:
+            return
+        for name in names:
+            if name in self.values:
+                del self.values[name]
+                self.intervals.pop(name, None)
+                self.missing[name] = f"needs at least {FEWEST} rows; {mark(self.limit)}"
+
     def order(self, names: Iterable[str]) -> None:
         """Put values, intervals and what is missing in the order of ``names``; others follow."""
         for table in (self.values, self.intervals, self.missing):
@@ -71,6 +85,7 @@ class Result:
             "intervals": {name: interval.to_json() for name, interval in self.intervals.items()},
             "missing": dict(self.missing),
             "notes": list(self.notes),
+            **limited(self.limit),
         }
 
     def headline(self) -> list[str]:
@@ -80,7 +95,14 @@ class Result:
     def lines(self) -> list[str]:
         """A table for the terminal: value, interval and items of each metric, then what is missing, then notes."""
         width = max([len("metric"), *map(len, self.values)])
-        out = [*self.headline(), "", f"{'metric':<{width}}  {'value':>10}  {'95% interval':^20}  items"]
+        marked = [] if self.limit is None else [mark(self.limit)]
+        out = [
+            *marked,
+            *self.headline(),
+            "",
+            *marked,
+            f"{'metric':<{width}}  {'value':>10}  {'95% interval':^20}  items",
+        ]
         for name, value in self.values.items():
             interval = self.intervals.get(name)
             span = f"{interval.low:.4f} to {interval.high:.4f}" if interval else ""
@@ -93,6 +115,16 @@ class Result:
         if self.notes:
             out += ["", "notes", *(f"  {note}" for note in self.notes)]
         return out
+
+
+def limited(limit: int | None) -> dict[str, Any]:
+    """What marks a trial on the first rows in JSON; nothing where all rows were asked."""
+    return {} if limit is None else {"limit": limit, "limited": mark(limit)}
+
+
+def mark(limit: int) -> str:
+    """The sentence that stands beside everything that a trial gives."""
+    return f"limited to {limit:,} row{'s' * (limit != 1)}: no result"
 
 
 def number(value: float) -> str:

@@ -91,7 +91,7 @@ def evaluate(
         sides = ((asked["forget"], forget, member), (outside, sets.holdout, [answers[0] for answers in found]))
         first, second = (_attacks(subject, *side, reference=reference, gradnorm=gradnorm) for side in sides)
         attacks = {name: (first[name], second[name]) for name in first}
-    return TofuLog(logs, scores, attacks, subject.name, sets.rows, notes=sets.notes)
+    return TofuLog(logs, scores, attacks, subject.name, sets.rows, notes=sets.notes, limit=sets.limit)
 
 
 def _question(fact: Fact, key: QuestionKey, name: str, row: int) -> str:

@@ -52,6 +52,7 @@ class TofuSets:
         rows: ``all``, or ``legacy300`` for the first 300 of each set.
         notes: sentences about what is not as its name says.
         new_tokens: most tokens of a generated answer.
+        limit: rows of each set that are asked, where some set has more; None where all are.
     """
 
     split: str
@@ -60,14 +61,21 @@ class TofuSets:
     rows: Rows = "all"
     notes: tuple[str, ...] = ()
     new_tokens: int = NEW_TOKENS
+    limit: int | None = None
 
 
 def load_sets(
-    split: str = "forget10", source: str | Source = "locuslab/TOFU", *, rows: Rows = "all", base: Path | None = None
+    split: str = "forget10",
+    source: str | Source = "locuslab/TOFU",
+    *,
+    rows: Rows = "all",
+    base: Path | None = None,
+    limit: int | None = None,
 ) -> TofuSets:
     """The sets of ``split`` from a folder, a Hub id, or ``world`` (``world:SEED``), the generated one.
 
-    ``base`` is where the relative path of a recipe's source starts. Beyond 10 per cent there are no wrong answers, so
+    ``base`` is where the relative path of a recipe's source starts. ``limit`` takes the first rows of each set, for a
+    trial. Beyond 10 per cent there are no wrong answers, so
     forget20 and larger are measured on forget10, a part of them, as in NPO (arXiv 2404.05868).
 
     Raises:
@@ -75,7 +83,7 @@ def load_sets(
     """
     place = _place(source, base)
     if place.world is not None:
-        return _from_world(split, place.world, rows)
+        return _from_world(split, place.world, rows, limit)
     if split not in SPLITS:
         raise UserError(
             f"{split!r} is no forget split of TOFU.{did_you_mean(split, SPLITS)} There are: {_list(SPLITS)}."
@@ -95,7 +103,7 @@ def load_sets(
         )
     if holdout is None:
         notes.append(f"{_called(place)} has no holdout{measured[-2:]}, so there are no membership scores")
-    return _cut(TofuSets(split, found, holdout, rows, tuple(notes)))
+    return _cut(TofuSets(split, found, holdout, rows, tuple(notes)), limit)
 
 
 def read_set(source: str | Source, name: str, *, base: Path | None = None) -> list[dict[str, Any]]:
@@ -214,12 +222,18 @@ def _check_whole(facts: list[Fact], split: str, place: Source) -> None:
         )
 
 
-def _cut(sets: TofuSets) -> TofuSets:
-    if sets.rows == "all":
+def _cut(sets: TofuSets, limit: int | None) -> TofuSets:
+    if sets.rows == "legacy300":
+        sets = _first(sets, LEGACY_ROWS)
+    if limit is None or all(len(facts) <= limit for facts in (*sets.sets.values(), sets.holdout or [])):
         return sets
-    holdout = sets.holdout if sets.holdout is None else sets.holdout[:LEGACY_ROWS]
-    cut = {name: facts[:LEGACY_ROWS] for name, facts in sets.sets.items()}
-    return replace(sets, sets=cut, holdout=holdout)
+    return replace(_first(sets, limit), limit=limit)
+
+
+def _first(sets: TofuSets, rows: int) -> TofuSets:
+    """The first rows of every set."""
+    holdout = sets.holdout if sets.holdout is None else sets.holdout[:rows]
+    return replace(sets, sets={name: facts[:rows] for name, facts in sets.sets.items()}, holdout=holdout)
 
 
 # ---- the generated world
@@ -233,7 +247,7 @@ def _seed(given: str | dict[str, Any]) -> int:
     return int(text)
 
 
-def _from_world(split: str, given: str | dict[str, Any], rows: Rows) -> TofuSets:
+def _from_world(split: str, given: str | dict[str, Any], rows: Rows, limit: int | None) -> TofuSets:
     """The world's own people for TOFU's authors."""
     if split != "forget":
         raise UserError(f"The generated world has one split to forget, called forget; found {split!r}.")
@@ -242,7 +256,7 @@ def _from_world(split: str, given: str | dict[str, Any], rows: Rows) -> TofuSets
     for key, kind in _WORLD.items():
         found[key] = _facts(world.rows(kind, seed, size), f"world/{kind}", _columns(key))
     holdout = found.pop("holdout")
-    return _cut(TofuSets(split, found, holdout, rows, new_tokens=WORLD_TOKENS))
+    return _cut(TofuSets(split, found, holdout, rows, new_tokens=WORLD_TOKENS), limit)
 
 
 def _list(names: Sequence[str]) -> str:

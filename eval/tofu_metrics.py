@@ -31,7 +31,7 @@ from align.errors import UserError
 from align.eval.ks import Ks, ks_test
 from align.eval.log import SCORES, SETS, SetLog, TofuLog, TruthRatio, forget_side, truth_side
 from align.eval.mia import ATTACKS, add_privacy
-from align.eval.result import Result, number
+from align.eval.result import Result, mark, number
 
 LEGACY_ROWS = 300
 _FACTS = ("ra", "wf")  # sets without paraphrases, whose probability is normalised
@@ -90,7 +90,9 @@ def metrics(
     retain_name = retain_log.name if retain_log else None
     shown = log.rows if rows == "all" else rows
     settings = {"rows": shown, "truth_ratio": truth_ratio, "retain_log": retain_name}
-    result = TofuResult(name=log.name, settings=settings, notes=list(log.notes))
+    if log.limit is not None and retain_log is not None:
+        retain_log = retain_log.first(log.limit)
+    result = TofuResult(name=log.name, settings=settings, notes=list(log.notes), limit=log.limit)
     for name in SETS:
         _score_set(result, name, log, truth_ratio, seed)
     for name in SCORES[:3]:
@@ -101,6 +103,9 @@ def metrics(
     result.add_harmonic("utility_retain", _RETAIN)
     _score_quality(result, log, retain_log, truth_ratio)
     add_privacy(result, log.mia, retain_log.mia if retain_log else None)
+    result.drop_small(("forget_quality", "privleak", "rel_diff", *ATTACKS))
+    if "forget_quality" in result.missing:
+        result.ks = None
     result.order(_ORDER)
     return result
 
@@ -153,6 +158,10 @@ def _score_quality(result: TofuResult, log: TofuLog, retain_log: TofuLog | None,
             return
         sides.append((items, ratio))
     (items, ratio), (others, other) = sides
+    if retain_log.limit is not None and log.limit is None:
+        raise UserError(
+            f"The retain log {retain_log.name} is {mark(retain_log.limit)}. Measure the retain model without --limit."
+        )
     if len(ratio) != len(other):
         mend = "score both with --rows legacy300" if min(len(ratio), len(other)) == LEGACY_ROWS else (
             "name the retain model's log of the same split"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.models.subject import Subject
 
 # options that say how a model is measured
-_OF_MODELS = ("split", "source", "question", "system", "template_argument", "reference", "gradnorm")
+_OF_MODELS = ("split", "source", "question", "system", "template_argument", "reference", "gradnorm", "limit")
 
 
 def run_tofu(args: argparse.Namespace) -> int:
@@ -58,6 +58,7 @@ def run_muse(args: argparse.Namespace) -> int:
 def run_relearn(args: argparse.Namespace) -> int:
     """``align eval relearn``."""
     _check_out(args.out)
+    _check_limit(args.limit)
     calm()
     from align.eval.finished_run import attack_run
 
@@ -67,6 +68,7 @@ def run_relearn(args: argparse.Namespace) -> int:
         source=args.source,
         split=args.split,
         rows=args.rows,
+        limit=args.limit,
         retain=args.retain,
         control=args.control,
         steps=args.steps,
@@ -113,7 +115,7 @@ def _score_tofu(name: str, args: argparse.Namespace, base: Path | None) -> TofuL
 
     subject = _load(name, args)  # first, since a mistyped name is the likelier mistake
     usual = "forget" if str(args.source).partition(":")[0] == "world" else "forget10"
-    sets = load_sets(args.split or usual, args.source or "locuslab/TOFU", rows=args.rows, base=base)
+    sets = load_sets(args.split or usual, args.source or "locuslab/TOFU", rows=args.rows, base=base, limit=args.limit)
     key = args.question or "question"
     return evaluate(subject, sets, question_key=key, gradnorm=args.gradnorm, reference=_reference(args))
 
@@ -125,7 +127,7 @@ def _score_muse(name: str, args: argparse.Namespace) -> MuseLog:
 
     if not args.source:
         raise UserError("align eval muse needs --source: a folder of MUSE's files, or muse-bench/MUSE-News or -Books.")
-    sets = load_sets(args.source)
+    sets = load_sets(args.source, args.limit)
     return evaluate(_load(name, args), sets, gradnorm=args.gradnorm, reference=_reference(args))
 
 
@@ -153,8 +155,14 @@ def _check_subject(args: argparse.Namespace, suite: str) -> None:
     if ignored:
         raise UserError(f"A log was measured already, and {ignored[0]} says how to measure a model: leave it out.")
     _check_out(args.out)
+    _check_limit(args.limit)
     if args.out and args.log and Path(args.out).resolve() == Path(args.log).resolve():
         raise UserError(f"--out {args.out} would overwrite the log that is read: name another file.")
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit: must be at least 1, got {limit}.")
 
 
 def _check_out(out: str | None) -> None:
@@ -185,6 +193,7 @@ def _report(args: argparse.Namespace, result: Any, log: TofuLog | MuseLog, retai
     return Exit.OK
 
 
+_LIMIT = argument("--limit", metavar="N", type=int, help="ask only N rows of each set: a trial, no result")
 _SUBJECT = (
     path("model", metavar="RUN_OR_MODEL", nargs="?", help="a run, a folder of a model or a Hub id"),
     path("--log", metavar="FILE", help="score the items of this log in place of a model"),
@@ -195,6 +204,7 @@ _SUBJECT = (
     argument("--system", metavar="TEXT", help="a system message put before every conversation"),
     TEMPLATE_ARGUMENT,
     path("--reference", metavar="MODEL", help="a model to compare membership scores with: mia_reference"),
+    _LIMIT,
     flag("--gradnorm", "also mia_gradnorm, at a backward pass for each row"),
     path("--out", metavar="FILE", help="write the log of all items, in open-unlearning's layout"),
 )
@@ -217,6 +227,7 @@ _RELEARN = (
     argument("--split", metavar="NAME", help="the forget split, by default the recipe's"),
     path("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's"),
     argument("--rows", choices=("all", "legacy300"), help="by default the recipe's, else all"),
+    _LIMIT,
     path("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's"),
     flag("--control", "attack the retain model, too: what exceeds it counts"),
     argument("--steps", metavar="K", type=int, help="steps of relearning, 10 by default"),

@@ -17,7 +17,7 @@ from align.runs.terminal import echo
 _JUDGES = "reward:MODEL, pair:MODEL, endpoint:URL#MODEL or function:MODULE:NAME"
 _KEEPS = "all, best, pair, top:K or above:X"
 # options of the command line by the keys of a recipe that they set
-_OPTIONS = {"samples": "--n", **dict.fromkeys(("reward", "pair", "function"), "--judge")}
+_OPTIONS = {"samples": "--n", "rows": "--limit", **dict.fromkeys(("reward", "pair", "function"), "--judge")}
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -110,7 +110,7 @@ def _source(args: argparse.Namespace) -> Any:
     from align.data.rows.files import file_kind
     from align.recipe.sections import Source
 
-    common = {"system": args.system, "rows": args.rows, "split": args.split, "subset": args.subset}
+    common = {"system": args.system, "rows": args.limit, "split": args.split, "subset": args.subset}
     kind, _, rest = args.file.partition(":")
     if kind == "world" and not Path(args.file).exists():
         name, _, seed = rest.partition(":")
@@ -182,7 +182,7 @@ SAMPLE = Verb(
         argument("--length-penalty", metavar="X", type=float, default=0.0, help="off a score per log of characters"),
         argument("--seed", metavar="SEED", type=int, default=0, help="of all draws, 0 by default"),
         argument("--batch-size", metavar="N", type=int, default=32, help="completions drawn at a time, 32 by default"),
-        argument("--rows", metavar="N", type=int, help="only the first so many prompts"),
+        argument("--limit", metavar="N", type=int, help="only the first N prompts"),
         argument("--subset", metavar="NAME", help="configuration of a Hub data set"),
         argument("--split", metavar="NAME", default="train", help="split, train by default; slices work"),
         argument("--system", metavar="TEXT", help="a system message before every conversation"),

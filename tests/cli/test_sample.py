@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
 
 
 def test_json_alone_goes_to_standard_output(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    words = ("prompts.jsonl", "--model", "model", "--n", "3", "--max-new-tokens", "5", "--rows", "4", "--seed", "3")
+    words = ("prompts.jsonl", "--model", "model", "--n", "3", "--max-new-tokens", "5", "--limit", "4", "--seed", "3")
     judge = ("--judge", "function:judging_here:longest", "--allow-code")
     capsys.readouterr()  # what making the model said
     code, out, err = call(capsys, "sample", *words, *judge, "--out", "best.parquet", "--json")
@@ -71,7 +71,7 @@ def test_json_alone_goes_to_standard_output(capsys: pytest.CaptureFixture[str], 
 
 
 def test_the_generated_world_has_prompts(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    words = ("--model", "model", "--n", "1", "--max-new-tokens", "2", "--rows", "3")
+    words = ("--model", "model", "--n", "1", "--max-new-tokens", "2", "--limit", "3")
     assert call(capsys, "sample", "world:forget:5", *words)[0] == 0
     from align.data.rows import world
 
@@ -97,7 +97,7 @@ def test_the_generated_world_has_prompts(capsys: pytest.CaptureFixture[str], pla
         (("prompts.jsonl", "--n", "0"), "--n: must be at least 1, got 0."),
         (("prompts.jsonl", "--temperature", "0"), "--temperature: must be greater than 0, got 0."),
         (("prompts.jsonl", "--top-p", "1.5"), "--top-p: must be at most 1, got 1.5."),
-        (("prompts.jsonl", "--rows", "0"), "--rows: must be at least 1, got 0."),
+        (("prompts.jsonl", "--limit", "0"), "--limit: must be at least 1, got 0."),
         (("prompts.jsonl", "--out", "out.txt"), "--out out.txt: the name must end in .jsonl or .parquet"),
         (("prompts.jsonl", "--out", "nowhere/x.jsonl"), "--out nowhere/x.jsonl: there is no folder nowhere."),
         (("prompts.jsonl", "--out", "prompts.jsonl"), "--out prompts.jsonl is there already, so it would be lost"),
