@@ -30,7 +30,10 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; ``argv`` defaults to the command line."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["show"] and len([word for word in words if not word.startswith("-")]) == 2:
+        words.insert(1, "run")  # align show RUN is short for align show run RUN
+    args, rest = parser.parse_known_args(words)
     # argparse takes no positionals behind an option that follows them: `align train FILE --resume key=value`
     if rest and (not hasattr(args, "overrides") or any(item.startswith("-") for item in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -53,6 +53,14 @@ def _sample(args: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _show_run(args: argparse.Namespace) -> int:
+    from align.cli.overview import overview
+
+    found = overview(args.directory)
+    echo(json.dumps(found.to_json(), indent=1) if args.json else "\n".join(found.lines()))
+    return Exit.OK
+
+
 def _show_samples(args: argparse.Namespace) -> int:
     if args.n < 1:
         raise UserError(f"--n: must be at least 1, got {args.n}.")
@@ -196,10 +204,18 @@ SAMPLE = Verb(
 )
 SHOW = Verb(
     "show",
-    "print what a run keeps in its directory",
-    ("align show samples runs/hypo", "align show samples runs/inpo --round 2 --worst"),
+    "print what a run is, how far it came, or what it drew",
+    ("align show runs/dpo", "align show samples runs/hypo", "align show samples runs/inpo --round 2 --worst"),
     of="WHAT",
+    usage="align show RUN [--json] | align show samples RUN [options]",
     verbs=(
+        Verb(
+            "run",
+            "what it is and how far it came: align show RUN says the same",
+            ("align show runs/dpo", "align show run runs/npo --json"),
+            _show_run,
+            (path("directory", metavar="RUN", help="a run's directory"),),
+        ),
         Verb(
             "samples",
             "print completions that a run drew",
