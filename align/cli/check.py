@@ -1,7 +1,7 @@
-"""``align check``: what is wrong with the rows of a recipe, before a model is loaded.
+"""``align check``: what is wrong with a recipe and its rows, before a model is loaded.
 
-Every source is looked at; only the tokenizer and the model's configuration are read, no weights. ``check_rows`` does
-the same for one data set.
+Every source is looked at, and the structure of the model; only the tokenizer and the model's configuration are read, no
+weights. ``check_rows`` does the same for one data set.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from align.data.tokens.tokenize import load_tokenizer, recognise_dataset
 from align.data.tokens.unlearning import is_plain
 from align.errors import UserError
 from align.models.ends import checkpoint_ends
+from align.models.look import look
+from align.models.policy import adapter_note
 from align.recipe import Recipe
 from align.recipe.template_arguments import dated
 
@@ -35,6 +37,9 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
     Raises ``UserError`` where a source or the tokenizer cannot be loaded, or the rows have no known format.
     """
+    look(recipe.model, recipe.base)
+    if note := adapter_note(recipe.model, recipe.base):
+        echo(note)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=dated(recipe.data.template_arguments))
     ends = checkpoint_ends(recipe.model, recipe.base)
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -14,7 +14,7 @@ from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.recipe.sections import Model
-from align.runs.models import ADAPTER, model_of
+from align.runs.models import ADAPTER, hub_options, model_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,7 @@ def _model(base: str, source: str, dtype: DType) -> Any:
 
     try:
         with quiet_hub():
-            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
+            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False, **hub_options(base))
     except (OSError, ValueError, KeyError, ImportError) as error:
         under = "" if base == source else f", which the adapter {source} was trained on,"
         raise UserError(

@@ -80,7 +80,10 @@ def _utility(start: Mapping[str, Any], end: Mapping[str, Any]) -> Finding:
     before, after = start.get("utility"), end.get("utility")
     if before is None or after is None:
         return Finding("utility", NOT_MEASURED, "needs a suite's readings at the start and at the end")
-    share = after / before if before else 0.0
+    if before <= 0:
+        text = f"{after:.3f}, start {before:.3f}: the model had none to lose (does its template fit the questions?)"
+        return Finding("utility", NOT_MEASURED, text, {"start": before, "end": after})
+    share = after / before
     word = "kept" if share >= KEPT else "collapsed" if share < COLLAPSED else "damaged"
     text = f"{after:.3f}, start {before:.3f} ({share:.0%})"
     if end.get("utility_retain") is not None and start.get("utility_retain") is not None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 
-from align.compat import SFTConfig, training_config
+from align.compat import SFTConfig, SFTTrainer, training_config
 from align.errors import UserError
 from align.objectives.base import Objective
 
@@ -49,8 +50,79 @@ def trl_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
     return training_config(**values)
 
 
-def refuse(args: SFTConfig, peft_config: Any) -> None:
-    """Raises UserError for settings that packed trees of branches do not support."""
+def _check_optimizer(args: SFTConfig) -> None:
+    try:
+        SFTTrainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, RuntimeError, ValueError) as error:
+        if "pass a model" not in str(error):  # some look at its layers, and it is not here yet
+            raise UserError(f"train.optim: {_name(args.optim)} cannot be used here ({_one_line(error)}).") from error
+
+
+def _check_schedule(args: SFTConfig) -> None:
+    """Make the schedule for an optimizer of one weight: what it lacks, or cannot take, shows there."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    name = _name(args.lr_scheduler_type)
+    try:
+        get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"train.lr_scheduler_type: {name} cannot be made ({_one_line(error)}). What it needs goes into "
+            "train.lr_scheduler_kwargs, a mapping such as {min_lr_rate: 0.1} or {num_decay_steps: 100}."
+        ) from error
+
+
+def _name(choice: Any) -> str:
+    return str(getattr(choice, "value", choice))
+
+
+def _one_line(error: Exception) -> str:
+    """An error's words as part of a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def check_steps(args: SFTConfig, rows: Any, examples: int) -> None:
+    """Refuse rows that fill no step while an incomplete one is dropped. Raises UserError.
+
+    Args:
+        examples: of one optimizer step.
+    """
+    if args.dataloader_drop_last and hasattr(rows, "__len__") and len(rows) < examples:
+        raise UserError(
+            f"train.dataloader_drop_last: there are {len(rows)} rows and a step takes {examples}, so that no step is "
+            "complete and all rows would be dropped: leave it out, or lower train.per_device_train_batch_size."
+        )
+
+
+def check_best_metric(args: TrainingArguments, metrics: Iterable[str], eval_dataset: Any) -> None:
+    """Refuse a metric for the best model that no evaluation yields. Raises UserError.
+
+    Args:
+        metrics: names that the objective reports.
+    """
+    wanted = args.metric_for_best_model
+    if wanted is None or eval_dataset is None:
+        return
+    sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else [""]
+    known = [start + name for start in sets for name in ("loss", *sorted(metrics))]
+    if wanted.removeprefix("eval_") not in known:
+        raise UserError(f"train.metric_for_best_model: no evaluation yields {wanted!r}; it yields {', '.join(known)}.")
+
+
+def refuse(args: SFTConfig, peft_config: Any = None) -> None:
+    """Raises UserError for settings that packed trees do not support, or that would fail once the model is loaded."""
+    _check_optimizer(args)
+    _check_schedule(args)
+    if args.activation_offloading and args.device.type == "cpu":
+        raise UserError(
+            "train.activation_offloading moves activations to the CPU, and this run computes there already: leave it "
+            "out."
+        )
     if args.torch_compile:
         raise UserError("torch_compile is not supported: shapes of packed rows change with every batch. Leave it off.")
     if args.packing or args.padding_free:

@@ -36,7 +36,7 @@ from align.reference.sync import SyncReference
 from align.report.card import CardFacts, model_card
 from align.runs.directory import write_atomically
 from align.runs.launch import check_launch
-from align.trainers.arguments import check_kinds, refuse, trl_arguments
+from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
 from align.trainers.guard import Guard
 from align.trainers.mixin import AlignMixin, order_seed
 from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
@@ -185,6 +185,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         """Fix the examples of an optimizer step, and with a token budget the number of micro-batches that it takes."""
         world = args.world_size
         self.step_examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+        check_steps(args, train_dataset, self.step_examples)
         if self.token_budget is None:
             return
         if not hasattr(train_dataset, "__len__"):

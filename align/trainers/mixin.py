@@ -18,10 +18,11 @@ from align.engine.probe import probe
 from align.engine.reads import Hidden
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
-from align.errors import Stopped
+from align.errors import Stopped, UserError
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
+from align.trainers.arguments import check_best_metric
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.meter import Meter
 from align.trainers.reference import Coverage
@@ -59,7 +60,7 @@ class AlignMixin(_Trainer):
         self._missing: list[bool] = []
         self._meter, self._eval_meter = Meter(), Meter()
         self._eval_prefix: str | None = None
-        self._ready = self._wrapper_checked = False
+        self._ready = self._wrapper_checked = self._metric_checked = False
         self._finite: Tensor | None = None
         self.train_tokens = 0  # positions of this rank's training micro-batches
         self.echo: Callable[[str], Any] = print
@@ -88,6 +89,9 @@ class AlignMixin(_Trainer):
         self.train_tokens += batch.input_ids.shape[1]
         compute = self._missing.pop(0) if self._missing else True
         policy, terms = self.score(model, batch, compute_reference=compute)
+        if not self._metric_checked:
+            self._metric_checked = True
+            check_best_metric(self.args, terms.metrics, self.eval_dataset)
         self._meter.add(terms.metrics)
         parts = [t.weight * t.losses.sum() / max(self._window[t.unit], 1.0) for t in terms.losses]
         loss = torch.stack(parts).sum()
@@ -177,7 +181,13 @@ class AlignMixin(_Trainer):
         policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
         if self.reference_rows is not None and self.objective.needs_reference:
             reference = policy.anchored(self.reference_rows)
-        return policy, self.objective(policy, reference)
+        terms = self.objective(policy, reference)
+        if not isinstance(terms, Terms):
+            raise UserError(
+                f"{type(self.objective).__name__} returned a {type(terms).__name__}; an objective returns "
+                "align.objectives.base.Terms: Terms((Term(losses),)) with the loss of each example, shape [examples]."
+            )
+        return policy, terms
 
     def completed(self, window: list[dict]) -> list[dict]:
         """The micro-batches of one optimizer step, with what can only be added now that the policy is known."""

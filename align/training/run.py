@@ -27,6 +27,7 @@ from align.runs.launch import check_launch
 from align.runs.processes import World
 from align.runs.quiet import quieten, silent
 from align.runs.result import RunResult
+from align.trainers.arguments import refuse
 from align.trainers.base import AlignTrainer
 from align.trainers.collapse import Collapse
 from align.trainers.evaluation import FOLDER, Evaluation, Suite
@@ -65,6 +66,12 @@ def run(
     checkpoint = directory.begin(recipe.dump(), resume=resume)
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
+    refuse(args)
+    if resume and args.save_only_model and checkpoint is None and any(directory.path.glob("checkpoint-*")):
+        raise UserError(
+            f"{directory.path}: its checkpoints hold the model alone (train.save_only_model), so the run cannot go on "
+            "from them. Start anew under another name=, with model.id naming the last checkpoint, or remove the run."
+        )
     directory.require_writable()
     quieten(main)
     say = echo if main else silent

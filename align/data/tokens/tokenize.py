@@ -25,7 +25,7 @@ from align.data.tokens.endings import open_end
 from align.data.tokens.preparation import Preparation
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
-from align.runs.models import located
+from align.runs.models import hub_options, located
 from align.runs.terminal import Work
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def load_tokenizer(
     revision = model.revision if model.tokenizer is None else None
     try:
         with quiet_hub():
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=False, **hub_options(name)
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_no_tokenizer(key, name, base, error)) from error
     if model.chat_template is not None:
