@@ -170,6 +170,11 @@ def _score_quality(result: TofuResult, log: TofuLog, retain_log: TofuLog | None,
             f"Forget quality compares two models on the same rows, and {log.name or 'the log'} has {len(ratio)} forget "
             f"rows, {retain_log.name or 'the retain log'} {len(other)}: {mend}."
         )
+    if np.array_equal(ratio, other, equal_nan=True):
+        result.notes.append(
+            "the retain log holds the same truth ratios row by row, so it is this model's own: its forget quality of 1 "
+            "says nothing"
+        )
     _note_quality(result, log, items, others)
     known, known_other = ratio[~np.isnan(ratio)], other[~np.isnan(other)]
     if not len(known) or not len(known_other):

@@ -79,8 +79,10 @@ def build_parser() -> Parser:
 
 def _train(args: argparse.Namespace) -> int:
     from align.recipe import load_recipe
+    from align.runs.models import require_model
 
     recipe = load_recipe(args.file, args.overrides)
+    require_model(recipe.model, recipe.base)
     from align.runs.directory import LOCK
     from align.train import run
 
@@ -93,8 +95,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from align.recipe import load_recipe
+    from align.runs.models import require_model
 
     recipe = load_recipe(args.file, args.overrides)
+    require_model(recipe.model, recipe.base)
     from align.cli.check import run_check
 
     report = run_check(recipe, echo=_echo(args.json))

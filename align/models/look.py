@@ -17,7 +17,7 @@ from align.data.rows.sources import quiet_hub
 from align.errors import UserError
 from align.models.load import first_line
 from align.models.policy import check_folders, check_train_only, lora_config, not_loaded
-from align.runs.models import hub_options, located
+from align.runs.models import hub_options, located, require_model
 
 if TYPE_CHECKING:
     from align.recipe.sections import Model
@@ -29,6 +29,7 @@ def look(section: Model, base: Path | None) -> None:
     Raises:
         UserError: naming the key. An architecture that cannot be made without weights is passed over.
     """
+    require_model(section, base)
     check_folders(section, base)
     model = skeleton(section, base)
     if model is None:

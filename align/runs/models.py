@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.recipe.messages import did_you_mean
 from align.runs.directory import LOCK
 from align.runs.result import MODEL
+
+if TYPE_CHECKING:
+    from align.recipe.sections import Model
 
 _HUB_SECONDS = 1.5  # to connect, and to answer
 ADAPTER = "adapter_config.json"  # a folder with this file holds an adapter, not a model
@@ -57,3 +62,28 @@ def hub_answers() -> bool:
     except Exception:  # of the HTTP client below, which differs from one version of the Hub's library to the next
         return False
     return True
+
+
+def require_model(section: Model, base: Path | None) -> None:
+    """Refuse a ``model.id`` that is not there, before anything heavy is imported.
+
+    Raises:
+        UserError: for a folder that does not exist, and for a Hub id that neither the cache nor the Hub can give.
+    """
+    name = located(section.id, base)
+    if Path(name).is_dir():
+        return
+    parents = [folder / Path(name).parent for folder in (base or Path(), Path())]
+    near = [entry.name for folder in parents if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()]
+    meant = did_you_mean(Path(name).name, near)
+    hint = f" Did you mean {str(Path(name).with_name(meant))!r}?" if meant else ""
+    if name.startswith((".", "/")) or name.count("/") > 1:
+        raise UserError(f"model.id: {section.id!r}: no such folder.{hint} It is a run, a folder, or a Hub id.")
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = isinstance(try_to_load_from_cache(name, "config.json", revision=section.revision), str)
+    if not cached and not hub_answers():
+        raise UserError(
+            f"model.id: {section.id!r}: no such folder, it is not in the local cache, and the Hub cannot be reached."
+            f"{hint} Load it once with the network on, or name a folder that holds the model."
+        )

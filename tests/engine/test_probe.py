@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from zoo import ARCHITECTURES, stirred, tiny_config, tiny_model
+from zoo import ARCHITECTURES, VOCABULARY, own_rows, stirred, tiny_config, tiny_model, tree_batch
 
 from align.engine import probe as probe_module
 from align.engine.layout import Layout, Segment, TreeBatch, pack
@@ -169,3 +169,29 @@ def test_not_finite_is_said() -> None:
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(UserError, match="cannot be scored"):
         probed(model)
+
+
+# attention with biases or masks of its own making, and a recurrent state
+OLDER: dict[str, dict[str, object]] = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "falcon": {"num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "dropout": 0, "attention_dropout": 0},
+    "mamba": {"num_hidden_layers": 2, "state_size": 8},
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_what_cannot_read_a_packed_row_falls_back_aloud(name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {} if name == "xglm" else {"hidden_size": 32}
+    config = AutoConfig.for_model(name, vocab_size=VOCABULARY, pad_token_id=0, **sizes, **OLDER[name])
+    model = stirred(AutoModelForCausalLM.from_config(config)).eval()
+    result, engine = probed(model)
+    assert engine.mode == "padded"
+    assert result.sentence().startswith("scoring: FALLING BACK to padded rows, because this architecture cannot read a")
+    # padding stands to the right, so that neither a bias by position nor a state sees it before the answer's end
+    batch = tree_batch()
+    ours = engine(model, batch).tokens["logp"]
+    torch.testing.assert_close(ours, torch.cat(own_rows(model, batch)), atol=1e-4, rtol=1e-4)
+    ours.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -229,6 +229,8 @@ def test_identities() -> None:
     log, other = made(1), made(2)
     itself = metrics(log, log, seed=None)
     assert itself.values["forget_quality"] == 1.0
+    assert any("so it is this model's own: its forget quality of 1 says nothing" in note for note in itself.notes)
+    assert not any("this model's own" in note for note in metrics(log, other, seed=None).notes)
     assert itself.values["privleak"] == 0.0
     items = log.sets["forget"]
     geometric, arithmetic = items.truth_ratio(), items.truth_ratio("arithmetic")

@@ -10,7 +10,7 @@ import pytest
 from align.cli.explain import explain
 from align.report.trajectory import draw_trajectories
 from align.report.unlearning import number, unlearning_verdict
-from align.report.verdict import Verdict
+from align.report.verdict import NOT_MEASURED, Verdict
 
 START = {"utility": 0.6, "utility_retain": 0.9, "forget_quality": 2e-14, "forget_probability": 0.9, "D": 0.6, "n": 120}
 
@@ -92,3 +92,12 @@ def test_picture(tmp_path: Path) -> None:
     file = draw_trajectories(tmp_path / "t.png", START, {"utility": 0.62}, {"npo": [START, ruined]}, what="here")
     assert file.read_bytes().startswith(b"\x89PNG")
     assert file.stat().st_size > 20_000
+
+
+def test_a_utility_that_was_nothing_at_the_start_has_not_collapsed() -> None:
+    records = [{"step": step, "evaluation": {"utility": 0.0}} for step in (0, 10)]
+    found = {finding.name: finding for finding in unlearning_verdict(records).findings}
+    assert found["utility"].word == NOT_MEASURED
+    assert found["utility"].text == (
+        "0.000, start 0.000: the model had none to lose (does its template fit the questions?)"
+    )

@@ -132,9 +132,8 @@ def test_small_updates_are_warned_of_and_indeed_lost(tmp_path: Path, dtype: torc
     pairs = list(zip(before, made.model.parameters(), strict=True))
     same = sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
     assert share > 0.9
-    assert same > (
-        0.8 if dtype == torch.float16 else share - 0.02
-    )  # in float16 Adam's second moment underflows: longer steps
+    # in float16 Adam's second moment underflows, which makes its steps longer
+    assert same > (0.8 if dtype == torch.float16 else share - 0.02)
 
 
 def test_no_warning_where_steps_fit() -> None:
