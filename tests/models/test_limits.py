@@ -43,6 +43,7 @@ def test_ids_that_are_counted_with_their_rows():
     tally = beyond_vocabulary(data, PAIR, 50)
     assert (tally.count, tally.first) == (3, [11, 13, 14])
     assert beyond_vocabulary(data, ("rejected",), 50).count == 0
+    assert beyond_vocabulary(rows([3], [None, 3]), PAIR, 50).first == [1]
     assert beyond_vocabulary(data.select([2, 1]), PAIR, 50).first == [11]
 
 
