@@ -9,18 +9,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from align.data.rows.sources import is_table
 from align.data.tokens.preparation import Tally, first_rows, plural
 from align.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+    AnyDataset = Dataset | IterableDataset
 
 
-def refuse_beyond(model: Any, rows: Dataset, branches: Sequence[str]) -> None:
+def refuse_beyond(model: Any, rows: AnyDataset, branches: Sequence[str]) -> None:
     """Refuse prepared rows that the model cannot read, before it fails at one. Raises ``UserError``.
 
-    Rotary positions have no end; only those of a table do.
+    Rotary positions have no end; only those of a table do. A stream is not read before it is trained on.
     """
+    if not is_table(rows):
+        return
     vocabulary = vocabulary_of(model)
     strange = beyond_vocabulary(rows, branches, vocabulary)
     if strange.count:

@@ -123,8 +123,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
 
         train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
         for rows in (*self.tables(train_dataset), *self.tables(eval_dataset)):
-            if isinstance(rows, Dataset):  # a stream is not read before it is trained on
-                refuse_beyond(model, rows, sources_of(objective.branches))
+            refuse_beyond(model, rows, sources_of(objective.branches))
             check_positions(model, rows, collator)
             check_anchors(objective, reference_rows, rows)
         self.token_budget = max_tokens_per_microbatch
