@@ -74,6 +74,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         UserError: for whatever the caller can mend, with a sentence.
     """
 
+    digest: str | None  # of the reference, where one is kept
     _tag_names: ClassVar = ["trl", "align"]
     stores_reference: ClassVar = True  # whether rows come back, so that keeping their log-probs on disk is of use
 
@@ -128,8 +129,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             check_anchors(objective, reference_rows, rows)
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
-        self.digest: str | None = None
-        kept = None
+        kept, self.digest = None, None
         if objective.needs_reference and reference_rows is None:
             # what moves, and rows that never come back, are not worth keeping on disk
             kept_in = store_dir if self.stores_reference and reference_sync is None else None
