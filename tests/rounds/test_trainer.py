@@ -309,7 +309,7 @@ def test_prompts_of_several_sources_are_told_apart_and_shared_out_evenly(world: 
     data = {"train": [{"path": str(world / "prompts.jsonl")}, {"path": str(few)}], "max_length": 64}
     made = Recipe.from_dict(values(world, tmp_path, data=data, rounds={"count": 3}))
     said: list[str] = []
-    deal(made, None, tmp_path / "prompts.parquet", said.append)
+    deal(made, None, {}, tmp_path / "prompts.parquet", said.append)
     lines = pq.read_table(tmp_path / "prompts.parquet").to_pylist()
     assert [line["round"] for line in lines] == [n for n in (1, 2, 3) for _ in range((PROMPTS + 5) // 3)]
     assert len({line["row"] for line in lines}) == len(lines)

@@ -348,7 +348,7 @@ def test_a_special_token_as_stop_text_ends_a_completion() -> None:
 def test_stop_texts_that_cannot_be() -> None:
     with pytest.raises(UserError, match=r"sampling\.stop has an empty text"):
         _draw(_model(), [[5]], stop=["x", ""])
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(chat=False)  # nor a template that would close an answer
     tokenizer.eos_token = None
     model = _model()
     model.generation_config.eos_token_id = None
