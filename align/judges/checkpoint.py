@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,55 +22,87 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Found:
+    """A judge's model as it is named, without its weights.
+
+    ``source`` is its folder or Hub id, ``model`` what is under it where it is an adapter, else the same.
+    """
+
+    source: str
+    model: str
+    adapter: bool
+    tokenizer: PreTrainedTokenizerBase
+
+
+def find_judge_model(key: str, kind: Any, name: str, revision: str | None, base: Path | None) -> Found:
+    """Look for a judge's model without reading its weights. ``kind`` is the class that loads it.
+
+    Raises:
+        UserError: where there is none, or it is a model of another kind, or it has no tokenizer.
+    """
+    where = model_folder(located(name, base))
+    source = str(where or name)
+    adapter = where is not None and (where / "adapter_config.json").exists()
+    model = adapter_base(where) if adapter and where is not None else source
+    with _sentences(key, name), quiet_hub():
+        if adapter:
+            from peft import PeftConfig
+
+            task = PeftConfig.from_pretrained(source).task_type
+            if ("SequenceClassification" in kind.__name__) != (task == "SEQ_CLS"):
+                raise UserError(f"{key}: the adapter {name} is for another kind of model (task_type {task}).")
+        else:
+            _check_kind(key, kind, name, source, revision)
+    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else model
+    try:
+        tokenizer = load_tokenizer(Model(id=with_tokenizer, revision=revision))
+    except UserError as error:
+        raise UserError(str(error).replace("model.id", key, 1)) from error
+    return Found(source, model, adapter, tokenizer)
+
+
 def load_judge_model(
     key: str, kind: Any, name: str, revision: str | None, dtype: DType, base: Path | None
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Model and tokenizer, frozen; an adapter is merged into its model. ``kind`` is the class that loads it."""
-    where = model_folder(located(name, base))
-    source = str(where or name)
-    adapter = where is not None and (where / "adapter_config.json").exists()
-    model_name = adapter_base(where) if adapter and where is not None else source
-    scores = "SequenceClassification" in kind.__name__
+    found = find_judge_model(key, kind, name, revision, base)
     brought: set[str] = set()  # parts that an adapter has in full
-    try:
-        with quiet_hub(), loaded_whole():
-            if scores and not adapter:
-                _check_labels(key, name, source, revision)
-            options = {"num_labels": 1} if scores else {}
-            model, found = kind.from_pretrained(
-                model_name,
-                revision=None if adapter else revision,
-                dtype=usual_type() if dtype == "auto" else dtype,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-            if adapter:
-                from peft import PeftConfig, PeftModel
+    with _sentences(key, name), quiet_hub(), loaded_whole():
+        options = {"num_labels": 1} if "SequenceClassification" in kind.__name__ else {}
+        model, info = kind.from_pretrained(
+            found.model,
+            revision=None if found.adapter else revision,
+            dtype=usual_type() if dtype == "auto" else dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        if found.adapter:
+            from peft import PeftModel
 
-                task = PeftConfig.from_pretrained(source).task_type
-                if scores != (task == "SEQ_CLS"):
-                    raise UserError(f"{key}: the adapter {name} is for another kind of model (task_type {task}).")
-                adapted = PeftModel.from_pretrained(model, source)
-                brought = set(adapted.peft_config["default"].modules_to_save or ())
-                model = adapted.merge_and_unload()
+            adapted = PeftModel.from_pretrained(model, found.source)
+            brought = set(adapted.peft_config["default"].modules_to_save or ())
+            model = adapted.merge_and_unload()
+    missing = sorted(weight for weight in info["missing_keys"] if not brought & set(weight.split(".")))
+    if missing:
+        raise UserError(
+            f"{key}: {name} has no weights for {', '.join(missing[:3])}, which would be random; name another."
+        )
+    return model.eval().requires_grad_(False), found.tokenizer
+
+
+@contextmanager
+def _sentences(key: str, name: str) -> Iterator[None]:
+    """What loading raises, as a sentence."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(
             f"{key}: {name!r} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
             "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
         ) from error
-    missing = sorted(weight for weight in found["missing_keys"] if not brought & set(weight.split(".")))
-    if missing:
-        raise UserError(
-            f"{key}: {name} has no weights for {', '.join(missing[:3])}, which would be random; name another."
-        )
-    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else model_name
-    try:
-        tokenizer = load_tokenizer(Model(id=with_tokenizer, revision=revision))
-    except UserError as error:
-        raise UserError(str(error).replace("model.id", key, 1)) from error
-    return model.eval().requires_grad_(False), tokenizer
 
 
 @contextmanager
@@ -79,12 +112,16 @@ def apart(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _check_labels(key: str, name: str, source: str, revision: str | None) -> None:
-    """Refuse what is no reward model before its weights are read."""
+def _check_kind(key: str, kind: Any, name: str, source: str, revision: str | None) -> None:
+    """Refuse a model of another kind."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     made = ", ".join(getattr(config, "architectures", None) or ())
+    if "SequenceClassification" not in kind.__name__:
+        if "SequenceClassification" in made:
+            raise UserError(f"{key}: {name} is a {made}, which scores single answers: name it as judge.reward.")
+        return
     if made and "SequenceClassification" not in made:
         raise UserError(f"{key}: {name} is a {made}; a reward model is a ...ForSequenceClassification with one label.")
     if config.num_labels != 1:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from align.errors import UserError
+from align.judges.checkpoint import find_judge_model
 from align.judges.endpoint import EndpointJudge
 from align.judges.function import Function, FunctionComparison, FunctionJudge, load_function, parameters
 from align.judges.judge import CompareJudge, Judging, ScoreJudge
-from align.judges.pair import PairModel
+from align.judges.pair import PairModel, letters
 from align.judges.reward import RewardModel
 from align.recipe.sampling import Judge
 
@@ -57,6 +58,33 @@ def load_judge(
         return RewardModel(settings.reward, **options)
     assert settings.pair is not None
     return PairModel(settings.pair, **options)
+
+
+def early_judge(
+    settings: Judge,
+    *,
+    base: Path | None = None,
+    allow_code: bool = False,
+    device: torch.device | None = None,
+    say: Callable[[str], Any] = print,
+) -> Judging | None:
+    """A judge without weights, ready to be asked; of one with weights, None once all but the weights was looked at.
+
+    What is wrong with a judge is so known before anything is drawn, while the policy has the memory for itself.
+
+    Raises:
+        UserError: where the judge cannot be had.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if settings.reward is not None and settings.pair is None:
+        find_judge_model("judge.reward", AutoModelForSequenceClassification, settings.reward, settings.revision, base)
+    elif settings.pair is not None and settings.reward is None:
+        found = find_judge_model("judge.pair", AutoModelForCausalLM, settings.pair, settings.revision, base)
+        letters(settings.pair, found.tokenizer)
+    else:
+        return load_judge(settings, base=base, allow_code=allow_code, device=device, say=say)
+    return None
 
 
 def as_judge(

@@ -65,11 +65,7 @@ class PairModel(CompareJudge):
         super().__init__()
         self.name = name
         model, tokenizer = load_judge_model("judge.pair", AutoModelForCausalLM, name, revision, dtype, base)
-        if not tokenizer.chat_template:
-            raise UserError(f"judge.pair: the tokenizer of {name} has no chat template to put the question in.")
-        self.choices = {letter: tokenizer.encode(letter, add_special_tokens=False) for letter in ("A", "B")}
-        if any(len(ids) != 1 for ids in self.choices.values()):
-            raise UserError(f"judge.pair: the tokenizer of {name} has no single token for A and for B.")
+        self.choices = letters(name, tokenizer)
         attach(model.to(device))
         engine = ScoringEngine()
         say(probe(engine, model, device).sentence().replace("scoring", "judge", 1))
@@ -97,6 +93,16 @@ class PairModel(CompareJudge):
             values = self.subject.score(rows, [self.choices] * len(rows), (LogProb(),), where="comparison")
         gaps = [float(value["A"]["logp"][0] - value["B"]["logp"][0]) for value in values]
         return torch.tensor(gaps, dtype=torch.float64).sigmoid().tolist()
+
+
+def letters(name: str, tokenizer: Any) -> dict[str, list[int]]:
+    """The tokens that answer for A and for B. Raises UserError where the tokenizer cannot put the question."""
+    if not tokenizer.chat_template:
+        raise UserError(f"judge.pair: the tokenizer of {name} has no chat template to put the question in.")
+    choices = {letter: tokenizer.encode(letter, add_special_tokens=False) for letter in ("A", "B")}
+    if any(len(ids) != 1 for ids in choices.values()):
+        raise UserError(f"judge.pair: the tokenizer of {name} has no single token for A and for B.")
+    return choices
 
 
 def question(prompt: Prompt, a: str, b: str) -> str:

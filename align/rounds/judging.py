@@ -1,4 +1,4 @@
-"""The judge of a run in rounds: looked at early, loaded late, and what its calls come to."""
+"""The judge of a run in rounds: what its calls come to, and what it can select by."""
 
 from __future__ import annotations
 
@@ -7,34 +7,12 @@ from typing import Any
 
 import torch
 
-from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.judge import CompareJudge, Judging, ScoreJudge
 from align.judges.loading import load_judge
 from align.recipe import Recipe
 from align.recipe.sampling import Select
-from align.recipe.sections import Model
 from align.rounds.stages import Round
-
-
-def early_judge(recipe: Recipe, allow_code: bool, device: torch.device, say: Callable[[str], Any]) -> Judging | None:
-    """The recipe's judge, if it has no weights; of one with weights only the tokenizer is looked for.
-
-    Raises:
-        UserError: where it cannot be had.
-    """
-    settings = recipe.judge
-    assert settings is not None
-    for key in ("reward", "pair"):
-        name = getattr(settings, key)
-        if name is not None:
-            try:
-                load_tokenizer(Model(id=name, revision=settings.revision), base=recipe.base)
-            except UserError as error:
-                raise UserError(str(error).replace("model.id", f"judge.{key}", 1)) from error
-    if settings.function is None and settings.endpoint is None:
-        return None
-    return judge_of(recipe, allow_code, device, say)
 
 
 def judge_of(recipe: Recipe, allow_code: bool, device: torch.device, say: Callable[[str], Any]) -> Judging:

@@ -20,7 +20,7 @@ from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.function import Function
 from align.judges.judge import Judging
-from align.judges.loading import as_judge
+from align.judges.loading import as_judge, early_judge
 from align.objectives import DPO, Objective
 from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
@@ -28,7 +28,7 @@ from align.recipe.template_arguments import dated
 from align.reference.rows import check_reads
 from align.rounds.arguments import recipe_of
 from align.rounds.finish import finish
-from align.rounds.judging import check_judge, early_judge, estimate, judge_of
+from align.rounds.judging import check_judge, estimate, judge_of
 from align.rounds.pairs import make_pairs
 from align.rounds.policy import TRAIN, loaded, policy_digest, policy_section, round_folder, train_recipe
 from align.rounds.prompts import PROMPTS, deal, digest
@@ -249,7 +249,14 @@ class RoundTrainer:
     def _early_judge(self) -> None:
         """What can be wrong with a judge is said before anything is drawn; one without weights is made at once."""
         if self._judge is None:
-            self._judge = early_judge(self.recipe, self.allow_code, self.world.device, self.say)
+            assert self.recipe.judge is not None
+            self._judge = early_judge(
+                self.recipe.judge,
+                base=self.recipe.base,
+                allow_code=self.allow_code,
+                device=self.world.device,
+                say=self.say,
+            )
         if self._judge is not None:
             check_judge(self._judge, self.select)
 

@@ -20,13 +20,11 @@ from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_a
 from align.data.tokens.preparation import plural
 from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.data.tokens.samples import Sample, prompt_key
-from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.judge import CompareJudge, Judging
 from align.models.load import load_checkpoint, model_folder
 from align.models.subject import positions
 from align.recipe.sampling import Judge
-from align.recipe.sections import Model
 from align.recipe.template_arguments import DATE, dated
 from align.reference.digest import model_digest
 from align.runs.processes import World, free
@@ -207,12 +205,14 @@ class _Work:
                 work.add(len(groups))
 
     def _early_judge(self, settings: Judge) -> None:
-        """Load a judge without weights, and look for one with: its mistakes are said before anything is drawn."""
-        name = settings.reward or settings.pair
-        if name is None:
-            self.judge = self._load_judge()
-        elif model_folder(name) is None:  # which raises where a folder is meant that is not there
-            load_tokenizer(Model(id=name, revision=settings.revision))
+        """What is wrong with a judge is said before anything is drawn."""
+        from align.judges.loading import early_judge
+
+        self.judge = early_judge(
+            settings, base=Path(), allow_code=self.job.allow_code, device=self.world.device, say=self.say
+        )
+        if isinstance(self.judge, CompareJudge):
+            self.job.check_compares()
 
     def _load_judge(self) -> Judging:
         from align.judges.loading import load_judge

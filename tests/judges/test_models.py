@@ -18,7 +18,7 @@ from align.data.tokens.samples import Prompt
 from align.errors import UserError
 from align.judges import reward as module
 from align.judges.judge import CompareJudge
-from align.judges.loading import load_judge
+from align.judges.loading import early_judge, load_judge
 from align.judges.pair import PairModel, question
 from align.judges.reward import RewardModel
 from align.recipe.sampling import Endpoint, Judge
@@ -328,3 +328,34 @@ def test_a_judge_of_position_alone_gives_ties_and_nothing_near_them() -> None:
 
     prompts = ["x" * i for i in range(500)]
     assert set(First().compare(prompts, ["a"] * 500, ["b"] * 500)) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "said"),
+    [
+        ("reward", "pair", "is a LlamaForCausalLM; a reward model is a ...ForSequenceClassification with one label."),
+        (
+            "pair",
+            "reward",
+            "is a LlamaForSequenceClassification, which scores single answers: name it as judge.reward.",
+        ),
+    ],
+)
+def test_a_wrong_judge_is_told_without_its_weights(key: str, other: str, said: str, tmp_path: Path) -> None:
+    folders = {"reward": save_reward(tmp_path / "reward"), "pair": save_pair(tmp_path / "pair")}
+    for weights in tmp_path.glob("*/*.safetensors"):
+        weights.unlink()
+    assert early_judge(Judge(**{key: folders[key]}), say=silent) is None  # nothing is loaded yet
+    with pytest.raises(UserError) as refused:
+        early_judge(Judge(**{key: folders[other]}), say=silent)
+    assert str(refused.value) == f"judge.{key}: {folders[other]} {said}"
+    with pytest.raises(UserError, match=rf"{tmp_path}/none: no such folder"):
+        early_judge(Judge(**{key: str(tmp_path / "none")}), say=silent)
+
+
+def test_a_pair_model_that_cannot_be_asked_is_told_without_its_weights(tmp_path: Path) -> None:
+    folder = save_pair(tmp_path / "pair")
+    for name in ("model.safetensors", "chat_template.jinja"):
+        (tmp_path / "pair" / name).unlink()
+    with pytest.raises(UserError, match="has no chat template to put the question in"):
+        early_judge(Judge(pair=folder), say=silent)
