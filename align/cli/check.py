@@ -37,9 +37,6 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
     Raises ``UserError`` where a source or the tokenizer cannot be loaded, or the rows have no known format.
     """
-    look(recipe.model, recipe.base)
-    if note := adapter_note(recipe.model, recipe.base):
-        echo(note)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=dated(recipe.data.template_arguments))
     ends = checkpoint_ends(recipe.model, recipe.base)
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -49,6 +46,10 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
         config = model_config(recipe.model, recipe.base)
     except UserError as error:  # the rows are looked at all the same
         whole.append(Finding("error", "model", str(error)))
+    else:
+        look(recipe.model, recipe.base)
+        if note := adapter_note(recipe.model, recipe.base):
+            echo(note)
     with _quiet():
         loaded = [(part, part.load(recipe, tokenizer)) for part in parts_of(recipe)]
         others = {role: Keys() for role in _AGAINST.values()}

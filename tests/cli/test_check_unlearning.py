@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import disable_progress_bars
 from tiny import tiny_tokenizer
-from transformers import AutoConfig
+from zoo import tiny_config
 
 from align.cli.check import run_check
 from align.errors import UserError
@@ -35,7 +35,7 @@ FILES = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
-    AutoConfig.for_model("llama", vocab_size=400).save_pretrained(tmp_path / "model")
+    tiny_config("llama").save_pretrained(tmp_path / "model")
     for name, rows in FILES.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "idk.txt").write_text("I do not know.\nNo idea.\nNo idea.\n")
@@ -135,3 +135,16 @@ def test_prepared_rows(folder: Path) -> None:
 def test_no_alternates(folder: Path) -> None:
     with pytest.raises(UserError, match="neither a column alternate nor alternates"):
         checked(folder, {"forget": "forget", "retain": "retain"})
+
+
+def test_the_models_structure_is_looked_at(tmp_path: Path) -> None:
+    tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
+    tiny_config("llama").save_pretrained(tmp_path / "model")
+    values = {
+        "name": "r",
+        "model": {"id": "model", "lora": {"targets": ["wq"]}},
+        "data": {"train": {"path": "pairs.jsonl"}},
+        "objective": {"name": "dpo"},
+    }
+    with pytest.raises(UserError, match=r"^model\.lora\.targets: LlamaForCausalLM has no module 'wq'\."):
+        run_check(Recipe.from_dict(values, base=tmp_path), echo=lambda line: None)
