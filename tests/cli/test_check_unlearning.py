@@ -35,7 +35,7 @@ FILES = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
-    tiny_config("llama").save_pretrained(tmp_path / "model")
+    tiny_config("llama", vocab_size=400).save_pretrained(tmp_path / "model")
     for name, rows in FILES.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "idk.txt").write_text("I do not know.\nNo idea.\nNo idea.\n")
@@ -139,7 +139,7 @@ def test_no_alternates(folder: Path) -> None:
 
 def test_the_models_structure_is_looked_at(tmp_path: Path) -> None:
     tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
-    tiny_config("llama").save_pretrained(tmp_path / "model")
+    tiny_config("llama", vocab_size=400).save_pretrained(tmp_path / "model")
     values = {
         "name": "r",
         "model": {"id": "model", "lora": {"targets": ["wq"]}},
