@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; ``argv`` defaults to the command line."""
     parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["show"] and len([word for word in words if not word.startswith("-")]) == 2:
+    named = [word for word in words if not word.startswith("-")]
+    if words[:1] == ["show"] and len(named) == 2 and named[1] not in ("run", "samples"):
         words.insert(1, "run")  # align show RUN is short for align show run RUN
     args, rest = parser.parse_known_args(words)
     # argparse takes no positionals behind an option that follows them: `align train FILE --resume key=value`

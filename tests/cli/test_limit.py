@@ -109,7 +109,7 @@ def test_a_log_was_measured_already(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert call(capsys, "tofu", "--log", "x.json", "--limit", "3")[2] == said
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_disable` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 def test_a_trial_of_relearning_is_marked_and_not_kept(model: str) -> None:
     from align.eval.finished_run import attack_run
 
