@@ -257,6 +257,7 @@ EVAL = Verb(
             ),
             run_tofu,
             _TOFU,
+            usage="align eval tofu [RUN_OR_MODEL] [options]",
         ),
         Verb(
             "muse",

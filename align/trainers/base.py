@@ -107,14 +107,11 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         set_seed(args.seed)
         model = load(model, args, peft_config)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
-        if template_arguments is not None or not kept_arguments(processing_class):
-            keep_arguments(processing_class, dated(template_arguments or {}))
         switch_dropout_off(model)
         self.objective, self.order, self.reference_rows = objective, order, reference_rows
         collator = self.make_collator()
         say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
-        for sentence in unused_arguments(processing_class, template_arguments or {}):
-            say(f"warning: {sentence}")
+        _give_arguments(processing_class, template_arguments, say)
 
         def ready(data: Any) -> Any:
             if data is None or isinstance(data, dict):
@@ -123,10 +120,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             return self.prepared(data, processing_class, order_seed(args), say, **limits)
 
         train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
-        for rows in (*self.tables(train_dataset), *self.tables(eval_dataset)):
-            refuse_beyond(model, rows, sources_of(objective.branches))
-            check_positions(model, rows, collator)
-            check_anchors(objective, reference_rows, rows)
+        self._check_rows(model, collator, *self.tables(train_dataset), *self.tables(eval_dataset))
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         kept, self.digest = None, None
@@ -160,6 +154,13 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self.add_callback(Guard(self))
         if reference_sync is not None:
             self.add_callback(SyncReference(self, *reference_sync))
+
+    def _check_rows(self, model: PreTrainedModel, collator: TreeCollator, *tables: Data) -> None:
+        """Raises UserError for rows that the model cannot read, or that lack what the objective reads of them."""
+        for rows in tables:
+            refuse_beyond(model, rows, sources_of(self.objective.branches))
+            check_positions(model, rows, collator)
+            check_anchors(self.objective, self.reference_rows, rows)
 
     def make_collator(self) -> TreeCollator:
         """What turns prepared rows into batches."""
@@ -220,3 +221,11 @@ class AlignTrainer(AlignMixin, SFTTrainer):
     def _sharded(self) -> bool:
         kind = self.accelerator.distributed_type
         return kind == "FSDP" or (kind == "DEEPSPEED" and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+
+
+def _give_arguments(tokenizer: Any, arguments: Mapping[str, Any] | None, say: Callable[[str], Any]) -> None:
+    """Let the tokenizer hold the template arguments of this run, or those that it was saved with."""
+    if arguments is not None or not kept_arguments(tokenizer):
+        keep_arguments(tokenizer, dated(arguments or {}))
+    for sentence in unused_arguments(tokenizer, arguments or {}):
+        say(f"warning: {sentence}")

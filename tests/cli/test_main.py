@@ -392,6 +392,7 @@ def test_an_interrupted_run_is_gone_on_with_only_where_it_has_begun(
     begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "r.yaml"
+    (tmp_path / "m").mkdir()
     recipe.write_text("name: x\nmodel: {id: m}\ndata: {train: {path: p}}\nobjective: {name: dpo}\n")
 
     def interrupted(*_: Any, **__: Any) -> None:
