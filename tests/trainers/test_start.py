@@ -133,3 +133,10 @@ def test_metrics_hold_what_the_line_says(tmp_path: Path) -> None:
         "noise_per_answer": 0.25,
         "noise_of_margin": 0.025,
     }
+
+
+def test_rows_of_16_bits_are_kept_apart_from_those_of_a_head_that_rounded(tmp_path: Path) -> None:
+    """Stores of version 0.1 before the head's products were float32 hold other numbers under the model's digest."""
+    for kind, same in ((torch.float32, True), (torch.bfloat16, False)):
+        made = trainer(tmp_path, DPO(), pairs(2), model=tiny_model().to(kind), store_dir=tmp_path / "store")
+        assert (made.reference.store.folder.name == made.digest[:32]) is same
