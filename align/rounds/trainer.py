@@ -35,7 +35,7 @@ from align.rounds.prompts import PROMPTS, deal, digest
 from align.rounds.report import record, table
 from align.rounds.stages import Round, Stage, draw_part, judge_part
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
-from align.runs.launch import check_launch
+from align.runs.launch import check_launch, check_launcher_files
 from align.runs.models import located
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
@@ -144,6 +144,7 @@ class RoundTrainer:
         """
         began = time.monotonic()
         self.directory.begin(self.recipe.dump(), resume=resume)
+        check_launcher_files()
         args = self.recipe.training_arguments(disable_tqdm=True)
         check_launch(args)
         self.world = World.of(args)

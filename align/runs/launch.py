@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
@@ -25,6 +26,21 @@ _ZERO_CPU = (
 )
 _FSDP_CPU = "FSDP needs GPUs, and accelerate sees none here. " + _DDP_CPU + " To shard on a CPU use ZeRO-3."
 _WRAPPERS = {"FSDP": "FSDPModule", "DEEPSPEED": "DeepSpeedEngine"}
+
+
+def check_launcher_files(env: Mapping[str, str] | None = None) -> None:
+    """Refuse a launcher's configuration that names a DeepSpeed file which is not there.
+
+    Raises:
+        UserError: with where such a path starts.
+    """
+    name = (os.environ if env is None else env).get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    # accelerate also takes the content itself, coded in base64
+    if name.endswith((".json", ".yaml", ".yml")) and not Path(name).is_file():
+        raise UserError(
+            f"deepspeed_config_file: {name} is not there. A path in the launcher's configuration starts at the working "
+            f"directory, here {Path.cwd()}: start from the folder that it is meant from, or write the whole path."
+        )
 
 
 def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:

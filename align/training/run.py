@@ -23,7 +23,7 @@ from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
 from align.recipe.template_arguments import dated
 from align.runs.directory import RunDirectory
-from align.runs.launch import check_launch
+from align.runs.launch import check_launch, check_launcher_files
 from align.runs.processes import World
 from align.runs.quiet import quieten, silent
 from align.runs.result import RunResult
@@ -64,6 +64,7 @@ def run(
     directory = RunDirectory(recipe.output_dir, writer=main)
     # all ranks look before any can write: what follows brings them together
     checkpoint = directory.begin(recipe.dump(), resume=resume)
+    check_launcher_files()
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
     refuse(args)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from align.errors import UserError
-from align.runs.launch import check_launch, check_wrapped
+from align.runs.launch import check_launch, check_launcher_files, check_wrapped
 
 SIMPLE = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
 TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -96,3 +97,19 @@ def test_the_wrapper_must_be_the_promised_one() -> None:
                 with pytest.raises(UserError, match=f"of type {kind} must train a"):
                     check_wrapped(other(), made(2, kind, "nccl"))
     check_wrapped(Plain(), made(1, "NO", None))
+
+
+def test_a_file_that_the_launcher_names_and_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "recipes/accelerate/zero3.json"}
+    with pytest.raises(UserError) as caught:
+        check_launcher_files(env)
+    assert str(caught.value) == (
+        "deepspeed_config_file: recipes/accelerate/zero3.json is not there. A path in the launcher's configuration "
+        f"starts at the working directory, here {tmp_path}: start from the folder that it is meant from, or write the "
+        "whole path."
+    )
+    (tmp_path / "recipes/accelerate").mkdir(parents=True)
+    (tmp_path / "recipes/accelerate/zero3.json").write_text("{}")
+    for given in (env, {}, {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "none"}, {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "e30="}):
+        check_launcher_files(given)
