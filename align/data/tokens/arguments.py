@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -50,13 +49,13 @@ def _dated(template: str, moment: datetime) -> str:
     tokens = _tokens(template)
     if not any(kind == "name" and value == DATE for kind, value in tokens):
         return template
-    formats = {ast.literal_eval(value) for kind, value in tokens if kind == "string" and "%" in value}
+    formats = {value for kind, value in tokens if kind == "string" and "%" in value}
     texts = json.dumps({form: moment.strftime(form) for form in sorted(formats)})
     refusal = "its date has a format that is put together while rendering"
     # blocks take the line break behind them away, so the template begins as it did
     return (
-        f"{{%- macro {DATE}(form) -%}}{{%- set texts = {texts} -%}}"
-        f"{{{{- texts[form] if form in texts else raise_exception('{refusal}') -}}}}{{%- endmacro %}}\n{template}"
+        f"{{%- macro {DATE}(format) -%}}{{%- set texts = {texts} -%}}"
+        f"{{{{- texts[format] if format in texts else raise_exception('{refusal}') -}}}}{{%- endmacro %}}\n{template}"
     )
 
 
@@ -87,5 +86,5 @@ def _names(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
 
 
 def _tokens(template: str) -> list[tuple[str, str]]:
-    """Kind and text of every token of a template's code."""
-    return [(kind, value) for _, kind, value in jinja2.Environment().lex(template)]
+    """Kind and value of every token of a template: strings as they read, not as they are written."""
+    return [(token.type, str(token.value)) for token in jinja2.Environment().lexer.tokenize(template)]

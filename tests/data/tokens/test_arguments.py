@@ -55,6 +55,24 @@ def test_the_date_of_a_tokenizer_is_rendered_on_any_day() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ strftime_now(format='%d %b') }}", "26 Jul"),  # the name of the argument in transformers
+        ("{{ 'of this\n100% sure, ' + strftime_now(\"%d o'clock\") }}", "of this\n100% sure, 26 o'clock"),
+        ("{%- set now = strftime_now %}{{ now('%Y\\u5e74') }}", "2024\u5e74"),
+        ("{%- macro day() %}{{ strftime_now('%A') }}{% endmacro %}{{ day() | upper }}", "FRIDAY"),
+    ],
+)
+def test_a_date_is_rendered_however_a_template_asks_for_it(template: str, text: str) -> None:
+    tokenizer = dated_tokenizer()
+    tokenizer.chat_template = template
+    keep_arguments(tokenizer, {"strftime_now": "2024-07-26"})
+    rendered = render(tokenizer, [Request(MESSAGES)])[0]
+    assert isinstance(rendered, Rendered)
+    assert rendered.text == text
+
+
 def test_each_of_several_templates_gets_the_date() -> None:
     tokenizer = tiny_tokenizer()
     use = '{% if strftime_now is defined %}{{ strftime_now("%j") }}{% endif %}'
