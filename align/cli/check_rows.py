@@ -109,6 +109,10 @@ def _dropped(account: Preparation) -> Iterator[Finding]:
 
 
 def _tokens(account: Preparation) -> Iterator[Finding]:
+    if account.missed:
+        yield Finding("warning", "missed", account.missed)
+    elif account.unread:
+        yield Finding("ok", "unread", f"columns that the model does not see: {', '.join(account.unread)}")
     for what, tally in account.unseen.items():
         yield Finding.of("warning", "unseen", what, tally, UNSEEN_NOTE)
     if account.truncated.count:

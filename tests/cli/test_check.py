@@ -46,6 +46,20 @@ def found(rows, code, *, bos=False, chat=False, branches=PAIR, **options):
     return findings[0]
 
 
+class TestColumns:
+    def test_one_that_looks_like_a_part_of_the_prompt_is_a_warning(self):
+        finding = found([row | {"context": "It is noon.", "history": "Hi."} for row in good()], "missed")
+        assert (finding.severity, finding.text) == (
+            "warning",
+            "context and history look like parts of the prompt, but the model does not see them: write the text into "
+            "the prompt, or map the column (columns: {prompt: ...})",
+        )
+
+    def test_any_other_is_named(self):
+        finding = found([row | {"score": 3} for row in good()], "unread")
+        assert (finding.severity, finding.text) == ("ok", "columns that the model does not see: score")
+
+
 class TestGoodData:
     def test_nothing_but_ok(self):
         report = check_rows(good(), tiny_tokenizer(chat=False), PAIR, max_length=256, held_out=[pair()], name="pairs")

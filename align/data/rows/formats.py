@@ -29,7 +29,7 @@ from align.errors import UserError
 Kind = Literal["preference", "unpaired", "prompt-completion", "prompt-only", "branches"]
 
 _PAIR = ("chosen", "rejected")
-_SYNONYMS = {
+SYNONYMS = {
     "prompt": ("question", "instruction", "query", "input", "problem", "user", "context"),
     "completion": ("answer", "response", "output", "solution", "target", "assistant", "reply", "text"),
     "chosen": ("preferred", "chosen_response", "response_chosen", "better", "accepted", "win", "positive", "answer"),
@@ -52,8 +52,16 @@ class Format:
     tokenised: bool = False
 
     def canonical(self, row: Mapping[str, Any]) -> Row:
-        """The canonical form of a raw row; raises ``BadRow``."""
-        return self.convert(row)
+        """The canonical form of a raw row; raises ``BadRow``.
+
+        A column ``system`` opens a conversation that has no system message of its own.
+        """
+        out = self.convert(row)
+        if self.conversational and out["prompt"][0]["role"] not in ("system", "developer"):
+            text = row.get("system")
+            if isinstance(text, str) and text.strip():
+                out["prompt"] = [{"role": "system", "content": text}, *out["prompt"]]
+        return out
 
 
 def recognise(row: Mapping[str, Any], columns: Sequence[str] | None = None, branches: Sequence[str] = ()) -> Format:
@@ -303,7 +311,7 @@ def _suggestion(needed: Sequence[str], names: Sequence[str]) -> str:
     for ours in needed:
         if ours in names:
             continue
-        guess = next((theirs for theirs in _SYNONYMS.get(ours, ()) if theirs in free), None)
+        guess = next((theirs for theirs in SYNONYMS.get(ours, ()) if theirs in free), None)
         if guess:
             free.remove(guess)
         pairs.append(f"{ours}: {guess or '<your column>'}")

@@ -38,29 +38,38 @@ def reply_of(answer: str, conversational: bool) -> Text:
 
 
 def asked(dataset: Rows, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str]) -> Rows:
-    """Rows with ``question`` and ``answer`` as rows with ``prompt`` and ``completion``; others as they are.
+    """Rows of one question and one answer as rows with ``prompt`` and ``completion``; others as they are.
 
-    An alternate answer (``alternate``) takes the same form. Values that are no text are left for preparation to drop.
+    The columns are ``question`` and ``answer``, or Alpaca's ``instruction``, ``input`` (which may be empty) and
+    ``output``. An alternate answer (``alternate``) takes the same form. Values that are no text are left for
+    preparation to drop.
     """
     if not set(branches) <= {"completion", "alternate"}:
         return dataset  # an objective on pairs has no use for one answer
     names = column_names(dataset)
-    if "prompt" in names or not {"question", "answer"} <= set(names):
+    pairs = (("question", "answer"), ("instruction", "output"))
+    found = next((pair for pair in pairs if set(pair) <= set(names)), None)
+    if "prompt" in names or found is None:
         return dataset
+    question, answer = found
     conversational = talks(tokenizer)
 
-    forms = {
-        "question": ("prompt", prompt_of),
-        "answer": ("completion", reply_of),
-        "alternate": ("alternate", reply_of),
-    }
-
     def put(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            ours: form(row[theirs], conversational) if isinstance(row[theirs], str) else None
-            for theirs, (ours, form) in forms.items()
-            if theirs in row
-        }
+        text = _with_input(row) if question == "instruction" else row[question]
+        out = {"prompt": prompt_of(text, conversational) if isinstance(text, str) else None}
+        for theirs, ours in ((answer, "completion"), ("alternate", "alternate")):
+            if theirs in row:
+                out[ours] = reply_of(row[theirs], conversational) if isinstance(row[theirs], str) else None
+        return out
 
-    changed: Any = dataset.map(put, remove_columns=["question", "answer"])
+    gone = [*found, *(["input"] if question == "instruction" and "input" in names else [])]
+    changed: Any = dataset.map(put, remove_columns=gone)
     return changed
+
+
+def _with_input(row: dict[str, Any]) -> Any:
+    """An instruction with the input that it is about below it."""
+    instruction, given = row["instruction"], row.get("input")
+    if given is None or given == "":
+        return instruction
+    return f"{instruction}\n\n{given}" if isinstance(instruction, str) and isinstance(given, str) else None

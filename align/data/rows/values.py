@@ -19,7 +19,7 @@ _SHAREGPT_ROLES = {
 _SHAREGPT_ROLES |= {"observation": "tool", "function_response": "tool", "function_call": "assistant"}
 
 # Keys of a message that hold what the assistant thinks and what it calls, and all keys that chat templates render.
-REASONING = ("reasoning_content", "reasoning", "thinking", "tool_plan")
+REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking", "thought", "thoughts", "tool_plan")
 CALLS = ("tool_calls", "function_calls", "function_call")
 _RENDERED = {"role", "content", "name", *REASONING, *CALLS, "tool_call_id", "tool_responses"}
 _RENDERED |= {"tools", "functions", "channel", "recipient", "prefix"}

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.data.rows.unread import prompt_like
+
 FIRST = 5  # row numbers that are remembered of each sort
 
 UNSEEN_NOTE = "the model does not see it"
@@ -86,6 +88,7 @@ class Preparation:
     double_eos: Tally = field(default_factory=Tally)
     unseen: dict[str, Tally] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # columns that the format does not look at
     open_end: str | None = None  # what a chat template closes answers with, where that is no token of its own
     pieces: int | None = None  # rows after splitting, where long texts are split; lengths are those before
 
@@ -98,6 +101,18 @@ class Preparation:
     def truncated_share(self) -> float:
         """Share of the kept rows of which something was cut."""
         return self.truncated.count / self.rows_kept if self.rows_kept else 0.0
+
+    @property
+    def missed(self) -> str:
+        """The clause about unread columns that look like a part of the prompt; empty where there are none."""
+        names = prompt_like(self.unread)
+        if not names:
+            return ""
+        belong = "looks like a part of the prompt" if len(names) == 1 else "look like parts of the prompt"
+        return (
+            f"{' and '.join(names)} {belong}, but the model does not see {'it' if len(names) == 1 else 'them'}: write "
+            "the text into the prompt, or map the column (columns: {prompt: ...})"
+        )
 
     @property
     def never_stops(self) -> str:
@@ -147,6 +162,10 @@ class Preparation:
             out.append(f"{plural(tally.count, 'row')} dropped: {reason} ({first_rows(tally)}).")
         for what, tally in self.unseen.items():
             out.append(f"Warning: {what}, in {plural(tally.count, 'row')} ({first_rows(tally)}); {UNSEEN_NOTE}.")
+        if self.unread:
+            out.append(f"Columns that the model does not see: {', '.join(self.unread)}.")
+        if self.missed:
+            out.append(f"Warning: {self.missed}.")
         if self.pieces is not None and self.pieces != self.rows_kept:
             out.append(f"Split into {plural(self.pieces, 'row')} of at most {self.max_length:,} tokens.")
         if self.truncated.count:
@@ -182,6 +201,7 @@ class Preparation:
             "rows_kept": self.rows_kept,
             "dropped": {reason: _tally_dict(tally) for reason, tally in self.dropped.items()},
             **{name: _tally_dict(tally) for name, tally in tallies.items()},
+            "unread": list(self.unread),
             "unseen": {what: _tally_dict(tally) for what, tally in self.unseen.items()},
             "tokens": {
                 name: {

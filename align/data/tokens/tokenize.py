@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.rows.formats import Format, recognise
 from align.data.rows.questions import asked
 from align.data.rows.sources import column_names, did_you_mean, is_table, quiet_hub
+from align.data.rows.unread import unread_columns
 from align.data.tokens.arguments import keep_arguments
 from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
@@ -145,6 +146,7 @@ def prepare_rows(
     limit = None if truncation == "split" else max_length
     encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features))
     account = Preparation(form.name, tuple(branches), max_length, truncation)
+    account.unread = unread_columns(form, list(islice(iter(dataset), _SAMPLE)))
     if form.conversational and branches:
         account.open_end = open_end(tokenizer)
     if truncation == "split" and (len(branches) != 1 or not is_table(dataset)):

@@ -83,7 +83,7 @@ class TestLeftOut:
     def test_tool_definitions(self):
         assert left_out([row(tools=[TOOL]), row()], NO_TOOLS) == {"tool definitions": [0]}
 
-    @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+    @pytest.mark.parametrize("key", ["reasoning_content", "reasoning_text", "thinking", "thought"])
     def test_reasoning(self, key):
         rows = [row(), row(chosen=assistant("In France.") | {key: "Paris is a capital."})]
         assert left_out(rows) == {"reasoning": [1]}
@@ -105,6 +105,31 @@ class TestLeftOut:
         tokenizer.chat_template = NO_SYSTEM
         _, account = prepare_rows(from_rows([{"prompt": [system("Be brief."), user("Where?")]}]), tokenizer, ())
         assert list(account.unseen) == ["the chat template leaves out system text"]
+
+
+class TestColumns:
+    def test_a_system_column_opens_a_conversation(self):
+        rows = [row(system="Be brief."), row(system=""), row(system="Be long.")]
+        rows[2]["prompt"].insert(0, system("Speak French."))
+        tokenizer = tiny_tokenizer()
+        prepared, account = prepare_rows(from_rows(rows), tokenizer, PAIR, system="Be kind.")
+        opened = [tokenizer.decode(ids).split("<|im_end|>")[0] for ids in prepared["prompt_ids"][:]]
+        assert opened == [f"<|im_start|>system\n{text}" for text in ("Be brief.", "Be kind.", "Speak French.")]
+        assert account.unread == []
+
+    def test_one_beside_plain_text_is_not_seen(self):
+        rows = [pair() | {"system": "Be brief.", "question": "The sky is", "id": 7, "note": None}]
+        account = prepare_rows(from_rows(rows), tiny_tokenizer(chat=False), PAIR)[1]
+        assert account.summary()[2:4] == [
+            "Columns that the model does not see: system, id.",
+            "Warning: system looks like a part of the prompt, but the model does not see it: write the text into the "
+            "prompt, or map the column (columns: {prompt: ...}).",
+        ]
+        assert account.to_dict()["unread"] == ["system", "id"]
+
+    def test_a_column_that_a_bad_row_alone_leaves_aside(self):
+        rows = [row(tools=[TOOL]) | {"chosen": None}, row(tools=[TOOL])]
+        assert account_of(rows).unread == []
 
 
 class TestNoFalseAlarm:
