@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
+from transformers import AutoTokenizer
 from zoo import tiny_model
 
 from align.errors import Exit, Stopped, UserError
@@ -393,6 +395,39 @@ def test_samples_of_fixed_prompts_are_written_at_the_start_and_every_n_steps(wor
     lines = [json.loads(x) for x in (tmp_path / "tiny" / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4]
     assert all(line["prompt"].endswith("what is green?") for line in lines)
+
+
+def test_samples_of_fixed_prompts_are_greedy_and_end_where_the_positions_do(world: Path, tmp_path: Path) -> None:
+    def sampled(name: str, positions: int, **generation: Any) -> list[str]:
+        folder = tmp_path / name
+        shutil.copytree(world / "model", folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+        if generation:
+            (folder / "generation_config.json").write_text(json.dumps(generation))
+        made = recipe(
+            world,
+            tmp_path,
+            name=f"run-{name}",
+            model={"id": str(folder)},
+            watch={"generate_every": 1, "prompts": ["Question 1: what is green?"]},
+            train={"max_steps": 1, "save_strategy": "no"},
+        )
+        quietly(made)
+        run = tmp_path / f"run-{name}"
+        return [json.loads(line)["text"] for line in (run / "samples.jsonl").read_text().splitlines()]
+
+    plain = sampled("plain", 256)
+    assert sampled("penalised", 256, repetition_penalty=5.0, no_repeat_ngram_size=1) == plain
+    size = len(AutoTokenizer.from_pretrained(world / "model")("Question 1: what is green?").input_ids)
+    short = sampled("short", size + 3)
+    assert all(len(text) < len(whole) for whole, text in zip(plain, short, strict=True))
+    with pytest.raises(UserError) as refused:
+        sampled("full", 4)
+    assert str(refused.value) == (
+        f"watch.prompts: 'Question 1: what is green?' has {size} tokens; the model needs one at least and reads 4 at "
+        "most, its answer among them."
+    )
 
 
 def test_a_stream_gives_the_losses_of_the_same_rows_in_order(world: Path, tmp_path: Path) -> None:

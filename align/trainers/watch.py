@@ -15,6 +15,8 @@ from align.compat import unwrap_model_for_generation
 from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import sequential_packs
 from align.errors import Stopped
+from align.models.ends import end_ids
+from align.models.generate import greedy, padding
 from align.models.subject import Subject, positions
 from align.objectives.base import FRESH
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
@@ -200,7 +202,10 @@ class Watch(TrainerCallback):
         return {"tokens_per_second": rate, "seconds_left": per_step * (state.max_steps - state.global_step)}
 
     def _generate(self, state: TrainerState) -> None:
-        """Greedy continuations of the fixed prompts, one after the other so that nothing is padded."""
+        """Greedy continuations of the fixed prompts, one after the other so that nothing is padded.
+
+        They end where the model's positions do; what the checkpoint says about sampling is left aside.
+        """
         if not self.generate_every or not self.prompts:
             return
         tokenizer = self.trainer.processing_class
@@ -209,16 +214,14 @@ class Watch(TrainerCallback):
         lines, lengths = [], []
         with unwrap_model_for_generation(model, self.trainer.accelerator) as plain, torch.no_grad():
             plain.eval()
+            reach, ends = positions(plain), end_ids(plain, tokenizer)
             for ids in self.prompts:
                 prompt = torch.tensor([list(ids)], device=self.trainer.args.device)
-                out = plain.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=_NEW_TOKENS,
-                    do_sample=False,
-                    use_cache=True,
-                    pad_token_id=tokenizer.pad_token_id,
-                )[0, len(ids) :]
+                room = _NEW_TOKENS if reach is None else min(_NEW_TOKENS, reach - len(ids))
+                with greedy(plain, ends, padding(tokenizer, ends), room) as settings:
+                    out = plain.generate(
+                        input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+                    )[0, len(ids) :]
                 lengths.append(len(out))
                 text = {"prompt": tokenizer.decode(ids), "text": tokenizer.decode(out, skip_special_tokens=True)}
                 lines.append({"step": state.global_step, **text})

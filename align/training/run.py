@@ -18,7 +18,7 @@ from align.errors import UserError
 from align.judges.loading import load_judge
 from align.models.look import look
 from align.models.policy import adapter_note, load_model, lora_config
-from align.models.subject import Subject
+from align.models.subject import Subject, positions
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
 from align.recipe.template_arguments import dated
@@ -200,7 +200,7 @@ def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dic
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     settings = recipe.watch
-    prompts = [_prompt_ids(trainer.processing_class, text) for text in settings.prompts]
+    prompts = [_prompt_ids(trainer, text) for text in settings.prompts]
     return Watch(
         trainer,
         directory,
@@ -215,14 +215,21 @@ def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dic
     )
 
 
-def _prompt_ids(tokenizer: Any, text: str) -> list[int]:
+def _prompt_ids(trainer: Any, text: str) -> list[int]:
     """A prompt of the recipe as ids: one user message where the tokenizer has a chat template, else plain text."""
+    tokenizer = trainer.processing_class
     if tokenizer.chat_template is None:
-        return tokenizer(text).input_ids
-    rendered = render(tokenizer, [Request([{"role": "user", "content": text}], prompt=True)])[0]
-    if not isinstance(rendered, Rendered):
-        raise UserError(f"watch.prompts: {text[:40]!r} cannot be asked: {rendered}.")
-    return rendered.ids
+        ids = list(tokenizer(text).input_ids)
+    else:
+        rendered = render(tokenizer, [Request([{"role": "user", "content": text}], prompt=True)])[0]
+        if not isinstance(rendered, Rendered):
+            raise UserError(f"watch.prompts: {text[:40]!r} cannot be asked: {rendered}.")
+        ids = rendered.ids
+    reach = positions(trainer.model)
+    if not ids or (reach is not None and len(ids) >= reach):
+        most = "" if reach is None else f" and reads {reach} at most, its answer among them"
+        raise UserError(f"watch.prompts: {text[:40]!r} has {len(ids)} tokens; the model needs one at least{most}.")
+    return ids
 
 
 def _sync(recipe: Recipe) -> tuple[int, float] | None:
