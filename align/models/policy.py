@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
+from align.engine.scoring import causal_model
 from align.errors import UserError
 from align.models.load import adapter_base, first_line, usual_type
 from align.runs.models import hub_options, is_adapter, located
@@ -123,9 +124,11 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
     from peft import PeftModel
 
     name = located(adapter, base)
+    head, embedding = (type(part) for part in (model.get_output_embeddings(), model.get_input_embeddings()))
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     try:
         with quiet_hub():
-            return PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
+            adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         shapes = "size mismatch" in str(error)
         why = "its weights have other shapes than this model's" if shapes else first_line(error)
@@ -133,6 +136,18 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
         raise UserError(
             f"model.lora.adapter: {adapter!r} cannot be put on {model.config._name_or_path} ({why}).{cure}"
         ) from error
+    inner = causal_model(adapted)
+    part = None
+    if type(inner.get_output_embeddings()) is not head:
+        part = "the output head"
+    elif tied and type(inner.get_input_embeddings()) is not embedding:
+        part = "the embedding, whose weight is the output head's as well"
+    if part is not None:
+        raise UserError(
+            f"model.lora.adapter: {adapter!r} changes {part}. The head is scored in pieces and stays as it is under an "
+            "adapter: take one that leaves it alone, or a fresh one (model.lora: {rank: 16})."
+        )
+    return adapted
 
 
 def check_train_only(model: PreTrainedModel, parts: list[str]) -> None:
