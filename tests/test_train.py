@@ -286,10 +286,34 @@ def test_answers_to_held_out_prompts_are_compared_in_length(world: Path, finishe
         longest = max(count(row[side]) for row in rows for side in ("chosen", "rejected"))
         assert record["answer_limit"] == 2 * (longest + 1)  # the end token belongs to an answer
         texts = subject.generate(prompts, record["answer_limit"])
-        assert record["answer_tokens"] == [max(1, count(text)) for text in texts]
+        assert record["answer_tokens"] == [min(max(1, count(text)), record["answer_limit"]) for text in texts]
     length = result.verdict["findings"]["length"]
     assert length["start_tokens"] == sum(found[0]["answer_tokens"]) / 12
     assert length["growth"] == pytest.approx(sum(found[1]["answer_tokens"]) / sum(found[0]["answer_tokens"]) - 1)
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_not_answered_and_counted(world: Path, tmp_path: Path) -> None:
+    """Rotary positions have no end for training, but an answer would begin beyond them."""
+    shutil.copytree(world / "model", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    rows = [json.loads(line) for line in (world / "held_out.jsonl").read_text().splitlines()]
+    sizes = [len(tokenizer(row["prompt"]).input_ids) for row in rows]
+    longest = max(len(tokenizer(row[side]).input_ids) + 1 for row in rows for side in ("chosen", "rejected"))
+    file = tmp_path / "model" / "config.json"
+    reach = sorted(sizes)[len(sizes) // 2] + 2 * longest
+    fits = sum(size + 2 * longest <= reach for size in sizes)
+    for positions, answered in ((reach, fits), (min(sizes), 0)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": positions}))
+        name = f"tiny-{answered}"
+        made = recipe(world, tmp_path, name=name, model={"id": str(tmp_path / "model")}, train={"max_steps": 1})
+        _, lines = quietly(made)
+        said = [line for line in lines if line.startswith("watch.probe_answers")]
+        assert said == [
+            f"watch.probe_answers: {answered} of 12 prompts are answered; the others leave no room for {2 * longest} "
+            f"tokens in the {positions} that the model reads"
+        ]
+        found = [r["answer_tokens"] for r in RunDirectory(tmp_path / name).metrics() if "answer_tokens" in r]
+        assert [len(tokens) for tokens in found] == ([answered] * 2 if answered else [])
 
 
 def test_scales_of_its_own_have_a_column_of_their_own(world: Path, tmp_path: Path) -> None:
@@ -528,6 +552,33 @@ def test_a_metrics_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     assert directory.metrics() == [{"step": 1}, {"step": 2}]
     directory.rewind_metrics(1)
     assert directory.metrics() == [{"step": 1}]
+
+
+def test_a_lock_file_of_an_older_version_goes_on_where_keys_that_came_later_have_their_defaults(
+    world: Path, tmp_path: Path
+) -> None:
+    made = recipe(world, tmp_path)
+    old = made.dump()
+    del old["data"]["template_arguments"], old["watch"]["probe_answers"]
+    directory = RunDirectory(made.output_dir)
+    directory.write_lock({"recipe": old})
+    assert directory.begin(made.dump(), resume=True) is None  # no checkpoint yet
+    other = recipe(world, tmp_path, watch={"probe_answers": 4}, objective={"name": "dpo", "beta": 0.2})
+    with pytest.raises(UserError) as error:
+        directory.begin(other.dump(), resume=True)
+    assert str(error.value).splitlines()[1:-1] == [
+        "  objective.beta: was 0.1, is 0.2",
+        "  watch.probe_answers: was 16, is 4",
+    ]
+
+
+def test_the_lock_of_an_objective_of_the_users_own_is_compared_as_it_stands(world: Path, tmp_path: Path) -> None:
+    mine = recipe(world, tmp_path).dump() | {"objective": {"name": "MyLoss"}}
+    directory = RunDirectory(tmp_path / "tiny")
+    directory.write_lock({"recipe": mine})
+    assert directory.begin(mine, resume=True) is None
+    with pytest.raises(UserError, match="seed: was 0, is 1"):
+        directory.begin(mine | {"seed": 1}, resume=True)
 
 
 def test_a_start_that_failed_before_its_first_step_is_no_run(tmp_path: Path) -> None:

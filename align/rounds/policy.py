@@ -95,7 +95,8 @@ def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
     raw["data"] = {
         "train": {"path": str((folder / PAIRS).resolve())},
         "max_length": recipe.data.max_length,
-        "template_arguments": RunDirectory(run).lock["template_arguments"],  # with the date of the first round
+        # with the date of the first round; a lock file of an older version has none
+        "template_arguments": RunDirectory(run).lock.get("template_arguments", recipe.data.template_arguments),
     }
     raw["objective"] = recipe.objective
     raw["reference"] = {"rows": recipe.rounds.reference} if recipe.objective_value().needs_reference else {}

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from align.errors import UserError
+from align.recipe import Recipe
 
 LOCK = "recipe.lock.yaml"
 METRICS = "metrics.jsonl"
@@ -89,7 +90,7 @@ class RunDirectory:
             return None
         if not lock:
             raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
-        lines = differences(lock.get("recipe", {}), dict(recipe))
+        lines = differences(_completed(lock.get("recipe", {})), dict(recipe))
         changed = [line for line in lines if not line.startswith(_MAY_CHANGE)]
         if changed:
             raise UserError(
@@ -161,6 +162,14 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
             yield from differences(a, b, f"{path}.{i}")
     elif before != after:
         yield f"{path}: was {before!r}, is {after!r}"
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a lock file; keys that came after the version that wrote it have their defaults."""
+    try:
+        return Recipe.from_dict(recipe).dump()
+    except UserError:  # such as one with an objective of the user's own: it is compared as it stands
+        return recipe
 
 
 def _complete(checkpoint: Path) -> bool:

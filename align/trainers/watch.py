@@ -93,7 +93,7 @@ class Watch(TrainerCallback):
         self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
         self._read_at = -1  # step of the last reading
         self._begun = (0.0, 0)
-        self._start_said = False
+        self._start_said = self._prompts_counted = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -182,9 +182,18 @@ class Watch(TrainerCallback):
         longest = max(len(row[f"{side}_ids"]) for row in self.answered for side in ("chosen", "rejected"))
         limit = min(_ANSWER_TOKENS, 2 * longest)
         if (reach := positions(subject.model)) is not None:
-            limit = min(limit, reach - max(map(len, prompts)))
+            prompts = [prompt for prompt in prompts if len(prompt) + limit <= reach]
+            if len(prompts) < len(self.answered) and not self._prompts_counted:
+                self._prompts_counted = True
+                self.echo(
+                    f"watch.probe_answers: {len(prompts)} of {len(self.answered)} prompts are answered; the others "
+                    f"leave no room for {limit} tokens in the {reach:,} that the model reads"
+                )
+        if not prompts:
+            return
         texts = subject.generate(prompts, limit)
-        tokens = [max(1, len(subject.tokenizer(text, add_special_tokens=False).input_ids)) for text in texts]
+        counts = [len(subject.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        tokens = [min(max(1, count), limit) for count in counts]  # bytes that are no text count more than once
         self.run.append_metrics({"step": step, "answer_tokens": tokens, "answer_limit": limit})
 
     def _read(self, step: int) -> ProbeReading:

@@ -32,8 +32,10 @@ from align.recipe import Recipe, load_recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
 from align.rounds import stages
 from align.rounds.inpo import INPOTrainer
+from align.rounds.policy import train_recipe
 from align.rounds.prompts import deal
 from align.rounds.trainer import RoundTrainer
+from align.runs.directory import RunDirectory
 from align.runs.processes import World
 from align.sampling.sampler import Sampler
 from align.train import RunResult, run
@@ -232,6 +234,16 @@ def test_stages_that_are_there_are_not_done_again(world: Path, finished: Any, tm
         if file.name == "metrics.jsonl" and "train" in file.parts:
             continue  # has speeds
         assert mine.read_bytes() == file.read_bytes(), mine
+
+
+def test_a_lock_file_without_template_arguments_gives_a_round_those_of_the_recipe(world: Path, tmp_path: Path) -> None:
+    """As an older version left it."""
+    made = Recipe.from_dict(values(world, tmp_path))
+    directory = RunDirectory(tmp_path / "tiny")
+    directory.write_lock({"recipe": made.dump()})
+    assert train_recipe(made, directory.path, 1).data.template_arguments == {}
+    directory.write_lock({"recipe": made.dump(), "template_arguments": {"strftime_now": "2024-07-26"}})
+    assert train_recipe(made, directory.path, 1).data.template_arguments == {"strftime_now": "2024-07-26"}
 
 
 def test_a_changed_recipe_prompts_or_model_is_not_gone_on_with(world: Path, finished: Any, tmp_path: Path) -> None:
