@@ -49,7 +49,8 @@ def reading(config: Any, rows: Dataset, branches: Sequence[str]) -> Iterator[Fin
     long, most = beyond_positions(rows, branches, limit or 0)
     if limit is None or not long.count:
         return
-    if has_position_table(skeleton(config)):
+    model = skeleton(config)
+    if model is not None and has_position_table(model):
         text = f"longer than the {limit:,} positions that the model has"
         yield Finding.of("error", "positions", text, long, f"longest {most:,}; set data.max_length to {limit} or less")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,24 @@ def has_position_table(model: Any) -> bool:
     return False
 
 
-def skeleton(config: Any) -> Any:
-    """The model of a configuration without any weights."""
+def skeleton(config: Any, **options: Any) -> Any:
+    """The model of a configuration without any weights; None for an architecture that needs them to be made.
+
+    ``options`` are of ``from_config``. Raises what transformers raises for an attention that it cannot use.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    except (RuntimeError, NotImplementedError, TypeError):  # it computes with weights while it is being made
+        return None
+    finally:
+        logger.setLevel(level)
 
 
 def beyond_vocabulary(rows: Dataset, branches: Sequence[str], vocabulary: int) -> Tally:

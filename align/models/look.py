@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
 from align.errors import UserError
+from align.models.limits import skeleton
 from align.models.load import first_line
 from align.models.policy import check_folders, check_train_only, lora_config, not_loaded
 from align.runs.models import hub_options, located, require_model
@@ -31,7 +30,7 @@ def look(section: Model, base: Path | None) -> None:
     """
     require_model(section, base)
     check_folders(section, base)
-    model = skeleton(section, base)
+    model = _structure(section, base)
     if model is None:
         return
     if section.train_only is not None:
@@ -42,28 +41,20 @@ def look(section: Model, base: Path | None) -> None:
         _put_on(model, config)
 
 
-def skeleton(section: Model, base: Path | None) -> PreTrainedModel | None:
-    """The recipe's model without weights; None for an architecture that needs them to be made."""
+def _structure(section: Model, base: Path | None) -> PreTrainedModel | None:
+    """The recipe's model without weights; see ``skeleton``."""
     name = located(section.id, base)
+    attention = {} if section.attention is None else {"attn_implementation": section.attention}
     try:
         with quiet_hub():
             options: Any = {"revision": section.revision, "trust_remote_code": False, **hub_options(name)}
             config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(not_loaded(section.id, None, error)) from error
-    attention = {} if section.attention is None else {"attn_implementation": section.attention}
-    logger = logging.getLogger("transformers")
-    level = logger.level
     try:
-        logger.setLevel(logging.ERROR)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **attention)
+        return skeleton(config, **attention)
     except (ImportError, ValueError) as error:
         raise UserError(not_loaded(section.id, section.attention, error)) from error
-    except (RuntimeError, NotImplementedError, TypeError):  # it computes with weights while it is being made
-        return None
-    finally:
-        logger.setLevel(level)
 
 
 def check_targets(model: nn.Module, config: Any) -> None:

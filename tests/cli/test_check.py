@@ -283,6 +283,12 @@ class TestModel:
         finding = found(rows, "positions", chat=True, config=self.config(max_position_embeddings=64))
         assert (finding.severity, finding.first) == ("warning", (3,))
         assert finding.text == "longer than the 64 positions that the model was made for"
+        # a model that cannot be made without weights is not looked into
+        finding = found(rows, "positions", chat=True, config=self.config("gpt2", n_positions=64, n_embd=-4))
+        assert (finding.severity, finding.text) == (
+            "warning",
+            "longer than the 64 positions that the model was made for",
+        )
         report = check_rows(rows[:3], tiny_tokenizer(), PAIR, config=self.config("gpt2", n_positions=64))
         assert "positions" not in {f.code for f in report.findings}
 

@@ -70,6 +70,7 @@ def test_which_positions_end(kind, table):
     assert has_position_table(skeleton(config)) is table
     assert (positions_of(config) is None) == (kind == "bloom")
     assert vocabulary_of(skeleton(config)) == config.vocab_size
+    assert {weight.device.type for weight in skeleton(config).parameters()} == {"meta"}
 
 
 def test_refused_with_the_whole_sentence():

@@ -13,7 +13,7 @@ from saved_model import tokenizer
 from zoo import tiny_model
 
 from align.errors import UserError
-from align.models.look import check_targets, look, skeleton
+from align.models.look import check_targets, look
 from align.recipe.sections import Lora, Model
 from align.runs.models import hub_answers, located, require_model
 
@@ -88,12 +88,6 @@ def test_why_a_tied_embedding_is_refused() -> None:
 
     assert gap("llama") < 1e-4
     assert gap("llama-tied") > 0.1
-
-
-def test_a_skeleton_has_no_weights(folder: Path) -> None:
-    made = skeleton(Model(id="plain"), folder)
-    assert made is not None
-    assert {p.device.type for p in made.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash"])
