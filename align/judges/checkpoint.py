@@ -41,7 +41,10 @@ def find_judge_model(key: str, kind: Any, name: str, revision: str | None, base:
     Raises:
         UserError: where there is none, or it is a model of another kind, or it has no tokenizer.
     """
-    where = model_folder(located(name, base))
+    try:
+        where = model_folder(located(name, base))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     source = str(where or name)
     adapter = where is not None and (where / "adapter_config.json").exists()
     model = adapter_base(where) if adapter and where is not None else source

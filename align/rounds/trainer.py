@@ -21,6 +21,8 @@ from align.errors import UserError
 from align.judges.function import Function
 from align.judges.judge import Judging
 from align.judges.loading import as_judge, early_judge
+from align.models.look import look
+from align.models.policy import adapter_note
 from align.objectives import DPO, Objective
 from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
@@ -153,6 +155,9 @@ class RoundTrainer:
         quieten(self.world.rank == 0)
         if self.recipe.objective_value().needs_reference:
             check_reads(self.recipe.objective_value())
+        self.world.together(lambda: look(self.recipe.model, self.recipe.base))
+        if note := adapter_note(self.recipe.model, self.recipe.base):
+            self.say(note)
         self.world.together(self._early_judge)
         rounds = self._rounds(resume)
         estimate(self.recipe, rounds, self.say)

@@ -302,8 +302,12 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match=r"judge\.pair: the tokenizer of .*bare has no chat template"):
         PairModel(str(tmp_path / "bare"), say=silent)
-    with pytest.raises(UserError, match=r"judge\.pair: .*reward has no weights for lm_head\.weight"):
+    with pytest.raises(UserError, match=r"judge\.pair: .*reward is a LlamaForSequenceClassification, which scores"):
         PairModel(save_reward(tmp_path / "reward"), say=silent)
+    tiny_tokenizer().save_pretrained(tmp_path / "trunk")
+    tiny_model(vocab_size=len(tokenizer)).model.save_pretrained(tmp_path / "trunk")
+    with pytest.raises(UserError, match=r"judge\.pair: .*trunk has no weights for lm_head\.weight"):
+        PairModel(str(tmp_path / "trunk"), say=silent)
 
 
 def test_a_recipes_section_gives_either(tmp_path: Path) -> None:

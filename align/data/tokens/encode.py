@@ -16,6 +16,7 @@ from align.data.tokens.chat import (
     turn_mask,
     turn_requests,
 )
+from align.data.tokens.endings import marks, turn_end
 from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED
 from align.data.tokens.truncation import fit
 from align.data.tokens.unseen import lines_of, speaks, unknown_arguments, unseen
@@ -223,14 +224,14 @@ class Encoder:
         return out, flags | (TRUNCATED if cut.truncated else 0)
 
     def _blank(self, targets: Sequence[int]) -> bool:
-        """Whether an answer is white space and special tokens alone, as where only its end token is left.
-
-        The unknown token stands for text.
-        """
-        if self.tokenizer.unk_token_id in targets[:_OPENING]:
+        """Whether an answer is white space and end tokens alone. Other special tokens count as text, as labels may."""
+        if self.tokenizer.decode(targets[:_OPENING], skip_special_tokens=True).strip():
             return False
-        text = self.tokenizer.decode(targets[:_OPENING], skip_special_tokens=True)
-        return not text.strip() and (len(targets) <= _OPENING or self._blank(targets[_OPENING:]))
+        named = self.tokenizer
+        ends = {named.eos_token_id, named.bos_token_id, named.pad_token_id, turn_end(named)}
+        if set(targets[:_OPENING]) & (marks(named) - ends):
+            return False
+        return len(targets) <= _OPENING or self._blank(targets[_OPENING:])
 
     def _flags(self, ids: _Ids) -> int:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id

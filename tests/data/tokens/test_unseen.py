@@ -209,3 +209,11 @@ class TestEmptyAnswers:
         rows = [pair(), pair(chosen="<|endoftext|>"), pair(rejected=" " * 40 + "x")]
         _, account = prepare_rows(from_rows(rows), tiny_tokenizer(chat=False), PAIR)
         assert {reason: tally.first for reason, tally in account.dropped.items()} == {"chosen is empty": [1]}
+
+    def test_a_special_token_that_is_a_label_is_an_answer(self):
+        tokenizer = tiny_tokenizer(chat=False)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|yes|>", "<|no|>"]})
+        rows = from_rows([pair(chosen="<|yes|>", rejected="<|no|>"), pair(chosen="<|endoftext|>", rejected="<|no|>")])
+        prepared, account = prepare_rows(rows, tokenizer, PAIR)
+        assert {reason: tally.first for reason, tally in account.dropped.items()} == {"chosen is empty": [1]}
+        assert tokenizer.decode(prepared[0]["chosen_ids"]) == "<|yes|><|endoftext|>"
