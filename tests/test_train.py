@@ -591,3 +591,11 @@ def test_a_start_that_failed_before_its_first_step_is_no_run(tmp_path: Path) -> 
     run.append_metrics({"step": 1, "loss": 0.5})
     with pytest.raises(UserError, match="already holds a run"):
         run.begin({"name": "other"}, resume=False)
+
+
+def test_a_warm_up_as_long_as_the_run_is_warned_of(world: Path, tmp_path: Path) -> None:
+    said = "warning: the warm-up takes 100 steps and the run 2: the learning rate never reaches 0.003. "
+    for warm, warned in ((100, True), (1, False)):
+        made = recipe(world, tmp_path / str(warm), train={"max_steps": 2, "warmup_steps": warm, "save_strategy": "no"})
+        _, lines = quietly(made)
+        assert any(line.startswith(said) for line in lines) is warned

@@ -108,10 +108,11 @@ def _steps(recipe: Recipe, checked: Sequence[tuple[Part, Dataset, SetReport]]) -
         account = report.preparation
         kept = account.rows_kept if account.pieces is None else account.pieces
         if part.role == "train":
-            examples += max(1, round(part.source.weight * kept))
+            examples += max(1, round(part.source.weight * kept)) if kept else 0
         elif part.role == "forget":
             examples += kept // part.copies(rows)
-    yield from stepping(recipe, int(examples))
+    if examples:  # else that is said already
+        yield from stepping(recipe, int(examples))
 
 
 @contextmanager

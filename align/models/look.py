@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
 from align.errors import UserError
@@ -30,6 +30,7 @@ def look(section: Model, base: Path | None) -> None:
     """
     require_model(section, base)
     check_folders(section, base)
+    _check_generation(section, base)
     model = _structure(section, base)
     if model is None:
         return
@@ -55,6 +56,22 @@ def _structure(section: Model, base: Path | None) -> PreTrainedModel | None:
         return skeleton(config, **attention)
     except (ImportError, ValueError) as error:
         raise UserError(not_loaded(section.id, section.attention, error)) from error
+
+
+def _check_generation(section: Model, base: Path | None) -> None:
+    """Refuse a generation config that cannot be read, or whose ends of text are no token ids."""
+    name = located(section.id, base)
+    cure = f"generation_config.json of {section.id}"
+    try:
+        with quiet_hub():
+            config = GenerationConfig.from_pretrained(name, revision=section.revision, **hub_options(name))
+    except OSError:
+        return  # there is none
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"model.id: {cure} cannot be used ({first_line(error)}). Mend it, or remove it.") from error
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if wrong := [end for end in ends if end is not None and (isinstance(end, bool) or not isinstance(end, int))]:
+        raise UserError(f"model.id: {cure} has the eos_token_id {wrong[0]!r}; expected a token id. Mend it.")
 
 
 def check_targets(model: nn.Module, config: Any) -> None:

@@ -62,14 +62,22 @@ def _check_schedule(args: SFTConfig) -> None:
     """Make the schedule for an optimizer of one weight: what it lacks, or cannot take, shows there."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     name = _name(args.lr_scheduler_type)
+    steps = args.max_steps if args.max_steps > 0 else 10
     try:
-        get_scheduler(
+        schedule = get_scheduler(
             name,
             optimizer,
-            num_warmup_steps=1,
-            num_training_steps=10,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
             scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
         )
+        if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            schedule.lr_lambdas[0](1)
+    except ZeroDivisionError as error:
+        raise UserError(
+            f"train.lr_scheduler_type: {name} has no step left behind a warm-up of {args.get_warmup_steps(steps)} of "
+            f"{steps} steps: lower train.warmup_steps, or train longer."
+        ) from error
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(
             f"train.lr_scheduler_type: {name} cannot be made ({_one_line(error)}). What it needs goes into "

@@ -102,6 +102,12 @@ class Watch(TrainerCallback):
         self.progress = Progress(
             echo=self.echo, total_steps=state.max_steps, chosen_drop_nats=self.limit, columns=columns
         )
+        warm = args.get_warmup_steps(state.max_steps)
+        if warm >= state.max_steps and not str(args.lr_scheduler_type).endswith("constant"):
+            self.echo(
+                f"warning: the warm-up takes {warm} steps and the run {state.max_steps}: the learning rate never "
+                f"reaches {args.learning_rate:g}. Lower train.warmup_steps, or train longer."
+            )
         model = self.trainer.model_wrapped
         self.trainer.get_ready(model)
         if state.global_step:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,26 @@ def test_an_adapter_is_looked_at_on_the_model_itself() -> None:
     with pytest.raises(UserError, match=r"^model\.lora\.targets: 'lm_head' is the output head"):
         check_targets(tiny_model(), LoraConfig(target_modules=["lm_head"]))
     check_targets(tiny_model(), None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_return_sequences": 3}, "cannot be used ("),
+        ({"max_new_tokens": -1}, "cannot be used ("),
+        ({"watermarking_config": {"x": 1}}, "cannot be used ("),
+        ({"eos_token_id": "2"}, "has the eos_token_id '2'; expected a token id. Mend it."),
+        ({"eos_token_id": [2, 3.5]}, "has the eos_token_id 3.5; expected a token id. Mend it."),
+    ],
+)
+def test_a_generation_config_that_is_of_no_use(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    shutil.copytree(folder / "plain", tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError) as caught:
+        look(Model(id=str(tmp_path / "m")), None)
+    assert str(caught.value).startswith(f"model.id: generation_config.json of {tmp_path / 'm'} {sentence}")
+    for fine in ({"eos_token_id": [2, 3]}, {}, {"temperature": 0.6}):  # the last is mended later
+        (tmp_path / "m" / "generation_config.json").write_text(json.dumps(fine))
+        look(Model(id=str(tmp_path / "m")), None)

@@ -107,3 +107,14 @@ def test_the_configuration_of_another_trainer(tmp_path: Path) -> None:
     config = DPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     with pytest.raises(UserError, match=r"^args is a DPOConfig, which holds a loss of its own\. Pass transformers\."):
         trl_arguments(config, "any")
+
+
+def test_a_warm_up_that_leaves_no_step(tmp_path: Path) -> None:
+    short = {"lr_scheduler_type": "polynomial", "max_steps": 1, "warmup_steps": 1, "learning_rate": 1e-3}
+    with pytest.raises(UserError) as caught:
+        refuse(arguments(tmp_path, **short))
+    assert str(caught.value) == (
+        "train.lr_scheduler_type: polynomial has no step left behind a warm-up of 1 of 1 steps: lower "
+        "train.warmup_steps, or train longer."
+    )
+    refuse(arguments(tmp_path, **{**short, "max_steps": 2}))
