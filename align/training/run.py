@@ -77,9 +77,7 @@ def run(
     quieten(main)
     say = echo if main else silent
 
-    look(recipe.model, recipe.base)
-    if note := adapter_note(recipe.model, recipe.base):
-        say(note)
+    _look(recipe, say)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=_arguments(recipe, directory, args, resume))
     for sentence in unused_arguments(tokenizer, recipe.data.template_arguments):
         say(f"warning: {sentence}")
@@ -125,6 +123,13 @@ def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool)
     kept = directory.lock.get("template_arguments") if resume else None
     # a second may pass between two processes, and a day between two seconds
     return World.of(args).shared(kept or dated(recipe.data.template_arguments))
+
+
+def _look(recipe: Recipe, say: Callable[[str], Any]) -> None:
+    """Refuse what can be seen of the model before its weights are read."""
+    look(recipe.model, recipe.base)
+    if note := adapter_note(recipe.model, recipe.base):
+        say(note)
 
 
 def _trainer(
