@@ -9,8 +9,9 @@ and no padding is computed at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Segment:
 
 
 class Layout:
-    """The segments of a packed row, in order and without gaps; tensors for a device are made once, for all layers.
+    """The segments of a packed row, in order and without gaps; what kernels make of them is kept for all layers.
 
     No dataclass: FSDP's mixed precision takes every dataclass apart that it finds among a module's inputs, and puts a
     copy together again.
@@ -73,40 +74,14 @@ class Layout:
 
     def __init__(self, segments: list[Segment]) -> None:
         self.segments = segments
-        self._cache: dict = {}
+        self.length = segments[-1].q1
+        self._made: dict[Any, Any] = {}
 
-    def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
-        """Boolean mask [q, p + q], bottom-right causal, or None where plain causal attention says the same."""
-        queries, prefix = segment.q1 - segment.q0, segment.p1 - segment.p0
-        keys = prefix + queries
-        if window is not None and window >= keys:
-            window = None
-        if prefix == 0 and window is None:
-            return None
-        key = (queries, prefix, window, device)
-        if key not in self._cache:
-            i = torch.arange(queries, device=device)[:, None] + prefix
-            j = torch.arange(keys, device=device)[None]
-            self._cache[key] = j <= i if window is None else (j <= i) & (j > i - window)
-        return self._cache[key]
-
-    def varlen(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """Inputs of a variable-length kernel: key gather index [K], cumulative lengths of queries and keys, maxima."""
-        key = ("varlen", device)
-        if key not in self._cache:
-            index = np.concatenate(
-                [np.r_[np.arange(s.p0, s.p1), np.arange(s.q0, s.q1)] for s in self.segments]  # prompt, then itself
-            )
-            queries = np.array([s.q1 - s.q0 for s in self.segments])
-            keys = queries + np.array([s.p1 - s.p0 for s in self.segments])
-            self._cache[key] = (
-                torch.from_numpy(index).to(device),
-                torch.from_numpy(np.r_[0, queries.cumsum()].astype(np.int32)).to(device),
-                torch.from_numpy(np.r_[0, keys.cumsum()].astype(np.int32)).to(device),
-                int(queries.max()),
-                int(keys.max()),
-            )
-        return self._cache[key]
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` makes of this layout, made at the first call with ``key``."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 @dataclass

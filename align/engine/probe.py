@@ -7,13 +7,16 @@ untouched model's own ``.logits`` within twice what that model's own padding cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from align.engine.attention import UnsupportedAttention
+from align.engine.kernels.choose import GROUPED, Call, choose, kernels_differ, recorded
+from align.engine.kernels.kernel import Run, UnsupportedAttention, first_line
+from align.engine.kernels.segments import segments
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.engine.scoring import ScoringEngine, causal_model
 from align.errors import UserError
@@ -21,21 +24,25 @@ from align.errors import UserError
 # (prompt, chosen, rejected): equal siblings for the exchange of order, a one-token prompt, a one-token answer
 _SHAPES = ((9, 6, 6), (9, 6, 6), (1, 4, 2), (5, 1, 7))
 
+# what an architecture raises that builds its masks, biases or states from the batch itself, and meets a packed row
+_STUMBLES = (TypeError, ValueError, IndexError, RuntimeError)
+
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe saw. ``difference`` and ``own`` are the largest per-token gaps, in nats."""
+    """What the probe saw. ``difference`` and ``own`` are the largest per-token gaps, in nats; ``attention`` says which
+    kernel was chosen, None where there is no choice."""
 
     mode: str
     reason: str | None
     difference: float
     own: float
+    attention: str | None = None
 
     def sentence(self) -> str:
         if self.mode == "tree":
-            return (
-                f"scoring: prompts shared and packed (largest gap to the model's own logits {self.difference:.1e} nats)"
-            )
+            gap = f"largest gap to the model's own logits {self.difference:.1e} nats"
+            return f"scoring: prompts shared and packed ({gap})" + (f"; {self.attention}" if self.attention else "")
         return f"scoring: FALLING BACK to padded rows, because {self.reason}. Exact, but slower."
 
 
@@ -46,7 +53,7 @@ def probe(
     agree: Callable[[bool], bool] = bool,
     compute_dtype: torch.dtype | None = None,
 ) -> ProbeResult:
-    """Choose the engine's mode for ``model`` and set it.
+    """Choose the engine's kernel and mode for ``model`` and set them.
 
     Args:
         agree: all-reduces a flag over ranks (true only where all are true), so that every rank takes the same mode.
@@ -60,19 +67,21 @@ def probe(
     model.eval()
     try:
         with torch.no_grad():
-            reason = _leak(engine, model, device)
-            # agreed before the next forward: ranks of a sharded model must run equally many
-            if agree(reason is None):
-                difference, own, reason = _gap(engine, model, device, compute_dtype)
+            for kernel, attention in _kernels(engine, model, device, agree):
+                engine.kernel = kernel
+                reason = _leak(engine, model, device)
+                # agreed before the next forward: ranks of a sharded model must run equally many
                 if agree(reason is None):
-                    return ProbeResult("tree", None, difference, own)
+                    difference, own, reason = _gap(engine, model, device, compute_dtype)
+                    if agree(reason is None):
+                        return ProbeResult("tree", None, difference, own, attention)
             engine.mode = "padded"
             try:
                 difference, own, fault = _gap(engine, model, device, compute_dtype)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(
                     f"{type(causal_model(model)).__name__} cannot be scored: its forward fails on token ids alone "
-                    f"({_first_line(error)}). align trains decoders that read text and nothing else."
+                    f"({first_line(error)}). align trains decoders that read text and nothing else."
                 ) from error
             if not agree(fault is None):
                 raise UserError(
@@ -83,6 +92,27 @@ def probe(
             return ProbeResult("padded", reason or "another rank cannot share prompts", difference, own)
     finally:
         model.train(was_training)
+
+
+def _kernels(
+    engine: ScoringEngine, model: nn.Module, device: torch.device, agree: Callable[[bool], bool]
+) -> Iterator[tuple[Run, str | None]]:
+    """Kernels to try with the whole model, and what is to be said of them; the fastest first, then the plainest."""
+    if not kernels_differ(device):
+        yield segments, None
+        return
+    calls: dict[Call, None] = {}
+    engine.kernel = recorded(calls)
+    vocabulary = causal_model(model).config.get_text_config().vocab_size
+    with contextlib.suppress(*_STUMBLES):
+        engine(model, pack(_examples(vocabulary, 0)).to(device))
+    if agree(bool(calls)):
+        choice = choose(list(calls), device, agree)
+        yield choice.kernel.run, choice.sentence()
+        if choice.kernel is not GROUPED:
+            yield GROUPED.run, f"attention by {GROUPED.name}, since {choice.kernel.name} is not exact in this model"
+    else:
+        yield segments, None
 
 
 def _examples(vocabulary: int, seed: int) -> list[Example]:
@@ -127,11 +157,10 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
         places = score([mine[1], mine[0], *mine[2:]])
     except UnsupportedAttention as error:
         return str(error)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except _STUMBLES as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        # an architecture that builds its masks, biases or states from the batch itself stumbles over a packed row
-        return f"this architecture cannot read a packed row ({_first_line(error)})"
+        return f"this architecture cannot read a packed row ({first_line(error)})"
     if not all(torch.isfinite(v).all() for v in base.values()):
         return "the model's log-probs on random tokens are not finite when prompts are shared"
     for name, changed in siblings.items():
@@ -145,10 +174,6 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
         if not torch.equal(order[0, name], base[0, name]) or not torch.equal(places[1, name], base[0, name]):
             return "results depend on the order of answers or rows in this architecture"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _gap(

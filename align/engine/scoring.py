@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 
 from align.engine.attention import use_tree_attention
 from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
+from align.engine.kernels.kernel import Run
+from align.engine.kernels.segments import segments
 from align.engine.layout import TreeBatch
 from align.engine.reads import AnyRead, Hidden, LogProb, Read, Score
 from align.engine.scores import Scores
@@ -30,6 +32,7 @@ class ScoringJob:
 
     Args:
         rows_per_chunk: in padded mode, sequences per forward of the backbone; None for all at once.
+        kernel: of attention in tree mode.
         keep: leave hidden states and head in ``kept``, the weight as a copy with ``copy_weight``.
     """
 
@@ -41,10 +44,12 @@ class ScoringJob:
         rows_per_chunk: int | None = None,
         reference: ReferenceHead | None = None,
         *,
+        kernel: Run = segments,
         keep: bool = False,
         copy_weight: bool = False,
     ) -> None:
         self.batch, self.reads, self.mode, self.rows_per_chunk = batch, reads, mode, rows_per_chunk
+        self.kernel = kernel
         self.reference, self.keep, self.copy_weight = reference, keep, copy_weight
         self.kept: ReferenceHead | None = None
 
@@ -124,7 +129,7 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
             keep=job.keep,
             copy_weight=job.copy_weight,
         )
-        values = head(hidden[job.batch.positions], job=head_job)
+        values = head(hidden.index_select(0, job.batch.positions), job=head_job)
         job.kept = head_job.kept
         # copies: FSDP2 warns of views among the outputs of a module
         out |= {read.name: values[i].clone() for i, read in enumerate(vocabulary)}
@@ -151,19 +156,20 @@ def _hidden(read: Hidden, batch: TreeBatch, last: Tensor, states: list[Tensor]) 
         raise ValueError("hidden states at the targets include each branch's last token: use feed_last=True")
     # in a branch the target stands right behind the position that predicts it
     places = batch.positions + int(read.at == "target")
-    return (last if read.layer == -1 else states[read.layer])[places]
+    return (last if read.layer == -1 else states[read.layer]).index_select(0, places)
 
 
 def _backbone(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> tuple[Tensor, list[Tensor], Any]:
     """Final hidden states by place in the packed row [T, H], all layers' likewise where asked for, router logits."""
     router = bool(getattr(model.config.get_text_config(), "output_router_logits", False))
     wants_layers = any(isinstance(r, Hidden) and r.layer != -1 for r in job.reads)
-    options = {"use_cache": False} | ({"output_router_logits": True} if router else {})
+    options: dict[str, Any] = {"use_cache": False} | ({"output_router_logits": True} if router else {})
     options |= {"output_hidden_states": True} if wants_layers else {}
     if job.mode == "tree":
         # a 4D placeholder stops transformers from building a mask of its own, which would cut branches off their prompt
         placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=kwargs["input_ids"].device)
-        output = model.base_model(attention_mask=placeholder, layout=job.batch.layout, **options, **kwargs)
+        options |= {"layout": job.batch.layout, "kernel": job.kernel}
+        output = model.base_model(attention_mask=placeholder, **options, **kwargs)
         states = [s[0] for s in output.hidden_states] if wants_layers else []
         return output.last_hidden_state[0], states, output.router_logits if router else None
     return _padded(model, job, options, wants_layers, kwargs["input_ids"].device)
@@ -230,12 +236,14 @@ class ScoringEngine:
     """``engine(model, batch, reads) -> Scores``: one forward of the wrapped model.
 
     ``mode`` starts as ``tree`` and is set to ``padded`` when the start-up probe finds that this model cannot share
-    prompts exactly. ``sharded`` says that parameters live in pieces between forwards: kept weights are then copied, and
-    the padded fallback runs in one piece so that ranks stay in step.
+    prompts exactly; ``kernel`` is the attention of tree mode, which the probe chooses. ``sharded`` says that parameters
+    live in pieces between forwards: kept weights are then copied, and the padded fallback runs in one piece so that
+    ranks stay in step.
     """
 
     def __init__(self, *, sharded: bool = False, rows_per_chunk: int = 8) -> None:
         self.mode: Mode = "tree"
+        self.kernel: Run = segments
         self.sharded = sharded
         self.rows_per_chunk = rows_per_chunk
         self.tokens = 0  # positions computed so far, prompts once; for throughput
@@ -262,6 +270,7 @@ class ScoringEngine:
             self.mode,
             None if self.sharded else self.rows_per_chunk,
             reference,
+            kernel=self.kernel,
             keep=keep,
             copy_weight=self.sharded,
         )

@@ -20,7 +20,7 @@ from align.data.batches.packing import within_budget
 from align.data.rows.values import BadRow
 from align.data.tokens.chat import Request, common_prefix, render
 from align.data.tokens.samples import Prompt
-from align.engine.attention import UnsupportedAttention
+from align.engine.kernels.kernel import UnsupportedAttention
 from align.engine.layout import Branch, Example, Tree, pack
 from align.engine.reads import Score
 from align.engine.scoring import Mode, ScoringEngine, attach

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layouts import LAYOUT, dense
 from torch import Tensor, nn
 from zoo import tiny_model, tree_batch
 
-from align.engine.attention import PREFIX, UnsupportedAttention, tree_attention, use_tree_attention
-from align.engine.layout import Branch, Example, Layout, Segment, Tree, pack
+from align.engine.attention import PREFIX, tree_attention, use_tree_attention
+from align.engine.kernels.kernel import UnsupportedAttention
+from align.engine.layout import Branch, Example, Layout, Tree, pack
 from align.engine.scoring import ScoringEngine, attach
 
-LAYOUT = Layout([Segment(0, 4), Segment(4, 7, 0, 4), Segment(7, 12, 0, 4), Segment(12, 15)])
-LENGTH = 15
 
-
-def seen(layout: Layout, window: int | None) -> Tensor:
-    """The dense mask that a layout means, written down place by place."""
-    allowed = torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
-    for s in layout.segments:
-        keys = [*range(s.p0, s.p1), *range(s.q0, s.q1)]
-        for query in range(s.q0, s.q1):
-            before = keys[: keys.index(query) + 1]
-            allowed[query, before if window is None else before[-window:]] = True
-    return allowed
-
-
-def qkv(heads: int = 4, groups: int = 2, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def qkv(heads: int = 4, groups: int = 2, width: int = 8, length: int = LAYOUT.length) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    return tuple(torch.randn(1, n, LENGTH, width, dtype=torch.float64) for n in (heads, groups, groups))
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    scores = q @ k.transpose(-1, -2) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    return (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ v).transpose(1, 2)
+    return tuple(torch.randn(1, n, length, width, dtype=torch.float64) for n in (heads, groups, groups))
 
 
 @pytest.mark.parametrize("softcap", [None, 0.8])
@@ -50,32 +30,35 @@ def test_equals_dense_attention_under_the_layouts_mask(window: int | None, softc
             nn.Identity(), q, k, v, layout=LAYOUT, scaling=0.3, sliding_window=width, **options
         )
         assert weights is None
-        assert ours.shape == (1, LENGTH, 4, 8)
+        assert ours.shape == (1, LAYOUT.length, 4, 8)
         assert ours.is_contiguous()
         tolerance = 1e-12 if softcap is None else 1e-6  # whose softmax is float32
-        assert torch.allclose(ours, dense(q, k, v, seen(LAYOUT, width), 0.3, softcap), rtol=0, atol=tolerance)
+        assert torch.allclose(ours, dense(q, k, v, LAYOUT, width, 0.3, softcap), rtol=0, atol=tolerance)
 
 
-def test_kept_masks_know_their_shape_and_window() -> None:
-    layout = Layout(LAYOUT.segments)
-    device = torch.device("cpu")
-    assert layout.mask(Segment(0, 4), None, device) is None
-    assert layout.mask(Segment(0, 4), 4, device) is None  # as wide as the segment: plain causal says the same
-    narrow = layout.mask(Segment(0, 4), 2, device)
-    assert narrow is layout.mask(Segment(12, 16), 2, device)
-    assert narrow is not layout.mask(Segment(0, 4), 3, device)
-    branch = layout.mask(Segment(4, 7, 0, 4), None, device)
-    assert branch.shape == (3, 7)
-    assert branch.sum().item() == 5 + 6 + 7
+@pytest.mark.parametrize("rotary", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_kernel_is_given_its_type(rotary: torch.dtype) -> None:
+    # rotary embeddings leave float32 behind, and the fast kernel takes 16 bits only
+    given = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, layout: Layout, **asked: object) -> Tensor:
+        given.append((query.dtype, key.dtype, value.dtype))
+        return query.transpose(1, 2)
+
+    q, k, v = qkv()
+    mixed = (q.to(rotary), k.to(rotary), v.to(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        tree_attention(nn.Identity(), *mixed, layout=LAYOUT, kernel=kernel)
+        tree_attention(nn.Identity(), q, k, v, layout=LAYOUT, kernel=kernel)
+    tree_attention(nn.Identity(), *mixed, layout=LAYOUT, kernel=kernel)
+    assert given == [(torch.bfloat16,) * 3, (torch.float64,) * 3, (rotary, rotary, torch.bfloat16)]
 
 
-def test_inputs_of_the_variable_length_kernel() -> None:
-    index, queries, keys, most_queries, most_keys = LAYOUT.varlen(torch.device("cpu"))
-    assert index.tolist() == [0, 1, 2, 3, *range(4), 4, 5, 6, *range(4), *range(7, 12), 12, 13, 14]
-    assert queries.tolist() == [0, 4, 7, 12, 15]
-    assert keys.tolist() == [0, 4, 11, 20, 23]
-    assert (most_queries, most_keys) == (5, 9)
-    assert queries.dtype == keys.dtype == torch.int32
+@pytest.mark.parametrize("length", [LAYOUT.length - 1, LAYOUT.length + 1])
+def test_a_row_of_another_length_than_its_layout_is_refused(length: int) -> None:
+    # the variable-length kernel would read on behind its last sequence, and give gradients that are not numbers
+    with pytest.raises(ValueError, match=f"the row has {length} queries and {length} keys; its layout 15"):
+        tree_attention(nn.Identity(), *qkv(length=length), layout=LAYOUT)
 
 
 def test_segments_cover_the_row_in_order() -> None:
