@@ -46,7 +46,7 @@ if not hasattr(SFTTrainer, "loss_is_scaled_for_ga"):
 
 
 def training_config(**kwargs: Any) -> SFTConfig:
-    """TRL's configuration with what align fixes: rows come prepared, and no column is dropped.
+    """TRL's configuration with what align fixes: rows come prepared, no column is dropped, no loss is hidden.
 
     Raises:
         UserError: where transformers refuses a value.
@@ -58,6 +58,7 @@ def training_config(**kwargs: Any) -> SFTConfig:
             given = kwargs.pop(old, SFTConfig.__dataclass_fields__[old].default)
             kwargs.setdefault(new, given)
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, "max_length": None}
+    fixed["logging_nan_inf_filter"] = False  # it looks at every loss, and the device is waited for
     try:
         return SFTConfig(**{**kwargs, **fixed})
     except (ValueError, TypeError, NotImplementedError) as error:

@@ -31,6 +31,10 @@ class Branch:
     index: int = 0
     anchors: Mapping[str, float] | None = None
 
+    def targets(self) -> int:
+        """Number of target tokens."""
+        return len(self.ids) if self.mask is None else int(np.count_nonzero(self.mask))
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -92,7 +96,7 @@ class TreeBatch:
     [N]; ``owner`` [N] maps a target to its sequence; ``sequences`` maps a branch name to sequence ids [B]; ``lengths``
     [S] counts targets per sequence, ``ends`` [S] is the place of each sequence's last fed token; ``units`` holds what
     this micro-batch adds to each divisor of the loss; ``feeds_last`` says whether the last token of branches is in the
-    row.
+    row; ``places`` maps a branch name to the places of its targets among all [n].
     """
 
     input_ids: Tensor
@@ -108,6 +112,7 @@ class TreeBatch:
     examples: tuple[Example, ...]
     feeds_last: bool = False
     anchors: dict[str, Tensor] = field(default_factory=dict)  # float32 [S] by name; nan where a branch has none
+    places: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
         """The same batch with its tensors on ``device``."""
@@ -129,6 +134,7 @@ class TreeBatch:
             self.examples,
             self.feeds_last,
             {name: move(values) for name, values in self.anchors.items()},
+            {name: move(places) for name, places in self.places.items()},
         )
 
     def pin_memory(self) -> TreeBatch:
@@ -137,6 +143,7 @@ class TreeBatch:
             setattr(self, name, getattr(self, name).pin_memory())
         self.sequences = {name: ids.pin_memory() for name, ids in self.sequences.items()}
         self.anchors = {name: values.pin_memory() for name, values in self.anchors.items()}
+        self.places = {name: places.pin_memory() for name, places in self.places.items()}
         return self
 
     def only(self, branches: Sequence[str]) -> TreeBatch:
@@ -149,7 +156,8 @@ class TreeBatch:
             trees = tuple(Tree(tree.prompt, some) for tree, some in kept if some)
             if trees:
                 examples.append(Example(trees, example.row))
-        return pack(examples, branches=branches, feed_last=self.feeds_last).to(self.targets.device)
+        packed = pack(examples, branches=branches, feed_last=self.feeds_last)
+        return packed.to(self.targets.device, non_blocking=True)
 
     def branches(self) -> list[tuple[Tree, Branch]]:
         """Every (tree, branch) in the order of sequence ids."""
@@ -209,6 +217,7 @@ def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last
     if dummy:
         names = {name: [] for name in branches}
     counts = np.asarray(lengths, dtype=np.int64)
+    owner = np.repeat(np.arange(len(counts)), counts)
     units = {"examples": float(len(examples))}
     units |= {f"tokens:{name}": float(counts[members].sum()) for name, members in names.items()}
     units |= {f"sequences:{name}": float(len(members)) for name, members in names.items()}
@@ -217,7 +226,7 @@ def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last
         torch.from_numpy(np.concatenate(places))[None],
         torch.from_numpy(np.concatenate(positions)),
         torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        torch.from_numpy(owner),
         {name: torch.tensor(members, dtype=torch.long) for name, members in names.items()},
         torch.from_numpy(counts),
         torch.tensor(ends, dtype=torch.long),
@@ -226,6 +235,7 @@ def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last
         tuple(laid),
         feed_last,
         _anchors(laid),
+        {name: torch.from_numpy(np.flatnonzero(np.isin(owner, members))) for name, members in names.items()},
     )
 
 

@@ -18,7 +18,7 @@ class Scores:
 
     ``tokens`` maps a read's name to values [N], one per target token; ``owner`` [N] says which sequence a token belongs
     to; ``sequences`` maps a branch name to the ids of its sequences, [B] in the order of the examples; ``lengths`` [S]
-    counts target tokens per sequence.
+    counts target tokens per sequence; ``places`` maps a branch name to the places of its tokens among all, [n].
     """
 
     tokens: Mapping[str, Tensor]
@@ -28,6 +28,7 @@ class Scores:
     aux_loss: Tensor | None = None  # load-balancing loss of a mixture of experts, already times its coefficient
     head: ReferenceHead | None = None  # kept for reads of this model's distributions
     anchors: Mapping[str, Tensor] = field(default_factory=dict)  # [S]: log-probs that the rows brought along, by name
+    places: Mapping[str, Tensor] = field(default_factory=dict)
 
     def sum(self, branch: str, read: str = "logp") -> Tensor:
         """Sum of a read over the target tokens of ``branch``, [B]; for ``logp`` in nats, EOS in, prompt out."""
@@ -49,9 +50,7 @@ class Scores:
 
     def of(self, branch: str, read: str = "logp") -> Tensor:
         """Values of a read at every target token of ``branch``, flat, [n]."""
-        member = torch.zeros(self.lengths.shape[0], dtype=torch.bool, device=self.owner.device)
-        member[self.sequences[branch]] = True
-        return self.tokens[read][member[self.owner]]
+        return self.tokens[read].index_select(0, self.places[branch])
 
     def of_sequence(self, sequence: Tensor | int, read: str = "logp") -> Tensor:
         """Values of a read at the target tokens of one sequence, [T_i]."""
@@ -63,12 +62,13 @@ class Scores:
 
     def anchored(self, name: str) -> Scores:
         """Scores of which only sums are right: the whole log-prob under ``name`` on the first token of a sequence."""
-        starts = self.lengths.cumsum(0) - self.lengths
-        real = self.lengths > 0
         anchors = self._anchor(name)
         logp = anchors.new_zeros(len(self.owner))
-        logp[starts[real]] = anchors[real]
-        return Scores({"logp": logp}, self.owner, self.sequences, self.lengths)
+        if len(logp):
+            # a sequence without targets has no first token, and adds nothing to somebody else's
+            starts = (self.lengths.cumsum(0) - self.lengths).clamp(max=len(logp) - 1)
+            logp = logp.index_add(0, starts, torch.where(self.lengths > 0, anchors, 0))
+        return Scores({"logp": logp}, self.owner, self.sequences, self.lengths, places=self.places)
 
     def _anchor(self, name: str) -> Tensor:
         """Anchors [S] under ``name``; nan where none has one, as in a micro-batch without examples."""
@@ -87,4 +87,5 @@ class Scores:
             sequences[name] = torch.arange(start, start + len(branches[name]))
             start += len(branches[name])
         owner = torch.repeat_interleave(torch.arange(len(rows)), lengths)
-        return cls({"logp": torch.cat(rows)}, owner, sequences, lengths)
+        places = {name: torch.isin(owner, ids).nonzero()[:, 0] for name, ids in sequences.items()}
+        return cls({"logp": torch.cat(rows)}, owner, sequences, lengths, places=places)

@@ -278,4 +278,4 @@ class ScoringEngine:
         self.tokens += batch.input_ids.shape[1]
         aux = out.get("aux_loss")
         tokens = {read.name: out[read.name] for read in reads}
-        return Scores(tokens, batch.owner, batch.sequences, batch.lengths, aux, job.kept, batch.anchors)
+        return Scores(tokens, batch.owner, batch.sequences, batch.lengths, aux, job.kept, batch.anchors, batch.places)

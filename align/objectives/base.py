@@ -181,7 +181,7 @@ def branch_metrics(policy: Scores, *branches: str) -> dict[str, tuple[Tensor, Te
     for name in branches:
         logp = policy.sum(name).detach()
         p = policy.total(name, policy.tokens["logp"].detach().exp())
-        metrics[f"logps/{name}"] = (logp.sum(), logp.new_tensor(float(logp.numel())))
+        metrics[f"logps/{name}"] = (logp.sum(), logp.new_full((), float(logp.numel())))
         metrics[f"p/{name}"] = (p.sum(), policy.count(name).sum())
     return metrics
 
@@ -204,7 +204,7 @@ def pair_metrics(
     """
     chosen, rejected = names
     margin = (chosen_reward - rejected_reward).detach()
-    count = margin.new_tensor(float(margin.numel()))
+    count = margin.new_full((), float(margin.numel()))
     own = {} if gap is None else {"rewards/own_accuracies": (_wins(margin), count)}
     return {
         f"rewards/{chosen}": (chosen_reward.detach().sum(), count),

@@ -67,7 +67,7 @@ class INPO(Objective):
         h = chosen - rejected
         # in units of the target: at it the margin is 1/2, as with ipo's tau
         metrics = pair_metrics(self.eta * chosen, self.eta * rejected, policy)
-        metrics["inpo/h"] = (h.detach().sum(), h.new_tensor(float(h.numel())))
+        metrics["inpo/h"] = (h.detach().sum(), h.new_full((), float(h.numel())))
         return Terms((Term((h - 1 / (2 * self.eta)) ** 2),), metrics)
 
     def _gain(self, policy: Scores, branch: str) -> Tensor:

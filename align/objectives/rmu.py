@@ -88,7 +88,7 @@ class RMU(Objective):
         import torch
 
         u = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-        return (u / u.norm()).to(like)
+        return (u / u.norm()).to(like, non_blocking=True)
 
 
 def _per_token(policy: Scores, branch: str, gap: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class SampledKL(Objective):
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         assert reference is not None
         ratio = policy.sum(BRANCH) - reference.sum(BRANCH)
-        count = ratio.new_tensor(float(ratio.numel()))
+        count = ratio.new_full((), float(ratio.numel()))
         metrics = {"kl/sampled": (ratio.detach().sum(), count)}
         if self.clip is not None:
             metrics["kl/clipped"] = ((ratio.detach().abs() > self.clip).to(ratio).sum(), count)

@@ -50,6 +50,7 @@ class ReferencePolicy:
         branches: what is scored; other branches of a batch are left out, unless distributions are to be kept.
         model: the frozen model; None where the adapter is switched off or the store holds every row.
         store: log-probs on disk, or None.
+        complete: on every rank the store has all rows that are trained on.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class ReferencePolicy:
         branches: Sequence[str],
         model: nn.Module | None = None,
         store: LogProbStore | None = None,
+        *,
+        complete: bool = False,
     ) -> None:
         self.engine, self.strategy, self.branches, self.model, self.store = engine, strategy, branches, model, store
+        self.complete = complete
         self.rows_computed = 0
 
     def prepare(self, accelerator: Any) -> None:
@@ -132,11 +136,10 @@ class ReferencePolicy:
 
     def _remember(self, batch: TreeBatch, scores: Scores) -> None:
         assert self.store is not None
-        values = scores.tokens["logp"].float().cpu().numpy()
-        ends = np.cumsum(batch.lengths.cpu().numpy())
-        for (tree, branch), end, count in zip(batch.branches(), ends, batch.lengths.tolist(), strict=True):
-            if _real(branch):
-                self.store.put(sequence_key(tree, branch), values[end - count : end])
+        if not batch.units["examples"]:
+            return  # a dummy
+        keys = [sequence_key(tree, branch) for tree, branch in batch.branches()]
+        self.store.put(keys, [branch.targets() for _, branch in batch.branches()], scores.tokens["logp"])
 
     def _stored(self, batch: TreeBatch) -> Scores:
         assert self.store is not None
@@ -144,8 +147,8 @@ class ReferencePolicy:
             self.store.get(sequence_key(tree, branch)) if _real(branch) else np.zeros(len(branch.ids), np.float32)
             for tree, branch in batch.branches()
         ]
-        values = torch.from_numpy(np.concatenate(rows)).to(batch.targets.device)
-        return Scores({"logp": values}, batch.owner, batch.sequences, batch.lengths)
+        values = torch.from_numpy(np.concatenate(rows)).to(batch.targets.device, non_blocking=True)
+        return Scores({"logp": values}, batch.owner, batch.sequences, batch.lengths, places=batch.places)
 
 
 def _real(branch: Any) -> bool:

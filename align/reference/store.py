@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from align.engine.layout import Branch, Tree
 
@@ -52,6 +53,8 @@ class LogProbStore:
         self.rows_computed = 0
         self._values: dict[bytes, np.ndarray] = {}
         self._new: dict[bytes, np.ndarray] = {}
+        self._waiting: dict[bytes, None] = {}
+        self._packs: list[tuple[Sequence[bytes], Sequence[int], Tensor]] = []
         self._seen: set[str] = set()
         about_file = self.folder / "about.json"
         if about and not about_file.exists():
@@ -59,10 +62,10 @@ class LogProbStore:
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._values) + len(self._waiting)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._values
+        return key in self._values or key in self._waiting
 
     def refresh(self) -> None:
         """Read files that have come since, from this process or others."""
@@ -81,19 +84,35 @@ class LogProbStore:
 
     def get(self, key: bytes) -> np.ndarray:
         """Log-probs float32 [T] of a stored sequence."""
+        if key in self._waiting:
+            self._settle()
         self.rows_read += 1
         return self._values[key]
 
-    def put(self, key: bytes, values: np.ndarray) -> None:
-        """Add a computed sequence; it reaches the disk with the next ``flush``."""
-        self.rows_computed += 1
-        if key not in self._values:
-            self._values[key] = self._new[key] = np.ascontiguousarray(values, dtype=np.float32)
-            if len(self._new) >= _FLUSH_ROWS:
-                self.flush()
+    def put(self, keys: Sequence[bytes], counts: Sequence[int], values: Tensor) -> None:
+        """Add computed sequences, whose ``values`` [sum of counts] lie behind one another.
+
+        They stay on their device until somebody asks for them, so that a step need not wait; they reach the disk with
+        the next ``flush``.
+        """
+        self.rows_computed += len(keys)
+        self._packs.append((keys, counts, values.detach()))
+        self._waiting |= dict.fromkeys(key for key in keys if key not in self._values)
+        if len(self._new) + len(self._waiting) >= _FLUSH_ROWS:
+            self.flush()
+
+    def _settle(self) -> None:
+        """Take the values of all sequences off their device."""
+        for keys, counts, values in self._packs:
+            parts = np.split(values.float().cpu().numpy(), np.cumsum(counts)[:-1])
+            for key, part in zip(keys, parts, strict=True):
+                if key not in self._values:
+                    self._values[key] = self._new[key] = np.ascontiguousarray(part)
+        self._packs, self._waiting = [], {}
 
     def flush(self) -> None:
         """Write what is new as one file, atomically, named after its content."""
+        self._settle()
         if not self._new:
             return
         keys = sorted(self._new)

@@ -39,7 +39,7 @@ def trl_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
     if isinstance(args, SFTConfig):
         args = copy.copy(args)  # the caller may build a second trainer from it
         args.dataset_kwargs = {"skip_prepare_dataset": True}
-        args.remove_unused_columns = False
+        args.remove_unused_columns = args.logging_nan_inf_filter = False
         return args
     if hasattr(args, "beta") or hasattr(args, "loss_type"):
         raise UserError(

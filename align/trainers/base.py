@@ -148,7 +148,12 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         attach(self.model)
         self.engine = ScoringEngine(sharded=self._sharded())
         self.reference = kept and ReferencePolicy(
-            self.engine, kept.strategy, objective.reference_branches, kept.model, kept.store
+            self.engine,
+            kept.strategy,
+            objective.reference_branches,
+            kept.model,
+            kept.store,
+            complete=kept.complete,
         )
         self._start()
         self.add_callback(Guard(self))

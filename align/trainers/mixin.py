@@ -56,7 +56,7 @@ class AlignMixin(_Trainer):
 
     def _start(self) -> None:
         """State of one trainer; called at the end of its constructor."""
-        self._window: dict[str, float] = {}
+        self._window: dict[str, Any] = {}
         self._missing: list[bool] = []
         self._meter, self._eval_meter = Meter(), Meter()
         self._eval_prefix: str | None = None
@@ -74,7 +74,10 @@ class AlignMixin(_Trainer):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if samples:
             samples = self.completed(samples)
-            self._window, self._missing = self._plan_window([s["tree"] for s in samples], device)
+            batches = [s["tree"] for s in samples]
+            self._window = self._divisors(batches, device)
+            stored = self.reference is not None and self.reference.complete
+            self._missing = [False] * len(batches) if stored else self.needs_reference_pass(batches)
         return samples, None
 
     def compute_loss(
@@ -93,10 +96,10 @@ class AlignMixin(_Trainer):
             self._metric_checked = True
             check_best_metric(self.args, terms.metrics, self.eval_dataset)
         self._meter.add(terms.metrics)
-        parts = [t.weight * t.losses.sum() / max(self._window[t.unit], 1.0) for t in terms.losses]
+        parts = [t.weight * t.losses.sum() / self._window[t.unit] for t in terms.losses]
         loss = torch.stack(parts).sum()
         if policy.aux_loss is not None:
-            loss = loss + policy.aux_loss * (batch.units["examples"] / max(self._window["examples"], 1.0))
+            loss = loss + policy.aux_loss * (batch.units["examples"] / self._window["examples"])
         finite = torch.isfinite(loss.detach())
         self._finite = finite if self._finite is None else self._finite & finite
         # gradients are averaged over ranks, but the divisor is already that of all ranks
@@ -115,7 +118,7 @@ class AlignMixin(_Trainer):
         self._eval_meter.add(terms.metrics)
         for i, term in enumerate(terms.losses):
             total = term.weight * term.losses.sum()
-            self._eval_meter.add({f"term {i}": (total, total.new_tensor(_divisor(batch, term.unit)))})
+            self._eval_meter.add({f"term {i}": (total, total.new_full((), _divisor(batch, term.unit)))})
         return None, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -193,14 +196,18 @@ class AlignMixin(_Trainer):
         """The micro-batches of one optimizer step, with what can only be added now that the policy is known."""
         return window
 
-    def _plan_window(self, batches: list[TreeBatch], device: torch.device) -> tuple[dict[str, float], list[bool]]:
-        """Divisors of the step and, per micro-batch, whether any rank must compute reference rows."""
+    def _divisors(self, batches: list[TreeBatch], device: torch.device) -> dict[str, Any]:
+        """What each unit of the loss is divided by in this step, added up over ranks and 1 at least.
+
+        Numbers, or with several ranks tensors [] that are not looked at, so that nobody waits for the device.
+        """
         units = tuple(dict.fromkeys((*self.objective.units, "examples")))
         mine = [sum(_divisor(b, u) for b in batches) for u in units]
-        mine += [float(self.reference is not None and self.reference.missing(b)) for b in batches]
+        if self.accelerator.num_processes == 1:
+            return {unit: max(value, 1.0) for unit, value in zip(units, mine, strict=True)}
         # float32, since some devices have no float64; token counts of a step are far below 2^24
-        total = self.sum_over_ranks(torch.tensor(mine, device=device)).tolist()
-        return dict(zip(units, total, strict=False)), [bool(x) for x in total[len(units) :]]
+        total = self.sum_over_ranks(torch.tensor(mine).to(device, non_blocking=True)).clamp(min=1.0)
+        return dict(zip(units, total.unbind(), strict=True))
 
     def needs_reference_pass(self, batches: list[TreeBatch]) -> list[bool]:
         """For each batch, whether any rank must compute reference rows of it."""
@@ -208,7 +215,10 @@ class AlignMixin(_Trainer):
             return [False] * len(batches)
         if self.reference.store is None:
             return [True] * len(batches)
-        flags = torch.tensor([float(self.reference.missing(b)) for b in batches], device=self.args.device)
+        missing = [self.reference.missing(b) for b in batches]
+        if self.accelerator.num_processes == 1:
+            return missing
+        flags = torch.tensor([float(flag) for flag in missing], device=self.args.device)
         return [bool(x) for x in self.sum_over_ranks(flags).tolist()]
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Coverage(NamedTuple):
 class Kept(NamedTuple):
     """The digest of the policy at the start, what ``ReferencePolicy`` is made of, and what the store holds of the data.
 
-    ``coverage`` is None where that cannot be known, as for a stream.
+    ``coverage`` is None where that cannot be known, as for a stream. ``complete`` says that every rank has all of it.
     """
 
     digest: str
@@ -43,6 +43,7 @@ class Kept(NamedTuple):
     model: nn.Module | None
     store: LogProbStore | None
     coverage: Coverage | None
+    complete: bool
 
 
 def keep_reference(
@@ -85,14 +86,14 @@ def keep_reference(
         )
         store = LogProbStore(Path(store_dir), key, about)
     coverage = _coverage(store, objective, datasets)
-    complete = store is not None and coverage is not None and coverage.computed == 0
-    if resolved == "adapter_off" or all(gather_object([complete])):
+    complete = all(gather_object([store is not None and coverage is not None and coverage.computed == 0]))
+    if resolved == "adapter_off" or complete:
         frozen_model = None
     elif resolved == "reload":
         frozen_model = _load_again(model)
     else:
         frozen_model = frozen(model)
-    return Kept(digest, resolved, frozen_model, store, coverage)
+    return Kept(digest, resolved, frozen_model, store, coverage, complete)
 
 
 def _load_again(model: PreTrainedModel) -> nn.Module:

@@ -288,7 +288,7 @@ def test_leave_one_out_looks_at_the_other_samples_of_the_same_prompt_alone() -> 
 def test_a_batch_without_samples_adds_nothing(objective: Objective) -> None:
     batch = pack([], branches=("chosen", "rejected", "sample"))
     logp = torch.zeros(1, requires_grad=True)
-    empty = Scores({"logp": logp}, batch.owner, batch.sequences, batch.lengths)
+    empty = Scores({"logp": logp}, batch.owner, batch.sequences, batch.lengths, places=batch.places)
     loss = torch.stack([t.losses.sum() for t in objective(empty, empty).losses]).sum()
     loss.backward()
     assert loss.item() == 0

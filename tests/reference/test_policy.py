@@ -179,7 +179,7 @@ def test_a_store_with_wrong_values_is_refused(tmp_path: Path) -> None:
     wrong = LogProbStore(tmp_path / "store", digest)
     batch = batch_of(rows)
     for (tree, branch), values in zip(batch.branches(), own_rows(tiny_model(), batch), strict=True):
-        wrong.put(sequence_key(tree, branch), values.detach().numpy() + 0.01)
+        wrong.put([sequence_key(tree, branch)], [len(values)], values + 0.01)
     wrong.flush()
     made = trainer(tmp_path / "b", DPO(), rows, store_dir=tmp_path / "store")
     with pytest.raises(UserError, match="At the start the reference store differs from the policy by") as caught:

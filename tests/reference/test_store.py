@@ -243,7 +243,7 @@ def filled(folder: Path, seeds: tuple[int, ...] = (1,), say: Callable[[str], Non
     store = LogProbStore(folder, KEY, {"model": "tiny"}, say)
     for seed in seeds:
         for i, (tree, branch) in enumerate(tree_batch(seed).branches()):
-            store.put(sequence_key(tree, branch), np.full(len(branch.ids), -float(seed) - i, np.float64))
+            store.put([sequence_key(tree, branch)], [len(branch.ids)], torch.full((len(branch.ids),), -float(seed) - i))
     store.flush()
     return store
 
@@ -310,7 +310,9 @@ def test_two_writers_and_a_reader_at_the_same_time(tmp_path: Path) -> None:
         store = LogProbStore(tmp_path, KEY, say=said.append)
         for seed in seeds:
             for i, (tree, branch) in enumerate(tree_batch(seed).branches()):
-                store.put(sequence_key(tree, branch), np.full(len(branch.ids), -float(seed) - i))
+                store.put(
+                    [sequence_key(tree, branch)], [len(branch.ids)], torch.full((len(branch.ids),), -float(seed) - i)
+                )
             store.flush()
 
     # they overlap in 3 and 4, which both write with the same content under the same name
@@ -340,7 +342,7 @@ def test_a_crash_while_writing_leaves_nothing_half_done(tmp_path: Path, monkeypa
     store = filled(tmp_path)
     before = contents(copy.copy(store))
     tree, branch = tree_batch(9).branches()[0]
-    store.put(sequence_key(tree, branch), np.zeros(len(branch.ids)))
+    store.put([sequence_key(tree, branch)], [len(branch.ids)], torch.zeros(len(branch.ids)))
 
     def crash(*args: Any) -> None:
         raise OSError("no space left on device")
@@ -360,5 +362,5 @@ def test_many_rows_reach_the_disk_by_themselves(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(store_module, "_FLUSH_ROWS", 3)
     store = LogProbStore(tmp_path, KEY)
     for tree, branch in tree_batch().branches():  # 8 of them
-        store.put(sequence_key(tree, branch), np.zeros(len(branch.ids)))
+        store.put([sequence_key(tree, branch)], [len(branch.ids)], torch.zeros(len(branch.ids)))
     assert len(LogProbStore(tmp_path, KEY)) == 6

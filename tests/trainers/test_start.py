@@ -112,7 +112,8 @@ def test_stored_rows_that_are_off_by_rounding_are_part_of_the_noise_and_wrong_on
     for shift, refused in ((2e-4, False), (0.3, True)):
         store = LogProbStore(tmp_path / str(shift), first.digest)
         for key in list(first.reference.store._values):
-            store.put(key, first.reference.store.get(key) + shift / 10 * torch.ones(1).numpy())
+            values = torch.from_numpy(first.reference.store.get(key)) + shift / 10
+            store.put([key], [len(values)], values)
         store.flush()
         made = trainer(tmp_path / f"b{shift}", DPO(0.3), rows, store_dir=tmp_path / str(shift))
         batch = first_batch(made, rows)

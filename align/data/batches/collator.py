@@ -39,6 +39,7 @@ class TreeCollator:
         batch = pack(examples, branches=self.branches, feed_last=self.feed_last)
         for name in self.branches:
             batch.sequences.setdefault(name, torch.empty(0, dtype=torch.long))
+            batch.places.setdefault(name, torch.empty(0, dtype=torch.long))
         return batch
 
     def example(self, row: Mapping[str, Any]) -> Example:
