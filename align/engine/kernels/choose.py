@@ -13,12 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import (
-    activate_flash_attention_impl,
-    current_flash_attention_impl,
-    list_flash_attention_impls,
-    restore_flash_attention_impl,
-)
+from torch.nn import attention as torch_attention
 
 from align.engine.kernels.flex import flex
 from align.engine.kernels.grouped import grouped
@@ -209,14 +204,15 @@ def _wait(device: torch.device) -> None:
 
 def _flash_names() -> list[str | None]:
     """torch's own FlashAttention, and those that other packages may bring along."""
-    return [None, *list_flash_attention_impls()]
+    # older torch cannot switch back to its own, so that nothing could be compared
+    others = hasattr(torch_attention, "restore_flash_attention_impl")
+    return [None, *(torch_attention.list_flash_attention_impls() if others else ())]
 
 
 def _switch(name: str | None) -> None:
     """Let torch's attention run on this FlashAttention, in the whole process."""
-    if name == current_flash_attention_impl():
-        return
-    if name is None:
-        restore_flash_attention_impl()
-    else:
-        activate_flash_attention_impl(name)
+    if name is not None:
+        if name != torch_attention.current_flash_attention_impl():
+            torch_attention.activate_flash_attention_impl(name)
+    elif torch_attention.current_flash_attention_impl() is not None:
+        torch_attention.restore_flash_attention_impl()

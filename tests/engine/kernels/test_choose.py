@@ -9,6 +9,7 @@ import pytest
 import torch
 from layouts import LAYOUT
 from torch import Tensor
+from torch.nn import attention as torch_attention
 from zoo import tiny_model, tree_batch
 
 from align.engine import probe as probe_module
@@ -129,9 +130,9 @@ def test_flex_attention_is_compiled_for_wide_models_without_a_better_kernel_alon
 def test_another_flash_attention_is_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
     active: list[str | None] = [None]
     monkeypatch.setattr(module, "_flash_names", lambda: [None, "FA3"])
-    monkeypatch.setattr(module, "current_flash_attention_impl", lambda: active[-1])
-    monkeypatch.setattr(module, "activate_flash_attention_impl", active.append)
-    monkeypatch.setattr(module, "restore_flash_attention_impl", lambda: active.append(None))
+    monkeypatch.setattr(torch_attention, "current_flash_attention_impl", lambda: active[-1])
+    monkeypatch.setattr(torch_attention, "activate_flash_attention_impl", active.append)
+    monkeypatch.setattr(torch_attention, "restore_flash_attention_impl", lambda: active.append(None))
     slow_one = None
 
     def flash(*args: Any, **asked: Any) -> Tensor:
@@ -144,6 +145,13 @@ def test_another_flash_attention_is_switched_on_and_off(monkeypatch: pytest.Monk
     slow_one = "FA3"
     assert choose([CALL], CPU, bool).kernel.name == "varlen_attn"
     assert active[-1] is None
+
+
+def test_what_cannot_be_switched_off_again_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert module._flash_names() == [None, *torch_attention.list_flash_attention_impls()]
+    monkeypatch.delattr(torch_attention, "restore_flash_attention_impl")  # as in torch 2.10
+    assert module._flash_names() == [None]
 
 
 # ---- with a model
