@@ -16,18 +16,34 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """A mistake in a recipe, in data or in how a command was called; the message says what to do. Exit code 2."""
+    """A mistake in a recipe, in data or in how a command was called; the message says what to do. Exit code 2.
+
+    ``shared`` says that every process of a run raises it, so that one of them speaks for all.
+    """
 
     exit_code = Exit.USAGE
+    shared = True
 
 
 class DoesNotFit(UserError):
-    """The run does not fit into the memory that is there. Exit code 3."""
+    """The run does not fit into the memory that is there. Exit code 3. The process that ran out raises it alone."""
 
     exit_code = Exit.DOES_NOT_FIT
+    shared = False
 
 
 class Stopped(UserError):
     """A guard ended the run, for instance because the loss was no longer finite. Exit code 4."""
 
     exit_code = Exit.GUARD
+
+
+# CUDA's, MPS' and XPU's allocators; a CUDA library that found no room; the allocator of CPU tensors
+_NO_MEMORY = ("out of memory", "_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on an accelerator or on the CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from align.errors import Stopped, UserError
 from align.recipe import Recipe, load_recipe
+from align.runs.memory import answered
 from align.runs.quiet import without_device_notice
 from align.runs.result import RunResult
 from align.runs.terminal import echo as to_terminal
@@ -22,7 +23,8 @@ def run(
 
     Raises:
         UserError: for everything the caller can mend, before anything is lost.
-        Stopped: where a guard ended the run; the last complete checkpoint is kept.
+        DoesNotFit: where memory ran out; the last complete checkpoint is kept.
+        Stopped: where a guard ended the run; the same is kept.
     """
     without_device_notice()
     if recipe.rounds is not None:
@@ -52,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        run(load_recipe(words[0], words[1:]), resume=resume, allow_code=allow_code)
+        with answered():
+            run(load_recipe(words[0], words[1:]), resume=resume, allow_code=allow_code)
         _leave(together=True)
     except (UserError, Stopped) as error:
-        if rank == 0:
+        if rank == 0 or not error.shared:
             print(error, file=sys.stderr, flush=True)
-        _leave(together=False)
+        if error.shared:  # otherwise the other processes are at work, and would not come: the launcher ends them
+            _leave(together=False)
         return int(error.exit_code)
     return 0
 

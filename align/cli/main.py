@@ -16,6 +16,7 @@ from align.cli.evaluate import EVAL
 from align.cli.sample import SAMPLE, SHOW
 from align.cli.verbs import Parser, Verb, argument, flag, path
 from align.errors import Exit, UserError
+from align.runs.memory import answered
 from align.runs.terminal import echo
 
 _MAIN = """\
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         args.overrides = [*args.overrides, *rest]
     try:
-        code = int(args.run(args))
+        with answered():
+            code = int(args.run(args))
         sys.stdout.flush()
         return code
     except UserError as error:

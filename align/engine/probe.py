@@ -19,7 +19,7 @@ from align.engine.kernels.kernel import Run, UnsupportedAttention, first_line
 from align.engine.kernels.segments import segments
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.engine.scoring import ScoringEngine, causal_model
-from align.errors import UserError
+from align.errors import UserError, ran_out
 
 # (prompt, chosen, rejected): equal siblings for the exchange of order, a one-token prompt, a one-token answer
 _SHAPES = ((9, 6, 6), (9, 6, 6), (1, 4, 2), (5, 1, 7))
@@ -158,7 +158,7 @@ def _leak(engine: ScoringEngine, model: nn.Module, device: torch.device) -> str 
     except UnsupportedAttention as error:
         return str(error)
     except _STUMBLES as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if ran_out(error):
             raise
         return f"this architecture cannot read a packed row ({first_line(error)})"
     if not all(torch.isfinite(v).all() for v in base.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from align.judges.judge import CompareJudge, Judging, ScoreJudge
 from align.judges.pair import PairModel, letters
 from align.judges.reward import RewardModel
 from align.recipe.sampling import Judge
+from align.runs.memory import answered, sentence
 
 
 def load_judge(
@@ -58,6 +60,15 @@ def load_judge(
         return RewardModel(settings.reward, **options)
     assert settings.pair is not None
     return PairModel(settings.pair, **options)
+
+
+def judging() -> AbstractContextManager[None]:
+    """Answers memory that runs out while a judge is loaded or asked."""
+    cure = (
+        "Take a judge with fewer weights, or with narrower ones (judge.dtype: bfloat16), or go on with --resume where "
+        "more memory is free: what was drawn and judged by then is kept."
+    )
+    return answered(sentence("while answers were judged", cure))
 
 
 def early_judge(

@@ -169,18 +169,10 @@ def _precision(raw: Mapping[str, Any]) -> list[Problem]:
 
 
 def _lengths(raw: Mapping[str, Any]) -> list[Problem]:
-    data, train = _section(raw, "data"), _section(raw, "train")
-    problems = []
+    data = _section(raw, "data")
     if "max_length" in data and data["max_length"] is None and data.get("truncation") not in (None, "drop"):
-        problems.append(
-            Problem(("data", "truncation"), "no row is too long while max_length is null; set a max_length.")
-        )
-    limit = _number(data.get("max_length", 1024))
-    budget = _number(train.get("max_tokens_per_microbatch"))
-    if limit is not None and budget is not None and budget < limit:
-        text = f"holds no row of data.max_length {limit:g}; give at least that many, or lower data.max_length."
-        problems.append(Problem(("train", "max_tokens_per_microbatch"), text))
-    return problems
+        return [Problem(("data", "truncation"), "no row is too long while max_length is null; set a max_length.")]
+    return []
 
 
 def _trackers(raw: Mapping[str, Any]) -> list[Problem]:

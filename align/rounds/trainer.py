@@ -20,7 +20,7 @@ from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.function import Function
 from align.judges.judge import Judging
-from align.judges.loading import as_judge, early_judge
+from align.judges.loading import as_judge, early_judge, judging
 from align.models.look import look
 from align.models.policy import adapter_note
 from align.objectives import DPO, Objective
@@ -242,9 +242,9 @@ class RoundTrainer:
 
     def _judge_all(self, now: Round, parts: list[int]) -> None:
         def work() -> None:
-            judge = self._judge or judge_of(self.recipe, self.allow_code, self.world.device, self.say)
-            check_judge(judge, self.select)
-            with Work("prompts judged", sum(len(now.of_part(part)) for part in parts)) as working:
+            with judging(), Work("prompts judged", sum(len(now.of_part(part)) for part in parts)) as working:
+                judge = self._judge or judge_of(self.recipe, self.allow_code, self.world.device, self.say)
+                check_judge(judge, self.select)
                 for part in parts:
                     judge_part(now, part, judge, self.select)
                     working.add(len(now.of_part(part)))

@@ -60,7 +60,9 @@ class World:
         for found in gather_object([problem]):
             if found is not None:
                 kinds = {kind.__name__: kind for kind in (UserError, DoesNotFit, Stopped)}
-                raise kinds.get(found[0], UserError)(found[1])
+                known = kinds.get(found[0], UserError)(found[1])
+                known.shared = True
+                raise known
 
 
 def free() -> None:

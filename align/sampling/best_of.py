@@ -22,6 +22,7 @@ from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.data.tokens.samples import Sample, prompt_key
 from align.errors import UserError
 from align.judges.judge import CompareJudge, Judging
+from align.judges.loading import early_judge, judging, load_judge
 from align.models.load import load_checkpoint, model_folder
 from align.models.subject import positions
 from align.recipe.sampling import Judge
@@ -191,9 +192,9 @@ class _Work:
     def ask(self) -> None:
         """Judge this process's share of what is missing, and mark what is kept."""
         job = self.job
-        judge = self.judge or self._load_judge()
         mine = self._mine("judged", "judged")
-        with Work("prompts judged", self._prompts_of(mine)) as work:
+        with judging(), Work("prompts judged", self._prompts_of(mine)) as work:
+            judge = self.judge or self._load_judge()
             for number in mine:
                 rows = self.parts.rows("samples", number)
                 groups = list(by_prompt(rows))
@@ -206,8 +207,6 @@ class _Work:
 
     def _early_judge(self, settings: Judge) -> None:
         """What is wrong with a judge is said before anything is drawn."""
-        from align.judges.loading import early_judge
-
         self.judge = early_judge(
             settings, base=Path(), allow_code=self.job.allow_code, device=self.world.device, say=self.say
         )
@@ -215,8 +214,6 @@ class _Work:
             self.job.check_compares()
 
     def _load_judge(self) -> Judging:
-        from align.judges.loading import load_judge
-
         job = self.job
         assert job.judge is not None
         device = self.world.device

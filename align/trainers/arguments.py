@@ -131,6 +131,11 @@ def refuse(args: SFTConfig, peft_config: Any = None) -> None:
             "train.activation_offloading moves activations to the CPU, and this run computes there already: leave it "
             "out."
         )
+    if args.auto_find_batch_size:
+        raise UserError(
+            "auto_find_batch_size would restart the run with another plan: leave it out. Where memory runs out the run "
+            "says which batch is likely to fit."
+        )
     if args.torch_compile:
         raise UserError("torch_compile is not supported: shapes of packed rows change with every batch. Leave it off.")
     if args.packing or args.padding_free:

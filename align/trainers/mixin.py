@@ -22,8 +22,10 @@ from align.errors import Stopped, UserError
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
+from align.runs.memory import answered
 from align.trainers.arguments import check_best_metric
 from align.trainers.loaders import eval_loader, train_loader
+from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
 from align.trainers.reference import Coverage
 from align.trainers.start import StartReading, compare_at_start, compute_dtype
@@ -63,9 +65,26 @@ class AlignMixin(_Trainer):
         self._ready = self._wrapper_checked = self._metric_checked = False
         self._finite: Tensor | None = None
         self.train_tokens = 0  # positions of this rank's training micro-batches
+        self.watermark = Watermark()
         self.echo: Callable[[str], Any] = print
         self.start_gap: float | None = None
         self.start_reading: StartReading | None = None
+
+    # ---- memory that runs out is answered with numbers
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Raises ``DoesNotFit`` where memory runs out."""
+        with answered(lambda error: outside(self, error)):
+            return super().train(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one micro-batch."""
+        positions, device = inputs["tree"].input_ids.shape[1], self.args.device
+        self.watermark.begin(device, positions)
+        with answered(lambda error: in_step(self, error, positions)):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        self.watermark.end(device, positions)
+        return loss
 
     # ---- the five overrides
 
@@ -110,10 +129,11 @@ class AlignMixin(_Trainer):
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, None, None]:
         """Adds one micro-batch to the evaluation's sums; nothing is gathered by row."""
-        batch = inputs["tree"].to(self.args.device)
-        self.get_ready(model, batch)
-        missing = self.needs_reference_pass([batch])
-        with torch.no_grad():
+        positions = inputs["tree"].input_ids.shape[1]
+        with answered(lambda error: in_evaluation(self, error, positions)), torch.no_grad():
+            batch = inputs["tree"].to(self.args.device)
+            self.get_ready(model, batch)
+            missing = self.needs_reference_pass([batch])
             _, terms = self.score(model, batch, compute_reference=missing[0])
         self._eval_meter.add(terms.metrics)
         for i, term in enumerate(terms.losses):

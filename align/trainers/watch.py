@@ -22,6 +22,7 @@ from align.objectives.base import FRESH
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
 from align.report.progress import Progress, columns_for
 from align.runs.directory import RunDirectory
+from align.runs.memory import answered, sentence
 
 PROBE_STATE = "probe.json"
 SAMPLES = "samples.jsonl"
@@ -39,7 +40,8 @@ def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]
     sums = {name: torch.zeros(len(rows), device=device) for name in branches}
     was_training = model.training
     model.eval()
-    with torch.no_grad(), trainer.accelerator.autocast():
+    cure = "Set watch.probe_pairs: 0 to go without, or data.max_length lower (a new run)."
+    with answered(sentence("while the probe set was scored", cure)), torch.no_grad(), trainer.accelerator.autocast():
         for pack in sequential_packs([1] * len(rows), _PROBE_PACK, rank=rank, world=world):
             batch = collator([dict(rows[i]) for i in pack])["tree"].to(device)
             scores = trainer.engine(model, batch)

@@ -503,11 +503,6 @@ BAD = {
         change(MODEL, "{id: m, lora: {}, train_only: [layers.1.]}"),
         "r.yaml:2  model.train_only: an adapter is trained instead of weights; remove model.lora or this.",
     ),
-    "budget below a row": (
-        GOOD + "  max_tokens_per_microbatch: 512\n",
-        "r.yaml:8  train.max_tokens_per_microbatch: holds no row of data.max_length 1024; give at least that many, or "
-        "lower data.max_length.",
-    ),
     "prompts for nothing": (
         GOOD + "watch: {prompts: [hi]}\n",
         "r.yaml:8  watch.prompts: no generation is asked for; set watch.generate_every.",
