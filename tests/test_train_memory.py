@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from saved_model import rows, save_model
-from torch import nn
+from shortage import at_most
 
 from align.cli.main import main
 from align.recipe import Recipe
@@ -84,14 +83,8 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def limited() -> Iterator[None]:
     """More than LIMIT positions at a time do not fit."""
-
-    def look(module: nn.Module, given: Any) -> None:
-        if isinstance(module, nn.Embedding) and given[0].numel() > LIMIT:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-
-    hook = nn.modules.module.register_module_forward_pre_hook(look)
-    yield
-    hook.remove()
+    with at_most(positions=LIMIT, words="CUDA out of memory. Tried to allocate 20.00 MiB."):
+        yield
 
 
 def test_a_run_goes_on_with_the_budget_that_it_named(

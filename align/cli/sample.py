@@ -189,7 +189,7 @@ SAMPLE = Verb(
         ),
         argument("--length-penalty", metavar="X", type=float, default=0.0, help="off a score per log of characters"),
         argument("--seed", metavar="SEED", type=int, default=0, help="of all draws, 0 by default"),
-        argument("--batch-size", metavar="N", type=int, default=32, help="completions drawn at a time, 32 by default"),
+        argument("--batch-size", metavar="N", type=int, help="completions drawn at a time, else what memory holds"),
         argument("--limit", metavar="N", type=int, help="only the first N prompts"),
         argument("--subset", metavar="NAME", help="configuration of a Hub data set"),
         argument("--split", metavar="NAME", default="train", help="split, train by default; slices work"),

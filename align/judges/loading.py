@@ -17,7 +17,7 @@ from align.judges.judge import CompareJudge, Judging, ScoreJudge
 from align.judges.pair import PairModel, letters
 from align.judges.reward import RewardModel
 from align.recipe.sampling import Judge
-from align.runs.memory import answered, sentence
+from align.runs.memory import answered, explained
 
 
 def load_judge(
@@ -68,7 +68,7 @@ def judging() -> AbstractContextManager[None]:
         "Take a judge with fewer weights, or with narrower ones (judge.dtype: bfloat16), or go on with --resume where "
         "more memory is free: what was drawn and judged by then is kept."
     )
-    return answered(sentence("while answers were judged", cure))
+    return answered(explained("while answers were judged", cure))
 
 
 def early_judge(

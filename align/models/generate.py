@@ -15,13 +15,10 @@ from align.models.ends import end_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 32
 
-
-def plan_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows by length of their prompts, ``size`` at a time, so that little is padded; ties keep their order."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Rows by length of their prompts, so that in batches of neighbours little is padded; ties keep their order."""
+    return sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
 
 
 def generate_batch(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,17 +22,21 @@ from align.engine.probe import probe
 from align.engine.reads import LogProb, Read
 from align.engine.scoring import ScoringEngine, attach, causal_model
 from align.errors import UserError
+from align.models.batches import BatchSize, pack_positions
 from align.models.ends import end_ids
-from align.models.generate import BATCH, generate_batch, plan_batches
+from align.models.generate import by_length, generate_batch
 from align.models.load import DType, load_checkpoint
+from align.runs.memory import answered, explained
 from align.runs.terminal import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Values = dict[str, dict[str, np.ndarray]]  # by branch, then by read: float64 [T], one value per token
+_GENERATION_CURE = (
+    "Free memory on the device, or lower what one text takes: shorter prompts, fewer new tokens, weights of 16 bits."
+)
 
-_PACK_TOKENS = 4096  # positions of a pack; a longer row makes a pack of its own
+Values = dict[str, dict[str, np.ndarray]]  # by branch, then by read: float64 [T], one value per token
 
 
 class Subject:
@@ -166,13 +171,16 @@ class Subject:
             longest = max(len(example.trees[0].prompt) + len(b.ids) for b in example.trees[0].branches)
             if limit is not None and longest > limit:
                 raise UserError(f"{where} {example.row} has {longest} tokens, but the model reads {limit} at most.")
-        packs = within_budget([example.tokens() for example in examples], _PACK_TOKENS)
+        # a longer row makes a pack of its own
+        packs = within_budget([example.tokens() for example in examples], pack_positions(self.model, self.device))
         packs += [[] for _ in range(-len(packs) % self.world)]
         found: list[tuple[int, Values]] = []
         was_training = self.model.training
         self.model.eval()
         mine = packs[self.rank :: self.world]
-        with torch.no_grad(), self.autocast(), Work(f"{where}s scored", sum(map(len, mine))) as work:
+        scored = Work(f"{where}s scored", sum(map(len, mine)))
+        cure = "Score where more memory is free, or a model of narrower weights."
+        with answered(explained(f"while {where}s were scored", cure)), torch.no_grad(), self.autocast(), scored as work:
             for rows in mine:
                 found += self._score_pack([examples[i] for i in rows], reads)
                 work.add(len(rows))
@@ -219,30 +227,32 @@ class Subject:
                 f"generation: some texts end before {max_new_tokens} new tokens, since the model reads {limit} tokens "
                 f"at most and the longest prompt has {len(prompts[longest])}"
             )
-        batches = plan_batches([len(p) for p in prompts], BATCH)
-        real = len(batches)
-        batches += [batches[-1]] * (-real % self.world)  # computed again to keep processes in step
+        order = by_length([len(p) for p in prompts])
+        in_step = self.engine.sharded and self.world > 1
+        size = BatchSize(None, "answers", _GENERATION_CURE, self.say, in_step=in_step)
+        parts = [order[i : i + size.size] for i in range(0, len(order), size.size)]
+        if in_step:
+            parts += [parts[-1]] * (-len(parts) % self.world)  # computed again by processes that have one less
         found: list[tuple[int, str]] = []
         was_training = self.model.training
-        mine = range(self.rank, len(batches), self.world)
-        written = Work(f"{where}s answered", sum(len(batches[number]) for number in mine))
+        mine = parts[self.rank :: self.world]
+        written = Work(f"{where}s answered", sum(map(len, mine)))
         with self._plain() as model, torch.no_grad(), self.autocast(), written:
             model.eval()
-            for number in mine:
-                rows = batches[number]
-                room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompts[rows[-1]]))
-                texts = generate_batch(
-                    model,
-                    self.tokenizer,
-                    [prompts[i] for i in rows],
-                    max_new_tokens=room,
-                    stop=stop,
-                    device=self.device,
-                    in_step=self.engine.sharded and self.world > 1,
-                )
-                if number < real:
-                    found += zip(rows, texts, strict=True)
-                written.add(len(rows))
+            for room, some in groupby(mine, lambda rows: _room(max_new_tokens, limit, len(prompts[rows[-1]]))):
+
+                def answer(rows: Sequence[int], room: int = room) -> list[str]:
+                    given = [prompts[i] for i in rows]
+                    how: dict[str, Any] = {"max_new_tokens": room, "stop": stop, "in_step": in_step}
+                    texts = generate_batch(model, self.tokenizer, given, device=self.device, **how)
+                    written.add(len(rows))
+                    return texts
+
+                def length(row: int, room: int = room) -> tuple[int, int]:
+                    return len(prompts[row]), room
+
+                rows = [row for part in some for row in part]
+                found += size.batches(model, self.device, rows, length, answer)
         self.model.train(was_training)
         return self.in_order(found, len(prompts))
 
@@ -252,6 +262,11 @@ class Subject:
 
         everything = dict(gather_object(mine) if self.world > 1 else mine)
         return [everything[row] for row in range(count)]
+
+
+def _room(most: int, limit: int | None, prompt: int) -> int:
+    """New tokens behind a prompt of so many tokens."""
+    return most if limit is None else min(most, limit - prompt)
 
 
 def positions(model: nn.Module) -> int | None:

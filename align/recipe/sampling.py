@@ -32,7 +32,12 @@ class Sampling(Section):
         None, gt=0, lt=1, description="leave out tokens below this share of the likeliest one's"
     )
     stop: list[str] = Field([], description="a completion ends before the first of these texts")
-    batch_size: int = Field(32, ge=1, description="completions that a process draws at a time")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="completions that a process draws at a time; null for as many as the free memory of a GPU holds, "
+        "and 32 on a CPU. In 16 bits a batch's shape moves the last bits: a run that shall repeat there sets a number",
+    )
     server: Server | None = Field(
         None, description="let a server draw that serves the policy of the round (rounds and align sample only)"
     )

@@ -133,7 +133,7 @@ def answered(answer: Callable[[BaseException], str] = lambda error: Shortage.of(
         raise DoesNotFit(answer(error)) from error
 
 
-def sentence(doing: str, cure: str) -> Callable[[BaseException], str]:
+def explained(doing: str, cure: str) -> Callable[[BaseException], str]:
     """An answer: what there is, and below it what to do."""
     return lambda error: f"{Shortage.of(error).sentence(doing)}\n{cure}"
 

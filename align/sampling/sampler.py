@@ -3,37 +3,30 @@
 The next token is the likeliest of the warped logits plus Gumbel noise, which is an exact draw from their softmax. The
 noise is keyed by seed, step, prompt, sample, position and token, so a completion depends neither on the rows beside it
 nor on how many processes there are: in float32 on a CPU exactly; elsewhere logits themselves change in their last bits
-with the shape of a batch, and completions repeat where that shape does.
+with the shape of a batch, and completions repeat where that shape does. There ``batch_size`` must be a number for that:
+without one, batches grow with the memory that is free.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from align.data.tokens.samples import Sample, special_tokens
 from align.errors import UserError
+from align.models.batches import BatchSize
 from align.models.ends import end_ids
-from align.models.generate import greedy, left_padded, padding, plan_batches
+from align.models.generate import by_length, greedy, left_padded, padding
 from align.models.subject import positions
 from align.recipe.sampling import Sampling
-from align.sampling.noise import gumbel, signed
+from align.sampling.noise import signed
+from align.sampling.processors import Noise, Stops, warpers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +65,10 @@ class Sampler:
             raise UserError("sampling.stop has an empty text, before which every completion would end: take it out.")
         self.settings, self.tokenizer, self.seed, self.say = settings, tokenizer, seed, say
         self.shares_prompts: bool | None = None
+        cure = (
+            "Set sampling.batch_size: {}, or lower sampling.max_new_tokens. What was drawn and written by then is kept."
+        )
+        self.size = BatchSize(settings.batch_size, "completions", cure, say)
         self._said: set[str] = set()
 
     def __call__(
@@ -103,19 +100,48 @@ class Sampler:
         if model.training:
             raise ValueError("a model that samples must be in evaluation mode, or dropout and checkpointing would act")
         draw = _Draw(self, model, prompts, [signed(key) for key in keys], step, device, in_step)
+        by_room = self._by_room(prompts, positions(model))
         found: dict[tuple[int, int], Sample] = {}
-        mine = self._batches(prompts, positions(model))
-        for room in _rooms([room for room, _ in mine], in_step):
-            if mine and mine[0][0] == room:
-                _, batch = mine.pop(0)
-                found |= zip(batch, draw(batch, room), strict=True)
-                drawn(len(batch))
-            else:
-                draw.nothing()
-        return [[found[p, s] for s in range(self.settings.samples)] for p in range(len(prompts))]
+        if in_step:
+            self._draw_in_step(draw, by_room, found, drawn)
+            return self._listed(found, len(prompts))
+        for room, rows in by_room:
 
-    def _batches(self, prompts: Sequence[Sequence[int]], limit: int | None) -> list[tuple[int, Batch]]:
-        """Batches with the number of new tokens that they have room for, the roomiest first.
+            def draw_some(batch: Sequence[tuple[int, int]], room: int = room) -> list[Sample]:
+                samples = draw(batch, room)
+                drawn(len(batch))
+                return samples
+
+            def length(row: tuple[int, int], room: int = room) -> tuple[int, int]:
+                return len(prompts[row[0]]), room
+
+            found |= self.size.batches(model, device, rows, length, draw_some)
+        return self._listed(found, len(prompts))
+
+    def _draw_in_step(
+        self,
+        draw: _Draw,
+        by_room: list[tuple[int, Batch]],
+        found: dict[tuple[int, int], Sample],
+        drawn: Callable[[int], Any],
+    ) -> None:
+        """Batches of one size on all processes, and as many: each forward takes all of them."""
+        size = self.size.size
+        mine = [(room, rows[i : i + size]) for room, rows in by_room for i in range(0, len(rows), size)]
+        with self.size.said(size):
+            for room in _rooms([room for room, _ in mine]):
+                if mine and mine[0][0] == room:
+                    _, batch = mine.pop(0)
+                    found |= zip(batch, draw(batch, room), strict=True)
+                    drawn(len(batch))
+                else:
+                    draw.nothing()
+
+    def _listed(self, found: Mapping[tuple[int, int], Sample], prompts: int) -> list[list[Sample]]:
+        return [[found[p, s] for s in range(self.settings.samples)] for p in range(prompts)]
+
+    def _by_room(self, prompts: Sequence[Sequence[int]], limit: int | None) -> list[tuple[int, Batch]]:
+        """Sequences, short prompts first, by the number of new tokens that they have room for, the roomiest first.
 
         Rows of a batch have equal room, so that no row goes on beyond the model's positions while others end.
         """
@@ -139,8 +165,7 @@ class Sampler:
         found: list[tuple[int, Batch]] = []
         for room in sorted(by_room, reverse=True):
             rows = [(number, sample) for number in by_room[room] for sample in range(samples)]
-            plan = plan_batches([len(prompts[number]) for number, _ in rows], self.settings.batch_size)
-            found += [(room, [rows[i] for i in batch]) for batch in plan]
+            found.append((room, [rows[i] for i in by_length([len(prompts[number]) for number, _ in rows])]))
         return found
 
     def say_once(self, sentence: str) -> None:
@@ -179,12 +204,12 @@ class _Draw:
             )
         self.pad = padding(self.tokenizer, self.ends)
 
-    def __call__(self, batch: Batch, room: int) -> list[Sample]:
+    def __call__(self, batch: Sequence[tuple[int, int]], room: int) -> list[Sample]:
         numbers = sorted({number for number, _ in batch})
         # two columns at least: every prompt then has a part to encode and a last token to go on from
         ids, mask = left_padded([self.prompts[n] for n in numbers], self.pad, self.device, least=2)
         place = self._tensor([numbers.index(number) for number, _ in batch])
-        noise = _Noise(
+        noise = Noise(
             (self.sampler.seed, self.step),
             self._tensor([self.keys[number] for number, _ in batch]),
             self._tensor([sample for _, sample in batch]),
@@ -202,7 +227,7 @@ class _Draw:
     def _tensor(self, values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
-    def _generate(self, ids: Tensor, mask: Tensor, place: Tensor, room: int, noise: _Noise | None) -> Tensor:
+    def _generate(self, ids: Tensor, mask: Tensor, place: Tensor, room: int, noise: Noise | None) -> Tensor:
         """Prompts [P, W] repeated as ``place`` [R] says, with up to ``room`` new tokens behind them: [R, W + T]."""
         options: dict[str, Any] = {}
         cache = None if self.sampler.shares_prompts is False else self._prefilled(ids, mask)
@@ -210,9 +235,9 @@ class _Draw:
             cache.batch_select_indices(place)
             options["past_key_values"] = cache
         if noise is not None:
-            options["logits_processor"] = LogitsProcessorList([*_warpers(self.settings), noise])
+            options["logits_processor"] = LogitsProcessorList([*warpers(self.settings), noise])
             if self.stop:
-                options["stopping_criteria"] = StoppingCriteriaList([_Stops(self, noise.width)])
+                options["stopping_criteria"] = StoppingCriteriaList([Stops(self.stop, self.stops, noise.width)])
         with greedy(self.model, self.ends, self.pad, room) as settings:
             return self.model.generate(
                 input_ids=ids[place],
@@ -277,49 +302,11 @@ class _Draw:
         return Sample(index, tuple(row[: end + 1]), self.text(ids), "end" if end < len(row) else "length")
 
 
-class _Noise(LogitsProcessor):
-    """Adds noise to scores [R, V]; ``draws`` are seed and step, ``width`` the columns before the first new token."""
-
-    def __init__(self, draws: tuple[int, int], keys: Tensor, samples: Tensor, width: int) -> None:
-        self.draws, self.keys, self.samples, self.width = draws, keys, samples, width
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores + gumbel(*self.draws, self.keys, self.samples, input_ids.shape[1] - self.width, scores.shape[1])
-
-
-class _Stops(StoppingCriteria):
-    """Ends rows whose text has a stop text in it; the last tokens are looked at first."""
-
-    def __init__(self, draw: _Draw, width: int) -> None:
-        self.draw, self.width = draw, width
-        self.tail = max(len(stop.encode()) for stop in draw.stop) + 4  # most tokens have a byte at least
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        rows = input_ids[:, self.width :].tolist()
-        ended = [self.draw.stops(row[-self.tail :]) and self.draw.stops(row) for row in rows]
-        return torch.tensor(ended, device=input_ids.device)
-
-
-def _warpers(settings: Sampling) -> list[LogitsProcessor]:
-    """transformers' own, in its own order; those that would change nothing are left out."""
-    found: list[LogitsProcessor] = []
-    if settings.temperature != 1:
-        found.append(TemperatureLogitsWarper(settings.temperature))
-    if settings.top_k is not None:
-        found.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1:
-        found.append(TopPLogitsWarper(settings.top_p))
-    if settings.min_p is not None:
-        found.append(MinPLogitsWarper(settings.min_p))
-    return found
-
-
-def _rooms(mine: list[int], in_step: bool) -> list[int]:
+def _rooms(mine: list[int]) -> list[int]:
     """The new tokens of every batch to compute, descending: of each number as many as the process with most has."""
-    counts = Counter(mine)
-    if in_step:
-        from accelerate.utils import gather_object
+    from accelerate.utils import gather_object
 
-        for others in gather_object([counts]):
-            counts |= others
+    counts = Counter(mine)
+    for others in gather_object([counts]):
+        counts |= others
     return sorted(counts.elements(), reverse=True)

@@ -22,7 +22,7 @@ from align.objectives.base import FRESH
 from align.probes.displacement import Displacement, ProbeReading, ProbeScores
 from align.report.progress import Progress, columns_for
 from align.runs.directory import RunDirectory
-from align.runs.memory import answered, sentence
+from align.runs.memory import answered, explained
 
 PROBE_STATE = "probe.json"
 SAMPLES = "samples.jsonl"
@@ -41,7 +41,7 @@ def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]
     was_training = model.training
     model.eval()
     cure = "Set watch.probe_pairs: 0 to go without, or data.max_length lower (a new run)."
-    with answered(sentence("while the probe set was scored", cure)), torch.no_grad(), trainer.accelerator.autocast():
+    with answered(explained("while the probe set was scored", cure)), torch.no_grad(), trainer.accelerator.autocast():
         for pack in sequential_packs([1] * len(rows), _PROBE_PACK, rank=rank, world=world):
             batch = collator([dict(rows[i]) for i in pack])["tree"].to(device)
             scores = trainer.engine(model, batch)

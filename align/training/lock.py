@@ -45,4 +45,6 @@ def repeatable(recipe: Recipe, *, on_cpu: bool, mixed: bool) -> str:
         return "as far as the server repeats itself"
     if on_cpu and wide and not mixed:
         return "exactly: float32 on a CPU"
+    if recipe.sampling.batch_size is None:
+        return "not exactly: batches follow the memory that is free, until sampling.batch_size is a number"
     return f"for this shape of batches (sampling.batch_size {recipe.sampling.batch_size}, and the same processes)"

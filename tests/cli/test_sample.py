@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from distributed.test_distributed import _environment
+from shortage import at_most
 from tiny import tiny_tokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from zoo import tiny_model
 
 from align.cli.main import main
@@ -68,6 +70,40 @@ def test_json_alone_goes_to_standard_output(capsys: pytest.CaptureFixture[str], 
     assert {row["prompt"] for row in rows} == {row["prompt"] for row in ROWS[:4]}
     assert set(rows[0]) == {"prompt", "completion", "index", "finish"}
     assert not list(place.glob("*.parts"))
+
+
+def test_memory_that_runs_out_costs_nothing_that_was_drawn(
+    capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.sampling.best_of.PART", 2)
+    prompts = ["Why? " * (1 + i) for i in range(6)]
+    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    words = ("prompts.jsonl", "--model", "model", "--n", "4", "--max-new-tokens", "4")
+    assert call(capsys, "sample", *words, "--out", "whole.jsonl")[0] == 0
+    longest = len(tiny_tokenizer(chat=False)(prompts[-1]).input_ids) - 1  # the last token is read with the first drawn
+    with at_most(positions=2 * longest - 1):  # both prompts of the last part are too many at a time
+        code, _, err = call(capsys, "sample", *words, "--batch-size", "8")
+        assert code == 3
+        first, cure = err.strip().splitlines()
+        assert first.startswith("Out of memory while 8 completions were drawn at a time: cpu has ")
+        assert cure.startswith("Set sampling.batch_size: 4, ")
+        assert 0 < len(list(place.glob("samples.jsonl.parts/samples/*.parquet"))) < 3
+        code, out, _ = call(capsys, "sample", *words, "--batch-size", "4", "--resume")
+        assert code == 0
+        assert "sampled before: " in out
+    assert (place / "samples.jsonl").read_text() == (place / "whole.jsonl").read_text()
+
+
+def test_a_judge_that_does_not_fit(capsys: pytest.CaptureFixture[str], place: Path, model: Path) -> None:
+    config = AutoConfig.from_pretrained(model, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(place / "reward")
+    tiny_tokenizer(chat=False).save_pretrained(place / "reward")
+    words = ("prompts.jsonl", "--model", "model", "--n", "4", "--max-new-tokens", "4", "--batch-size", "4")
+    with at_most(positions=60):  # more than one prompt has, and fewer than all of them with their samples
+        code, _, err = call(capsys, "sample", *words, "--judge", "reward:reward")
+    assert code == 3
+    assert "\nOut of memory while answers were judged: cpu has " in f"\n{err}"
+    assert err.endswith("what was drawn and judged by then is kept.\n")
 
 
 def test_the_generated_world_has_prompts(capsys: pytest.CaptureFixture[str], place: Path) -> None:

@@ -24,7 +24,7 @@ from datasets import Dataset  # noqa: E402
 from align.compat import training_config  # noqa: E402
 from align.eval import tofu  # noqa: E402
 from align.eval.tofu_data import TofuSets, load_sets  # noqa: E402
-from align.models import subject as module  # noqa: E402
+from align.models import batches  # noqa: E402
 from align.models.subject import Subject  # noqa: E402
 from align.objectives import NLL  # noqa: E402
 from align.trainers.base import AlignTrainer  # noqa: E402
@@ -55,7 +55,7 @@ def trained(folder: Path) -> AlignTrainer:
 
 def main() -> None:
     folder, label = Path(sys.argv[1]), os.environ["ALIGN_TEST_LABEL"]
-    module._PACK_TOKENS, module.BATCH = 300, 4  # type: ignore[attr-defined]
+    batches._PACK, batches.BATCH = 300, 4  # type: ignore[attr-defined]
     loaded = Subject.load(str(folder / "model"))
     live = Subject.of(trained(folder))
     out: dict[str, Any] = {
@@ -64,11 +64,11 @@ def main() -> None:
         "sharded": live.engine.sharded,
         "loaded_world": loaded.world,
     }
-    for name, subject in (("loaded", loaded), ("live", live)):
-        subject.name = name
-        before = subject.engine.tokens
-        out[name] = tofu.evaluate(subject, few(), gradnorm=not subject.engine.sharded).to_json()
-        out[f"{name}_tokens"] = subject.engine.tokens - before
+    for name, measured in (("loaded", loaded), ("live", live)):
+        measured.name = name
+        before = measured.engine.tokens
+        out[name] = tofu.evaluate(measured, few(), gradnorm=not measured.engine.sharded).to_json()
+        out[f"{name}_tokens"] = measured.engine.tokens - before
     (folder / f"{label}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(out))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -18,7 +18,6 @@ from align.engine.reads import ArgmaxHit, Entropy, LogProb
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.eval.membership import LogProbVariance, gradient_norms
-from align.models import subject as module
 from align.models.subject import Subject
 from align.objectives import NLL
 from align.runs.directory import RunDirectory
@@ -62,7 +61,7 @@ def _own(model: Any, prompt: list[int], ids: list[int]) -> dict[str, np.ndarray]
 def test_values_are_those_of_the_models_own_logits(
     mode: Any, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PACK_TOKENS", 40)  # several packs
+    monkeypatch.setattr("align.models.batches._PACK", 40)  # several packs
     subject = _subject(dtype=dtype)
     subject.engine.mode = mode
     prompts, branches = _rows()
@@ -78,7 +77,7 @@ def test_values_are_those_of_the_models_own_logits(
 
 def test_packs_do_not_depend_on_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank's share, put together, is what one process computes: not a bit differs."""
-    monkeypatch.setattr(module, "_PACK_TOKENS", 40)
+    monkeypatch.setattr("align.models.batches._PACK", 40)
     prompts, branches = _rows()
     alone = _subject()
     whole = alone.score(prompts, branches, READS)
@@ -104,7 +103,7 @@ def test_a_row_beyond_the_models_positions_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_generation_is_that_of_one_prompt_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr("align.models.batches.BATCH", 3)
     # in float64 padding cannot move a tie
     subject = _subject(kind, dtype=torch.float64, seed=5)
     # what a checkpoint says of sampling must not matter

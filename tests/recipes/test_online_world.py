@@ -88,6 +88,10 @@ def test_hypo_stays_near_where_dpo_runs_away(taught: Path, tmp_path: Path) -> No
     assert RunDirectory(tmp_path / "hypo").lock["samples"] == "exactly: float32 on a CPU"
     rough = load_recipe("online/world-hypo", ["model.dtype=bfloat16"])
     assert repeatable(rough, on_cpu=True, mixed=False).startswith("for this shape of batches (sampling.batch_size 64")
+    rough = load_recipe("online/world-hypo", ["model.dtype=bfloat16", "sampling.batch_size=null"])
+    assert repeatable(rough, on_cpu=True, mixed=False) == (
+        "not exactly: batches follow the memory that is free, until sampling.batch_size is a number"
+    )
     dpo, _ = trained("world-hypo", taught, tmp_path / "dpo", "objective.kl_weight=0", "sampling=null")
     assert "distance" not in dpo.verdict["findings"]
     near, far = kl_to_start(taught, tmp_path / "hypo/model"), kl_to_start(taught, tmp_path / "dpo/model")

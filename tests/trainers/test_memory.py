@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
-from torch import nn
+from shortage import at_most
 from training import arguments, pairs, trainer, word_tokenizer
 from zoo import tiny_model
 
@@ -27,23 +25,6 @@ WORDS = (
     "free. Of the allocated memory 78.00 GiB is allocated by PyTorch, and 1.00 GiB is reserved by PyTorch but "
     "unallocated."
 )
-
-
-@pytest.fixture
-def limited() -> Iterator[Callable[[int], None]]:
-    """Sets how many positions every embedding of this process reads at a time; beyond that a GPU's error comes."""
-    hooks = []
-
-    def limit(positions: int) -> None:
-        def look(module: nn.Module, given: Any) -> None:
-            if isinstance(module, nn.Embedding) and given[0].numel() > positions:
-                raise torch.OutOfMemoryError(WORDS)
-
-        hooks.append(nn.modules.module.register_module_forward_pre_hook(look))
-
-    yield limit
-    for hook in hooks:
-        hook.remove()
 
 
 @pytest.mark.parametrize(
@@ -110,11 +91,13 @@ def test_an_adapter_holds_gradients_of_its_own_weights_alone(tmp_path: Path) -> 
     assert held.reference == 0
 
 
-def test_a_first_step_that_does_not_fit(tmp_path: Path, limited: Any) -> None:
+def test_a_first_step_that_does_not_fit(tmp_path: Path) -> None:
     made = trainer(tmp_path, DPO())
     sizes = row_lengths(made.train_dataset, made.data_collator)
-    limited(90)  # the probe's rows and every single one fit
-    with pytest.raises(DoesNotFit) as caught:
+    with (
+        pytest.raises(DoesNotFit) as caught,
+        at_most(positions=90, words=WORDS),
+    ):  # the probe's rows and every single one fit
         made.train()
     lines = str(caught.value).splitlines()
     tried = int(lines[0].split("micro-batch of ")[1].split()[0])
@@ -145,10 +128,9 @@ def test_a_first_step_that_does_not_fit(tmp_path: Path, limited: Any) -> None:
     ]
 
 
-def test_where_no_smaller_micro_batch_is_possible_another_change_comes_first(tmp_path: Path, limited: Any) -> None:
+def test_where_no_smaller_micro_batch_is_possible_another_change_comes_first(tmp_path: Path) -> None:
     made = trainer(tmp_path, SimPO(), per_device_train_batch_size=1)
-    limited(22)
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(DoesNotFit) as caught, at_most(positions=22, words=WORDS):
         made.train()
     cures = [line for line in str(caught.value).splitlines() if "Set " in line or "enough" in line]
     assert cures[0].startswith("Set train.activation_checkpointing: true, which changes no result")
@@ -156,7 +138,7 @@ def test_where_no_smaller_micro_batch_is_possible_another_change_comes_first(tmp
     assert len(cures) == 2  # no reference
 
 
-def test_a_stream_gets_a_smaller_batch_with_more_accumulation(tmp_path: Path, limited: Any) -> None:
+def test_a_stream_gets_a_smaller_batch_with_more_accumulation(tmp_path: Path) -> None:
     made = PreferenceTrainer(
         tiny_model(),
         SimPO(),
@@ -164,18 +146,16 @@ def test_a_stream_gets_a_smaller_batch_with_more_accumulation(tmp_path: Path, li
         train_dataset=pairs(20).to_iterable_dataset(),
         processing_class=word_tokenizer(),
     )
-    limited(90)
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(DoesNotFit) as caught, at_most(positions=90, words=WORDS):
         made.train()
     assert (
         "Set train.per_device_train_batch_size: 4 with train.gradient_accumulation_steps: 4, which changes no result."
     ) in str(caught.value)
 
 
-def test_an_evaluation_that_does_not_fit(tmp_path: Path, limited: Any) -> None:
+def test_an_evaluation_that_does_not_fit(tmp_path: Path) -> None:
     made = trainer(tmp_path, SimPO(), eval_dataset=pairs(8, seed=1), per_device_eval_batch_size=8)
-    limited(90)
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(DoesNotFit) as caught, at_most(positions=90, words=WORDS):
         made.evaluate()
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("Out of memory in an evaluation at step 0, in a micro-batch of ")
