@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py            a table
     python benchmarks/sampling.py --json     the numbers
+    python benchmarks/sampling.py --caches   which cache greedy generation is fastest with; see caches.py
 
 Scoring is forward and backward of every sample's log-probs: ours, with a prompt once for all of its samples, and the
 usual way in turn, padded rows of prompt and sample with the head at the samples' positions only. Drawing is the same
@@ -29,6 +30,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from caches import caches_table, measure_caches
 from hypo_step import ROWS, SAMPLES, measure_step
 from preference_step import spread
 from rows import SHAPES
@@ -241,8 +243,15 @@ def measure_sampling(shape: str, rounds: int, size: Size) -> dict[str, Any]:
 # ---- the report
 
 
-def measure(shapes: list[str], rounds: int, size: Size) -> dict[str, Any]:
-    """The whole report."""
+PARTS: dict[str, Callable[[str, int, Size], dict]] = {
+    "scoring": measure_scoring,
+    "sampling": measure_sampling,
+    "step": measure_step,
+}
+
+
+def measure(shapes: list[str], rounds: int, size: Size, *, caches: bool = False) -> dict[str, Any]:
+    """The whole report, or the part on caches alone."""
     cuda = torch.cuda.is_available()
     about = {
         "date": datetime.date.today().isoformat(),
@@ -252,11 +261,7 @@ def measure(shapes: list[str], rounds: int, size: Size) -> dict[str, Any]:
         "batch": f"{size.prompts} prompts, {size.samples} samples each, {size.new_tokens} tokens drawn",
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    parts: dict[str, Callable[[str, int, Size], dict]] = {
-        "scoring": measure_scoring,
-        "sampling": measure_sampling,
-        "step": measure_step,
-    }
+    parts = PARTS if not caches else {"caches": measure_caches}
     report: dict[str, Any] = {"about": about}
     for name, part in parts.items():
         report[name] = {}
@@ -276,7 +281,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{about['device']}, {about['dtype']}; {about['model']}; {about['batch']}; median (min to max) over rounds"
     ]
-    for shape, part in report["scoring"].items():
+    for shape, part in report.get("caches", {}).items():
+        lines += caches_table(shape, part)
+    for shape, part in report.get("scoring", {}).items():
         lines += [
             f"scoring, {shape}: {show(part['seconds']['ours'])} s, padded {show(part['seconds']['padded'])} s",
             f"  times as fast as padded rows       {show(part['times_as_fast'])}",
@@ -284,7 +291,7 @@ def table(report: dict[str, Any]) -> str:
             f" padded {part['positions']['padded']}: {part['fewer_positions']:.2f} times as many",
             f"  log-probs differ by at most        {part['logp_gap']:.1e}, gradients by {part['gradient_gap']:.1e}",
         ]
-    for shape, part in report["sampling"].items():
+    for shape, part in report.get("sampling", {}).items():
         seconds, positions = part["seconds"], part["positions"]
         lines += [
             f"drawing, {shape}: prompt read once {show(seconds['once'])} s, for each sample {show(seconds['each'])} s",
@@ -292,7 +299,7 @@ def table(report: dict[str, Any]) -> str:
             f"  positions computed                 {positions['once']}, for each sample {positions['each']}",
             f"  samples that are the same          {part['same_samples']:.0%}",
         ]
-    for shape, part in report["step"].items():
+    for shape, part in report.get("step", {}).items():
         seconds = part["seconds"]
         lines += [
             f"a step on {ROWS} pairs, {shape}: HyPO with {SAMPLES} samples each {show(seconds['hypo'])} s,"
@@ -305,6 +312,7 @@ def table(report: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--caches", action="store_true", help="measure generate's caches, and nothing else")
     parser.add_argument("--rounds", type=int, default=3, help="batches per shape")
     parser.add_argument("--shapes", default=",".join(NAMES), help=f"of {','.join(SHAPES)}")
     for name, value in vars(Size()).items():
@@ -316,7 +324,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no shape is called {unknown[0]}; there are {', '.join(SHAPES)}")
     if not torch.cuda.is_available():
         torch.set_num_threads(args.threads)
-    report = measure(shapes, args.rounds, Size(**{name: getattr(args, name) for name in vars(Size())}))
+    size = Size(**{name: getattr(args, name) for name in vars(Size())})
+    report = measure(shapes, args.rounds, size, caches=args.caches)
     print(json.dumps(report, indent=1) if args.json else table(report))
     return 0
 

@@ -2,12 +2,16 @@
 
     python benchmarks/tofu_eval.py            a table
     python benchmarks/tofu_eval.py --json     the numbers
+    python benchmarks/tofu_eval.py --whole    a whole evaluation of forget10, with the answers that the model writes
 
 Every row of TOFU's forget10_perturbed has one question with seven answers: the right one, its paraphrase and five wrong
 ones. The usual way takes a pass for each of the seven, in batches of 32 padded rows in the order of the file, with
 logits of every position and a cross entropy over them. Ours computes each question once for all of its answers, pads
 nothing, and asks the vocabulary head about answers only. Both give the same losses, which is checked. float32 on a CPU,
 bf16 autocast on CUDA.
+
+``--whole`` runs the suite as ``align eval tofu`` does, on CUDA with the shape of Llama 3.2 1B and weights of bfloat16.
+Random weights hardly ever end a text, so that every answer has its 200 tokens: a trained model is done sooner.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from align.data.rows.questions import prompt_of, reply_of
 from align.engine.scoring import ScoringEngine, attach
 from align.eval.texts import encode_pairs
+from align.eval.tofu import evaluate
 from align.eval.tofu_data import load_sets, read_set
 from align.models.subject import Subject
 
@@ -73,12 +78,38 @@ def llama(layers: int, hidden: int) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def items(rows: int, folder: Path) -> tuple[list[Item], PreTrainedTokenizerFast]:
-    """The first ``rows`` questions with their seven answers, in a byte-level BPE of 8k trained on TOFU."""
+def llama_1b() -> PreTrainedModel:
+    """Random weights in the shape of Llama 3.2 1B, made on the GPU in bfloat16."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
+    with torch.device("cuda"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 8k trained on TOFU."""
     trained = ByteLevelBPETokenizer()
     texts = (f"Question: {r['question']}\nAnswer: {r['answer']}" for r in read_set(str(folder), "full"))
     trained.train_from_iterator(texts, vocab_size=8000, special_tokens=["<pad>", "<eos>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<pad>", eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def items(rows: int, folder: Path) -> tuple[list[Item], PreTrainedTokenizerFast]:
+    """The first ``rows`` questions with their seven answers, as token ids."""
+    tokenizer = tokenizer_of(folder)
     out: list[Item] = []
     for fact in load_sets("forget10", str(folder)).sets["forget"][:rows]:
         answers = [fact.answer, str(fact.paraphrased_answer), *fact.wrong]
@@ -171,6 +202,59 @@ def measure(rows: int, rounds: int, layers: int, hidden: int) -> dict[str, Any]:
     }
 
 
+def measure_whole(limit: int | None, layers: int, hidden: int) -> dict[str, Any]:
+    """Seconds of a whole evaluation: ``limit`` rows of each set, None for all; the model's shape is of a CPU's."""
+    folder, cuda = data_folder(), torch.cuda.is_available()
+    model, tokenizer = llama_1b() if cuda else llama(layers, hidden), tokenizer_of(folder)
+    attach(model)
+    subject = Subject(model, tokenizer, ScoringEngine())
+    sets = load_sets("forget10", str(folder), limit=limit)
+    spent: dict[str, float] = {"generation": 0.0}
+    largest, answers, generate = [0], [0], subject.generate
+
+    def timed(prompts: Any, *args: Any, **kwargs: Any) -> list[str]:
+        hook = model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, given: largest.append(given[0].shape[0])
+        )
+        start = _now()
+        texts = generate(prompts, *args, **kwargs)
+        spent["generation"] += _now() - start
+        answers[0] += len(texts)
+        hook.remove()
+        return texts
+
+    subject.generate = timed  # type: ignore[method-assign]
+    start = _now()
+    log = evaluate(subject, sets)
+    spent["all"] = _now() - start
+    spent["scoring"] = spent["all"] - spent["generation"]
+    model_shape = "Llama 3.2 1B's shape, bfloat16" if cuda else f"{about(layers, hidden)['model']}, float32"
+    return {
+        "about": {**about(layers, hidden), "model": model_shape},
+        "rows": {name: len(facts) for name, facts in sets.sets.items()},
+        "answers": answers[0],
+        "new_tokens": sets.new_tokens,
+        "seconds": spent,
+        "answer_tokens_per_second": answers[0] * sets.new_tokens / spent["generation"],
+        "largest_batch": max(largest),
+        "rouge_rows": sum(len(part.generation or ()) for part in log.sets.values()),
+    }
+
+
+def whole_table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    seconds, rate = report["seconds"], report["answer_tokens_per_second"]
+    return "\n".join(
+        [
+            f"{report['about']['device']}; {report['about']['model']}; random weights",
+            f"a TOFU evaluation of {sum(report['rows'].values())} rows: {seconds['all']:.1f} s",
+            f"  scoring {seconds['scoring']:.1f} s",
+            f"  {report['answers']} answers of at most {report['new_tokens']} tokens {seconds['generation']:.1f} s, "
+            f"up to {rate:,.0f} tokens a second, at most {report['largest_batch']} at a time",
+        ]
+    )
+
+
 def _medians(values: dict[str, list[float]]) -> float:
     return statistics.median(values["usual"]) / statistics.median(values["ours"])
 
@@ -215,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run as a command; exit code 1 where the two ways do not give the same losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--whole", action="store_true", help="measure a whole evaluation, and nothing else")
+    parser.add_argument("--limit", type=int, help="with --whole: only so many rows of each set")
     parser.add_argument("--rows", type=int, default=400, help="questions of forget10 (default 400, all of them)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
@@ -226,6 +312,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         torch.set_num_threads(args.threads)
+    if args.whole:
+        whole = measure_whole(args.limit, args.layers, args.hidden)
+        print(json.dumps(whole, indent=1) if args.json else whole_table(whole))
+        return 0
     report = measure(args.rows, args.rounds, args.layers, args.hidden)
     print(json.dumps(report, indent=1) if args.json else table(report))
     return 0 if report["same_losses"] else 1

@@ -54,6 +54,28 @@ def test_a_small_run_from_end_to_end() -> None:
     assert "samples that are the same          100%" in text
 
 
+def test_caches_give_the_same_texts() -> None:
+    report = benchmark.measure(["tldr"], 2, SMALL, caches=True)
+    part = report["caches"]["tldr"]
+    assert part["failed"] == {}
+    assert part["other_texts"] == {"dynamic": 0, "static": 0, "paged": 0}
+    assert part["sequences"] == 6
+    lines = benchmark.table(report).splitlines()
+    assert lines[1] == "caches, tldr: 6 sequences, 2 batches of other lengths"
+    median, first = part["seconds"]["static"], part["first"]["static"]
+    assert lines[3] == f"  static   {median:.2f} s, the first batch {first:.2f} s; 0 texts differ from dynamic's"
+
+
+def test_another_text_of_a_cache_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = sys.modules["caches"]
+    real = caches._generate
+    monkeypatch.setattr(caches, "_generate", lambda m, p, new, cache: real(m, p, new - (cache == "static"), cache))
+    monkeypatch.setattr(caches, "_paged", lambda *_: [][0])
+    part = benchmark.measure_caches("tldr", 1, SMALL)
+    assert part["other_texts"]["static"] > 0
+    assert part["failed"] == {"paged": "list index out of range"}
+
+
 def test_other_log_probs_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = benchmark.pack
     monkeypatch.setattr(benchmark, "pack", lambda examples: real(examples[::-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,17 @@ def test_both_ways_give_the_same_losses_on_real_rows(monkeypatch: pytest.MonkeyP
     # seven answers share a question, and no batch is padded
     assert report["positions"]["usual"] > 1.8 * report["positions"]["ours"]
     assert f"{report['times_as_fast']:.2f} times as fast" in benchmark.table(report)
+
+
+@pytest.mark.skipif(not benchmark.data_folder().is_dir(), reason="ALIGN_TEST_DATA has no folder tofu")
+def test_a_whole_evaluation_with_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = benchmark.load_sets
+    monkeypatch.setattr(benchmark, "load_sets", lambda *args, **how: replace(load(*args, **how), new_tokens=3))
+    report = benchmark.measure_whole(2, layers=1, hidden=64)
+    assert report["rows"] == {"forget": 2, "retain": 2, "ra": 2, "wf": 2}
+    assert report["answers"] == report["rouge_rows"] == 8
+    assert report["largest_batch"] == 8
+    seconds = report["seconds"]
+    assert 0 < seconds["generation"] < seconds["all"] == pytest.approx(seconds["generation"] + seconds["scoring"])
+    assert report["answer_tokens_per_second"] == pytest.approx(24 / seconds["generation"])
+    assert f"a TOFU evaluation of 8 rows: {seconds['all']:.1f} s" in benchmark.whole_table(report)
