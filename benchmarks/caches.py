@@ -1,7 +1,8 @@
 """Which cache of keys and values ``generate`` is fastest with: the same greedy texts with each, for sampling.py.
 
-``dynamic`` grows by one position a step. ``static`` has its whole length from the start; on a GPU transformers compiles
-the step for it, once for each shape, which the first batch of a shape pays for. ``paged`` is transformers' continuous
+``dynamic`` grows by one position a step. ``static`` has its whole length from the start; on a GPU transformers
+compiles the step for it, once for each shape, which the first batch of a shape pays for: prompts are padded to
+multiples of 64, so that shapes come again. ``paged`` is transformers' continuous
 batching: pages for all sequences, no padding, and places that are filled again when a text ends. It draws by itself, so
 noise that is keyed by prompt and sample cannot be put into it: it could serve greedy answers alone.
 """
@@ -97,7 +98,8 @@ def _prompts(shape: str, number: int, size: Any) -> list[list[int]]:
 
 
 def _generate(model: Any, prompts: list[list[int]], new: int, cache: str | None) -> list[list[int]]:
-    ids, mask = left_padded(prompts, PAD, _device())
+    widest = max(map(len, prompts))
+    ids, mask = left_padded(prompts, PAD, _device(), least=-(-widest // 64) * 64 if cache == "static" else widest)
     with greedy(model, [END], PAD, new) as settings:
         settings.cache_implementation = cache
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)

@@ -58,7 +58,7 @@ def _item(model: Any) -> int:
 
 
 def pack_positions(model: Any, device: torch.device) -> int:
-    """Positions of a pack to score; by the device and the model alone, so that every process and run plans the same."""
+    """Positions of a pack to score, by the device and the model alone, so that the next run plans the same."""
     if not _counts(device):
         return _PACK
     fits = int(_PACK_SHARE * memory(device).total) // position_bytes(model)

@@ -172,7 +172,7 @@ class Subject:
             if limit is not None and longest > limit:
                 raise UserError(f"{where} {example.row} has {longest} tokens, but the model reads {limit} at most.")
         # a longer row makes a pack of its own
-        packs = within_budget([example.tokens() for example in examples], pack_positions(self.model, self.device))
+        packs = within_budget([example.tokens() for example in examples], self._pack_positions())
         packs += [[] for _ in range(-len(packs) % self.world)]
         found: list[tuple[int, Values]] = []
         was_training = self.model.training
@@ -186,6 +186,13 @@ class Subject:
                 work.add(len(rows))
         self.model.train(was_training)
         return self.in_order(found, len(examples))
+
+    def _pack_positions(self) -> int:
+        """Positions of a pack, the same on all processes: the least that one of them asks for."""
+        from accelerate.utils import gather_object
+
+        mine = pack_positions(self.model, self.device)
+        return min(gather_object([mine])) if self.world > 1 else mine
 
     def _score_pack(self, examples: list[Example], reads: tuple[Read, ...]) -> list[tuple[int, Values]]:
         batch = pack(examples)

@@ -95,6 +95,19 @@ def test_packs_do_not_depend_on_the_number_of_processes(monkeypatch: pytest.Monk
                 assert np.array_equal(together[row][name][read], array)
 
 
+def test_processes_on_unlike_devices_plan_the_same_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.models.subject.pack_positions", lambda model, device: 40)
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, 25])
+    subject, (prompts, branches) = _subject(), _rows()
+    counted: list[int] = []
+    subject.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: counted.append(given[0].numel()))
+    subject.world = 2
+    monkeypatch.setattr(Subject, "in_order", lambda self, mine, count: [])
+    subject.score(prompts, branches, READS)
+    assert max(counted) == 34  # the longest row, in a pack of its own
+    assert all(count <= 25 or count == 34 for count in counted)
+
+
 def test_a_row_beyond_the_models_positions_is_refused() -> None:
     subject = _subject(max_position_embeddings=20)
     with pytest.raises(UserError, match="answer row 1 has 21 tokens, but the model reads 20 at most"):
