@@ -195,3 +195,10 @@ def test_what_cannot_read_a_packed_row_falls_back_aloud(name: str) -> None:
     torch.testing.assert_close(ours, torch.cat(own_rows(model, batch)), atol=1e-4, rtol=1e-4)
     ours.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_memory_that_runs_out_is_no_trait_of_an_architecture() -> None:
+    model = tiny_model("llama")
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda *_: (hook.remove(), torch.empty(2**50)))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        probed(model)
