@@ -146,14 +146,14 @@ def own_rows(model: nn.Module, batch: TreeBatch) -> list[Tensor]:
     out = []
     for tree, branch in batch.branches():
         logits = own_logits(model, tree, branch)
-        logp = logits.log_softmax(-1).gather(1, torch.tensor(branch.ids)[:, None])[:, 0]
-        out.append(logp[kept(branch)])
+        logp = logits.log_softmax(-1).gather(1, torch.tensor(branch.ids, device=logits.device)[:, None])[:, 0]
+        out.append(logp[kept(branch).to(logits.device)])
     return out
 
 
 def own_logits(model: nn.Module, tree: Tree, branch: Branch) -> Tensor:
     """The model's own logits [T, V] that predict every token of a branch."""
-    row = torch.tensor([[*tree.prompt, *branch.ids]])
+    row = torch.tensor([[*tree.prompt, *branch.ids]], device=next(model.parameters()).device)
     logits = model(input_ids=row, use_cache=False).logits[0]
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
     return logits[len(tree.prompt) - 1 : -1]
@@ -172,7 +172,7 @@ def coefficients(count: int) -> Tensor:
 def gradients(model: nn.Module, values: Tensor) -> dict[str, Tensor]:
     """Gradients of a weighted sum of per-token values, by parameter; the model's own are cleared."""
     model.zero_grad()
-    (values * coefficients(len(values)).to(values.dtype)).sum().backward()
+    (values * coefficients(len(values)).to(values)).sum().backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
