@@ -115,6 +115,20 @@ def stirred(model: nn.Module, seed: int = 0) -> Any:
     return model
 
 
+def lora(model: nn.Module) -> Any:
+    """``model`` under an adapter that changes what it computes."""
+    import peft
+
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    wrapped = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:  # zero at the start, which would hide the adapter
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return wrapped.eval()
+
+
 def token_ids(seed: int) -> Callable[[int], list[int]]:
     """A source of random ids that are no special token."""
     source = random.Random(seed)
@@ -137,8 +151,8 @@ def small(name: str) -> Objective:
     return OBJECTIVES[name](**{"layer": 0} if name == "rmu" else {})
 
 
-def tree_batch(seed: int = 1) -> TreeBatch:
-    return pack(examples(seed))
+def tree_batch(seed: int = 1, *, feed_last: bool = False) -> TreeBatch:
+    return pack(examples(seed), feed_last=feed_last)
 
 
 def own_rows(model: nn.Module, batch: TreeBatch) -> list[Tensor]:

@@ -16,6 +16,7 @@ from zoo import (
     distance,
     gradients,
     kept,
+    lora,
     own_logits,
     own_rows,
     small,
@@ -130,17 +131,6 @@ def test_generation_and_plain_forwards_are_untouched(name: str) -> None:
     assert torch.equal(model.generate(ids, **options), text)
     engine()(model, tree_batch())
     assert torch.equal(model.generate(ids, **options), text)
-
-
-def lora(model: nn.Module, **changes: object) -> peft.PeftModel:
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], **changes)
-    wrapped = peft.get_peft_model(model, config)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:  # zero at the start, which would hide the adapter
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return wrapped.eval()
 
 
 def test_lora_scores_with_the_adapter_and_without_it() -> None:
