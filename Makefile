@@ -1,6 +1,7 @@
 # make quickstart and make test set everything up by themselves, in .venv; a second call finds it done.
 #   PYTHON=python3.12 make test     another interpreter
 #   TORCH_INDEX=URL make test       where torch comes from; by default PyPI with an NVIDIA driver, else the CPU builds
+#   make gpu OUT=folder             tests and benchmarks of a GPU, in .venv where there is one, else in PYTHON as it is
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -15,12 +16,20 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; \
 	then echo https://download.pytorch.org/whl/cpu; fi)
 
-.PHONY: help install quickstart test test-all lint format docs clean
+# the package as it installs: eval/ and recipes/ lie inside of it only then
+FLOORS := $(CURDIR)/build/floors
+# A borrowed GPU has torch and no network: nothing is installed there, and the repository is read where it lies
+OUT ?= $(CURDIR)/build/gpu
+RUN = PYTHONPATH=$(FLOORS):$$PYTHONPATH $(TEST_ENV) $(if $(wildcard $(STAMP)),$(CURDIR)/$(BIN)/python,$(PYTHON))
+
+.PHONY: help install quickstart test test-all test-cuda bench gpu floors lint format docs clean
 
 help:
 	@echo "make quickstart   learn a small world, align a model three ways, forget in five ways (CPU, no download)"
 	@echo "make test         the fast tests        make test-all   all of them, recorded in docs/test-all.txt"
 	@echo "make lint         ruff, mypy, floors   make docs       docs/config.md and the table of training names"
+	@echo "make test-cuda    the tests of a GPU   make bench      steps beside TRL's, on a GPU or on the CPU"
+	@echo "make gpu OUT=...  both, for a borrowed GPU without a network: see CONTRIBUTING.md"
 
 install: $(STAMP)
 
@@ -57,13 +66,34 @@ test-all: $(REAL)
 		$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) -q -rs --durations=10; \
 	} 2>&1 | sed "s#$(CURDIR)#.#g" | tee docs/test-all.txt
 
-lint: $(STAMP)
+floors:
+	@rm -rf $(FLOORS) && mkdir -p $(FLOORS)/align
+	@ln -s $(CURDIR)/align/* $(CURDIR)/eval $(CURDIR)/recipes $(FLOORS)/align/
+
+# from there, since python -m finds the folder that it is started in before anything else
+test-cuda: floors
+	cd $(FLOORS) && $(RUN) -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/cuda -q -rs -p no:cacheprovider --durations=5
+
+bench: floors
+	@mkdir -p $(OUT)
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		set -x; $(RUN) benchmarks/gpu.py --out $(OUT) && $(RUN) benchmarks/head.py --json > $(OUT)/head.json; \
+	else \
+		set -x; $(RUN) benchmarks/preference_step.py; \
+		{ set +x; } 2>/dev/null; echo "There is no GPU here. On one, this measures 1B and 7B shapes instead, beside TRL with and" \
+			"without Liger layers: seconds, MFU, memory, a profile, the gain of shared prompts, and the head by itself."; \
+	fi
+
+gpu:
+	@mkdir -p $(OUT)
+	@set -o pipefail; $(MAKE) test-cuda 2>&1 | tee $(OUT)/test-cuda.txt; tested=$$?; \
+		$(MAKE) bench 2>&1 | tee $(OUT)/bench.txt && exit $$tested
+
+lint: $(STAMP) floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@# eval/ and recipes/ lie inside the package only once it is installed: the contract is checked on links laid that way
-	@rm -rf build/floors && mkdir -p build/floors/align && ln -s $(CURDIR)/align/* $(CURDIR)/eval $(CURDIR)/recipes build/floors/align/
-	cd build/floors && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml --no-cache --no-logo
+	cd $(FLOORS) && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml --no-cache --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -28,12 +28,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from rows import SHAPES, Row, batches, hh_file, trie_nodes
+from rows import Row, batches, hh_file, trie_nodes
 
 Steps = dict[str, list[Any]]  # by way, one ``ways.Step`` per round
 
 VOCABULARY, MEMORY_VOCABULARY = 32_768, 131_072
-NAMES = ("hh", *SHAPES)
+NAMES = ("hh", "tldr", "chat", "long_answer")
 PADDED_CHUNKS = (1, 2, 4)  # sequences per padded micro-chunk; the fastest of them is compared with
 
 

@@ -18,6 +18,7 @@ SHAPES: dict[str, tuple[int, tuple[int, int], tuple[int, int]]] = {
     "tldr": (8, (200, 460), (20, 53)),  # TL;DR: a long post, a summary of at most 53 tokens
     "chat": (8, (40, 360), (40, 200)),  # several turns, then an answer
     "long_answer": (4, (16, 64), (250, 500)),  # a short question, a long answer: little to share
+    "uf": (8, (40, 420), (120, 600)),  # UltraFeedback: a question of any length, long answers
 }
 
 

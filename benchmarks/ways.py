@@ -22,7 +22,7 @@ from align.objectives import DPO
 from align.reference.store import LogProbStore
 from align.trainers.preference import PreferenceTrainer
 
-_ROW = {"prompt_ids": [2, 3], "chosen_ids": [4, 1], "rejected_ids": [5, 1]}
+ROW = {"prompt_ids": [2, 3], "chosen_ids": [4, 1], "rejected_ids": [5, 1]}
 
 
 def llama(vocabulary: int, seed: int = 0) -> PreTrainedModel:
@@ -65,7 +65,7 @@ def common(folder: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     """Rows come as token ids; the trainers only ask for special tokens."""
     vocabulary = models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>")
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary), pad_token="<pad>", eos_token="</s>")
@@ -90,6 +90,9 @@ class Way:
         self.trainer = trainer
         self.device = trainer.args.device
         trainer.create_optimizer()
+        # as `train` would: from here on a forward computes in the precision of the arguments
+        trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)
+        trainer.optimizer = trainer.accelerator.prepare_optimizer(trainer.optimizer)
         trainer.current_gradient_accumulation_steps = 1
         self.positions = 0
         embedding = trainer.model.get_input_embeddings()
@@ -108,7 +111,7 @@ class Way:
             self.positions = 0
             cpu, start = time.process_time(), _now()
             samples, count = self.trainer.get_batch_samples(iter([inputs]), 1, self.device)
-            loss = self.trainer.training_step(self.trainer.model, samples[0], count)
+            loss = self.trainer.training_step(self.trainer.model_wrapped, samples[0], count)
             self.trainer.optimizer.step()
             self.trainer.optimizer.zero_grad(set_to_none=True)
             seconds, cpu = _now() - start, time.process_time() - cpu
@@ -125,7 +128,7 @@ class Trl(Way):
         raw = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
         config = DPOConfig(max_length=None, **common(folder))
         super().__init__(
-            DPOTrainer(model=policy, ref_model=reference, args=config, train_dataset=raw, processing_class=_tokenizer())
+            DPOTrainer(model=policy, ref_model=reference, args=config, train_dataset=raw, processing_class=tokenizer())
         )
 
     def mode(self, mode: str) -> contextlib.AbstractContextManager:
@@ -140,12 +143,12 @@ class Ours(Way):
     def __init__(self, policy: PreTrainedModel, reference: PreTrainedModel, folder: str) -> None:
         start = copy.deepcopy(reference)  # the reference is the policy as it is handed over
         trainer = PreferenceTrainer(
-            start, DPO(), training_config(**common(folder)), train_dataset=Dataset.from_list([_ROW]),
-            processing_class=_tokenizer(),
+            start, DPO(), training_config(**common(folder)), train_dataset=Dataset.from_list([ROW]),
+            processing_class=tokenizer(),
         )  # fmt: skip
         super().__init__(trainer)
         self.store = LogProbStore(folder, "benchmark")
-        self.step([_ROW], "ours")  # the start-up probe
+        self.step([ROW], "ours")  # the start-up probe
         start.load_state_dict(policy.state_dict())
 
     def warm(self, rows: list[Row]) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -26,7 +27,10 @@ def timed(folder: Path, **variables: str) -> float:
 
 
 def test_the_quickstart_is_faster_than_on_the_same_machines_cpu(gpu: torch.device, tmp_path: Path) -> None:
-    on_cpu = timed(tmp_path / "cpu", CUDA_VISIBLE_DEVICES="")
-    on_gpu = timed(tmp_path / "gpu")
+    """Both at once: each keeps one core busy, so that they do not wait for each other, and the test is half as long."""
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(timed, tmp_path / "cpu", CUDA_VISIBLE_DEVICES="")
+        fast = pool.submit(timed, tmp_path / "gpu")
+        on_cpu, on_gpu = slow.result(), fast.result()
     print(f"quickstart: {on_gpu:.0f} s on {torch.cuda.get_device_name()}, {on_cpu:.0f} s on the CPU")
     assert on_gpu < on_cpu
