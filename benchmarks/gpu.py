@@ -28,7 +28,8 @@ from shapes import SHAPES, Shape
 
 HERE = Path(__file__).parent
 BATCHES = 4  # different ones of each kind of rows
-LIMIT = 200  # seconds of one process
+LIMIT = 200  # seconds of one process at most
+LEAST = 30  # seconds in which a process is still worth starting
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "triton", "liger-kernel")
 
 
@@ -63,36 +64,44 @@ def rows_of(shape: Shape) -> tuple[dict[str, Any], dict[str, str]]:
     return found, missing
 
 
-def started(script: str, options: list[str], out: Path) -> dict[str, Any]:
-    """What a process wrote into ``out``; where it did not end well, with its last words as ``failed``."""
-    command = [sys.executable, str(HERE / script), *options, "--out", str(out)]
-    began = time.perf_counter()
+def started(script: str, options: list[str], out: Path, end: float) -> dict[str, Any]:
+    """What a process wrote into ``out``; where it did not end well, with its last words as ``failed``.
+
+    ``end`` is when everything must be over, on the clock of ``time.monotonic``.
+    """
+    began = time.monotonic()
+    limit = min(LIMIT, end - began)
+    if limit < LEAST:
+        return {"failed": "not started, since the time was over (--seconds)"}
     failed = None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        command = [sys.executable, str(HERE / script), *options, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         if done.returncode:
             failed = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     except subprocess.TimeoutExpired:
-        failed = f"not finished after {LIMIT} s"
+        failed = f"not finished after {limit:.0f} s"
     found = json.loads(out.read_text()) if out.exists() else {}
-    took = time.perf_counter() - began
-    print(f"  {script} {' '.join(options[:4])}: {took:.0f} s{f', {failed}' if failed else ''}", file=sys.stderr)
+    said = f"{time.monotonic() - began:.0f} s{f', {failed}' if failed else ''}"
+    print(f"  {script} {' '.join(options[:4])}: {said}", file=sys.stderr, flush=True)
     return found | ({"failed": failed} if failed else {})
 
 
-def measure_shape(shape: Shape, rate: float, folder: Path) -> dict[str, Any]:
-    """Every way on every kind of rows, and the grid where the shape has one."""
+def measure_shape(shape: Shape, rate: float, folder: Path, end: float) -> dict[str, Any]:
+    """Every way on every kind of rows, and the grid where the shape has one; what matters least comes last."""
     batches, missing = rows_of(shape)
     rows = folder / "rows.json"
     rows.write_text(json.dumps(batches))
     ways: dict[str, Any] = {}
+    grid = None
     for way in WAYS:
         options = ["--shape", shape.name, "--way", way, "--rows", str(rows), "--rate", str(rate)]
-        found = started("gpu_step.py", options, folder / f"{shape.name}-{way}.json")
+        found = started("gpu_step.py", options, folder / f"{shape.name}-{way}.json", end)
         failed = found.pop("failed", None)
         ways[way] = {kind: found.get(kind, {"failed": failed}) for kind in batches}
         ways[way] |= {kind: {"skipped": reason} for kind, reason in missing.items()}
-    grid = started("gpu_grid.py", ["--shape", shape.name], folder / f"{shape.name}-grid.json") if shape.grid else None
+        if shape.grid and grid is None:
+            grid = started("gpu_grid.py", ["--shape", shape.name], folder / f"{shape.name}-grid.json", end)
     return {"ways": ways, "grid": grid}
 
 
@@ -121,13 +130,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, results.txt and results.png")
     parser.add_argument("--shapes", default="1b,7b-lora", help=f"of {','.join(SHAPES)}; tiny is a rehearsal for a CPU")
+    parser.add_argument("--seconds", type=float, default=450.0, help="when to stop starting processes (default 450)")
     args = parser.parse_args(argv)
     names = args.shapes.split(",")
     if unknown := [name for name in names if name not in SHAPES]:
         parser.error(f"no shape is called {unknown[0]}; there are {', '.join(SHAPES)}")
     if not torch.cuda.is_available() and names != ["tiny"]:
         parser.error("there is no GPU here; on a CPU only --shapes tiny can be run, which rehearses this benchmark")
-    began = time.perf_counter()
+    began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     rate = matrix_rate(8192, 1.0) if torch.cuda.is_available() else matrix_rate(256, 0.2)
     if torch.cuda.is_available():
@@ -135,8 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     report: dict[str, Any] = {"about": about(rate), "shapes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            report["shapes"][name] = measure_shape(SHAPES[name], rate, Path(folder))
-            report["seconds"] = time.perf_counter() - began
+            report["shapes"][name] = measure_shape(SHAPES[name], rate, Path(folder), began + args.seconds)
+            report["seconds"] = time.monotonic() - began
             # after each shape, so that an end in the middle leaves what was measured
             (args.out / "results.json").write_text(json.dumps(report, indent=1))
             (args.out / "results.txt").write_text(table(report) + "\n")

@@ -49,7 +49,7 @@ def _step(rows: str, way: str, found: dict[str, Any], trl: dict[str, Any]) -> st
         line += f" {'not measured':>16} {'':>11}"
     if "seconds" in trl:
         line += f" {trl['seconds']['median'] / s['median']:>10.2f}"
-        if "above_gib" in trl:
+        if "above_gib" in found and "above_gib" in trl:
             line += f" {found['above_gib'] / trl['above_gib']:>14.2f}"
     # ours says so where its probe found that prompts cannot be shared
     return line + ("  FELL BACK to padded rows" if way == "ours" and found["mode"] == "padded" else "")

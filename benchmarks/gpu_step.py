@@ -35,7 +35,7 @@ from align.compat import training_config
 from align.objectives import DPO
 from align.trainers.preference import PreferenceTrainer
 
-WAYS = ("ours", "padded", "trl", "trl_liger")
+WAYS = ("ours", "trl", "trl_liger", "padded")
 WARM_UP, MEASURED = 2, 4  # steps; the measured ones are of four different batches
 PROFILED = "uf"  # the rows whose last step is profiled
 PADDED_CHUNK = 4  # sequences of a padded micro-chunk
