@@ -2,6 +2,7 @@
 #   PYTHON=python3.12 make test     another interpreter
 #   TORCH_INDEX=URL make test       where torch comes from; by default PyPI with an NVIDIA driver, else the CPU builds
 #   make gpu OUT=folder             tests and benchmarks of a GPU, in .venv where there is one, else in PYTHON as it is
+#   BENCH='--shapes 1b' make bench  options of benchmarks/gpu.py
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -20,6 +21,7 @@ TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi 
 FLOORS := $(CURDIR)/build/floors
 # A borrowed GPU has torch and no network: nothing is installed there, and the repository is read where it lies
 OUT ?= $(CURDIR)/build/gpu
+BENCH ?=
 RUN = PYTHONPATH=$(FLOORS):$$PYTHONPATH $(TEST_ENV) $(if $(wildcard $(STAMP)),$(CURDIR)/$(BIN)/python,$(PYTHON))
 
 .PHONY: help install quickstart test test-all test-cuda bench gpu floors lint format docs clean
@@ -77,11 +79,14 @@ test-cuda: floors
 bench: floors
 	@mkdir -p $(OUT)
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		set -x; $(RUN) benchmarks/gpu.py --out $(OUT) && $(RUN) benchmarks/head.py --json > $(OUT)/head.json; \
+		failed=0; \
+		$(RUN) benchmarks/gpu.py --out $(OUT) $(BENCH) || failed=1; \
+		$(RUN) benchmarks/head.py --json > $(OUT)/head.json || failed=1; \
+		exit $$failed; \
 	else \
-		set -x; $(RUN) benchmarks/preference_step.py; \
-		{ set +x; } 2>/dev/null; echo "There is no GPU here. On one, this measures 1B and 7B shapes instead, beside TRL with and" \
-			"without Liger layers: seconds, MFU, memory, a profile, the gain of shared prompts, and the head by itself."; \
+		$(RUN) benchmarks/preference_step.py && \
+		echo "There is no GPU here. On one, make bench measures a 1B and a 7B shape beside TRL, with and without Liger layers:" \
+			"seconds, MFU, memory, a profile, what shared prompts gain, and the head by itself."; \
 	fi
 
 gpu:

@@ -179,7 +179,6 @@ def test_a_process_that_fails_leaves_its_last_words_and_what_it_had_measured(
     script.write_text("import time\ntime.sleep(60)\n")
     late = {"failed": "not started, since the time was over (--seconds)"}
     assert gpu.started(str(script), [], tmp_path / "late.json", time.monotonic() + 29) == late
-    monkeypatch.setattr(gpu, "LIMIT", 30.0)
     monkeypatch.setattr(gpu, "LEAST", 0.0)
     cut = gpu.started(str(script), [], tmp_path / "cut.json", time.monotonic() + 0.4)
     assert cut == {"failed": "not finished after 0 s"}
