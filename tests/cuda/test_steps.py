@@ -100,4 +100,5 @@ def test_nothing_waits_for_the_device_between_log_steps(device: torch.device, tm
     finally:
         real("default")
     assert watched.steps == [11, 12, 13, 14, 16, 17, 18, 19, 21, 22, 23, 24]
-    assert modes.count("error") == len(watched.steps)
+    # free again behind steps 4, 9, 14, ...: what is planned and done for the next one is logged
+    assert modes == ["default"] * 2 + [*["error"] * 4, "default"] * 3
