@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo import gradients, kept, own_logits, tiny_model, tree_batch
 
 from align.engine import head as head_module
+from align.engine.fused import Finish
 from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
 from align.engine.layout import TreeBatch
 from align.engine.reads import (
@@ -38,7 +39,7 @@ DIFFERENTIABLE = [read for read in READS if read.differentiable]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 tokens a tile, so that every test goes through several."""
-    monkeypatch.setattr(head_module, "_TILE_BYTES", {"cpu": 1})
+    monkeypatch.setattr(head_module, "_AREA", {"cpu": 1})
 
 
 def direct(read: Read, logits: Tensor, target: Tensor, reference: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Case:
         self.head = nn.Linear(5, 7, bias=bias).double()
         self.hidden = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)
         self.targets = torch.randint(7, (40,))
-        self.finish = (lambda x: 2 * torch.tanh(0.7 * x / 2)) if finish else None
+        self.finish = Finish(scale=0.7, cap=2.0) if finish else Finish()
         other = nn.Linear(5, 7, bias=bias).double().requires_grad_(False)
         self.reference = ReferenceHead(torch.randn(40, 5).double(), other.weight, other.bias, self.finish)
 
@@ -158,7 +159,7 @@ def test_a_frozen_head_takes_no_gradient() -> None:
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(bias=True, finish=True)
     tiled = read_head(case.head, case.hidden, case.job(READS))
-    monkeypatch.setattr(head_module, "_TILE_BYTES", {"cpu": 2**26})
+    monkeypatch.setattr(head_module, "_AREA", {"cpu": 2**24})
     assert torch.allclose(read_head(case.head, case.hidden, case.job(READS)), tiled, rtol=1e-13)
 
 
@@ -181,14 +182,13 @@ def test_of_tokens_that_are_equally_likely_the_first_is_hit() -> None:
 
 def test_logits_are_scaled_before_they_are_capped() -> None:
     finish = finish_of(SimpleNamespace(logit_scale=2.0, final_logit_softcapping=3.0))
-    assert finish is not None
     assert finish(torch.tensor([4.0])).item() == pytest.approx(3 * math.tanh(8 / 3))
 
 
 def test_kept_weights_are_copies_only_where_asked() -> None:
     case = Case(bias=True, finish=False)
     for copied in (False, True):
-        job = HeadJob(case.targets, (LogProb(),), None, keep=True, copy_weight=copied)
+        job = HeadJob(case.targets, (LogProb(),), Finish(), keep=True, copy_weight=copied)
         read_head(case.head, case.hidden, job)
         assert job.kept is not None
         assert (job.kept.weight.data_ptr() == case.head.weight.data_ptr()) is not copied
@@ -220,16 +220,17 @@ def test_logits_of_16_bit_factors_are_not_rounded_to_16_bits() -> None:
     exact = logits.log_softmax(-1)[torch.arange(50), targets]
     rounded = logits.bfloat16().double().log_softmax(-1)[torch.arange(50), targets]
     assert (rounded - exact).abs().mean() > 0.05
-    values = read_head(head, hidden, HeadJob(targets, (LogProb(),), None))[0].detach()
+    values = read_head(head, hidden, HeadJob(targets, (LogProb(),), Finish()))[0].detach()
     assert values.dtype == torch.float32
     assert (values.double() - exact).abs().max() < 1e-4
-    kept = HeadJob(targets, (KLToReference("forward"),), None, ReferenceHead(hidden, head.weight.detach(), None, None))
+    reference = ReferenceHead(hidden, head.weight.detach(), None, Finish())
+    kept = HeadJob(targets, (KLToReference("forward"),), Finish(), reference)
     assert read_head(head, hidden, kept).abs().max() < 1e-5
 
 
 def test_the_weight_gradient_of_16_bit_factors_is_summed_before_it_is_rounded() -> None:
     head, hidden, targets = narrow_head()  # four tiles
-    read_head(head, hidden, HeadJob(targets, (LogProb(),), None)).sum().backward()
+    read_head(head, hidden, HeadJob(targets, (LogProb(),), Finish())).sum().backward()
     wide = head.weight.detach().double().requires_grad_()
     (hidden.double() @ wide.t()).log_softmax(-1)[torch.arange(50), targets].sum().backward()
     assert wide.grad is not None
