@@ -34,6 +34,7 @@ TESTED: Mapping[str, str] = {
 OPTIONAL: Mapping[str, tuple[str, str]] = {
     "deepspeed": ("ZeRO-2 and ZeRO-3", f"pip install '{DISTRIBUTION}[deepspeed]'"),
     "bitsandbytes": ("model.load_in: 4bit or 8bit", "pip install bitsandbytes"),
+    "liger-kernel": ("train.use_liger_kernel: fused layers on a GPU", f"pip install '{DISTRIBUTION}[gpu]'"),
     "lm_eval": ("general benchmarks", f"pip install '{DISTRIBUTION}[eval]'"),
     "tensorboard": ("train.report_to: tensorboard", "pip install tensorboard"),
 }

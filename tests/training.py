@@ -121,7 +121,16 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
     """A trainer of a tiny Llama on pairs, or on forget rows where the objective reads such branches; options that
     ``PreferenceTrainer`` does not take go into its arguments.
     """
-    own = ("eval_dataset", "peft_config", "callbacks", "reference", "store_dir", "order", "max_tokens_per_microbatch")
+    own = (
+        "eval_dataset",
+        "layers",
+        "peft_config",
+        "callbacks",
+        "reference",
+        "store_dir",
+        "order",
+        "max_tokens_per_microbatch",
+    )
     mine = {k: options.pop(k) for k in own if k in options}
     branches = getattr(objective, "branches", ())
     forgets = not {"forget", "alternate", "retain"}.isdisjoint(sources_of(branches))

@@ -33,7 +33,7 @@ from align.recipe.objective import Part, combined, parse_objective
 from align.recipe.sampling import SECTIONS, Judge, Rounds, Sampling, Select
 from align.recipe.sections import Data, Evaluate, Model, Place, Reference, Section, Watch, _or_empty
 from align.recipe.train_defaults import precision_problem, train_defaults
-from align.recipe.train_keys import OURS, check_train, spelled, train_keys
+from align.recipe.train_keys import LAYERS, OURS, check_train, spelled, train_keys
 from align.recipe.yaml import Document, override, parse, refusal
 
 if TYPE_CHECKING:
@@ -143,6 +143,11 @@ class Recipe(Section):
     def max_tokens_per_microbatch(self) -> int | None:
         """Most tokens in one packed micro-batch, or None for one batch as it comes."""
         return self.train.get("max_tokens_per_microbatch")
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """What the ``train`` section says of how layers compute."""
+        return {key: self.train[key] for key in LAYERS if key in self.train}
 
     def objective_value(self) -> Objective:
         """The objective; a ``WeightedSum`` for a list or for a weight other than 1."""

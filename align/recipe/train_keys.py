@@ -27,7 +27,16 @@ OURS: Mapping[str, Mapping[str, Any]] = {
         "help": "Pack micro-batches up to this many tokens; the number of accumulation steps follows from it, and "
         "the pairs of an optimizer step stay what the batch size says.",
     },
+    "use_liger_kernel": {
+        "type": "bool | None",
+        "default": None,
+        "help": "Fuse RMSNorm, rotary embedding and gated MLP through liger-kernel (extra `gpu`). Left out: on a GPU "
+        "where it is installed and a check at the start finds log-probs and gradients unchanged; true insists on it.",
+    },
 }
+
+# The keys of ``OURS`` that say how layers compute; a trainer takes them together.
+LAYERS = ("use_liger_kernel",)
 
 # Least values that transformers does not check itself: (bound, whether the bound itself is allowed).
 _LEAST: Mapping[str, tuple[float, bool]] = {
@@ -137,7 +146,7 @@ def generate() -> dict[str, Any]:
 
     keys = {}
     for field in dataclasses.fields(SFTConfig):
-        if field.name in REFUSED or not field.init:
+        if field.name in (*REFUSED, *OURS) or not field.init:
             continue
         kinds, choices = _kinds(field.type)
         default = field.default if field.default is not dataclasses.MISSING else None

@@ -14,7 +14,6 @@ _SUMS = "evaluation adds up sums and gathers no logits, so it would have no effe
 _LAUNCH = "belongs to the launcher: accelerate launch --config_file recipes/accelerate/NAME.yaml -m align.train FILE."
 _UPLOAD = "a run uploads nothing. Upload the finished run yourself: hf upload REPO runs/NAME/model."
 _COMPILE = "torch.compile is not supported with packed rows; leave it out."
-_LIGER = "log-probs are already computed in chunks, and patched layers are not tested; leave it out."
 _VERB = "the verb says it: align train FILE; held-out rows are evaluated when data.held_out is given."
 
 REFUSED: Mapping[str, str] = {
@@ -90,8 +89,7 @@ REFUSED: Mapping[str, str] = {
     "torch_compile": _COMPILE,
     "torch_compile_backend": _COMPILE,
     "torch_compile_mode": _COMPILE,
-    "use_liger_kernel": _LIGER,
-    "liger_kernel_config": _LIGER,
+    "liger_kernel_config": "train.use_liger_kernel fuses all layers that can be; the loss has a way of its own.",
     "parallelism_config": "sequence, context, tensor and pipeline parallelism are not supported.",
     # the launcher's, or the verb's
     "deepspeed": _LAUNCH,

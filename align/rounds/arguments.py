@@ -101,7 +101,8 @@ def _train(args: Any) -> dict[str, Any]:
         if name not in _LEFT and plain and value != defaults.get(name, value):
             raise UserError(f"args.{name} is {value!r}, which rounds do not take: {cure}")
     values: Mapping[str, Any] = args.to_dict()
-    return {name: values[name] for name in train_keys() if name in values and name not in OURS}
+    # a key of ours that transformers knows too has another default there, and counts once it is set
+    return {name: values[name] for name in train_keys() if name in values and (values[name] or name not in OURS)}
 
 
 def _lora(config: Any) -> dict[str, Any]:

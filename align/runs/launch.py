@@ -58,7 +58,7 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
     kind, processes = _kind(state), int(state.num_processes)
     found = f"accelerate made {processes} process{'es' * (processes != 1)} of type {kind}, backend {state.backend}"
     world = _world(env)
-    fsdp, deepspeed = _flag(env, "ACCELERATE_USE_FSDP"), _flag(env, "ACCELERATE_USE_DEEPSPEED")
+    fsdp, deepspeed = launched_with_fsdp(env), _flag(env, "ACCELERATE_USE_DEEPSPEED")
     cure = _ZERO_CPU if deepspeed else _FSDP_CPU if fsdp else _DDP_CPU
     if world is None and processes == 1 and "MASTER_ADDR" in env and "ACCELERATE_DYNAMO_BACKEND" in env:
         # of all launchers only accelerate's simple one leaves an address without a world, and only for more than one
@@ -88,6 +88,11 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
             "rows cannot be cut up that way. Use accelerate launch with recipes/accelerate/ddp.yaml, or choose one "
             "GPU: CUDA_VISIBLE_DEVICES=0."
         )
+
+
+def launched_with_fsdp(env: Mapping[str, str] | None = None) -> bool:
+    """Whether the launcher asked for FSDP; known before accelerate has made anything of it."""
+    return _flag(os.environ if env is None else env, "ACCELERATE_USE_FSDP")
 
 
 def check_wrapped(model: Any, accelerator: Any) -> None:

@@ -32,6 +32,7 @@ def quieten(main: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error() if not main else transformers.utils.logging.set_verbosity_warning()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("liger_kernel.backends").setLevel(logging.ERROR)  # it tries the kernels of other chips
     # of no use to anyone who watches a run: token ids aligned, file times unreliable, tied weights "missing" on resume
     for name in ("trainer", "trainer_utils"):
         logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)

@@ -138,6 +138,11 @@ def refuse(args: SFTConfig, peft_config: Any = None) -> None:
         )
     if args.torch_compile:
         raise UserError("torch_compile is not supported: shapes of packed rows change with every batch. Leave it off.")
+    if args.use_liger_kernel:
+        raise UserError(
+            "use_liger_kernel in args would let TRL change the model a second time, and its loss. Leave it out there "
+            "and give the trainer layers=Layers(use_liger_kernel=True); in a recipe it is train.use_liger_kernel."
+        )
     if args.packing or args.padding_free:
         raise UserError(
             "packing and padding_free are TRL's; rows are always packed here, without padding. Leave them out."

@@ -38,6 +38,7 @@ from align.runs.directory import write_atomically
 from align.runs.launch import check_launch
 from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
 from align.trainers.guard import Guard
+from align.trainers.layers import Layers, fuse_layers
 from align.trainers.mixin import AlignMixin, order_seed
 from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
 from align.trainers.reference import keep_reference
@@ -67,6 +68,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         order: data-set order by epoch, a pure function; shuffled by seed and epoch if None.
         max_tokens_per_microbatch: pack micro-batches up to this many tokens; the number of accumulation steps follows
             from it and the examples of a step stay what ``args`` say.
+        layers: how the model's layers compute: fused by liger-kernel, compiled.
         template_arguments: what the chat template is given beside the conversation; ``strftime_now`` is the date. None
             keeps those of ``processing_class``; where it has none, the date is now. They are saved with the tokenizer.
 
@@ -98,6 +100,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         truncation: str = "drop",
         order: Order | None = None,
         max_tokens_per_microbatch: int | None = None,
+        layers: Layers | None = None,
         template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         check_kinds(objective, train_dataset, eval_dataset)
@@ -123,6 +126,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self._check_rows(model, collator, *self.tables(train_dataset), *self.tables(eval_dataset))
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
+        fuse_layers(model, args, layers or Layers(), say)  # before the reference is copied
         kept, self.digest = None, None
         if objective.needs_reference and reference_rows is None:
             # what moves, and rows that never come back, are not worth keeping on disk

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from align.compat import SFTConfig
 from align.data.batches.collator import TreeCollator
 from align.engine.attention import PREFIX
+from align.engine.liger import fuse_like
 from align.engine.reads import Hidden
 from align.errors import UserError
 from align.objectives.base import Objective, sources_of
@@ -107,6 +108,7 @@ def _load_again(model: PreTrainedModel) -> nn.Module:
         trust_remote_code=False,
     )
     switch_dropout_off(again)
+    fuse_like(again, model)
     mine, theirs = (model_digest(m, adapters=True, compute_dtype="") for m in (model, again))
     if not gather_object([mine == theirs])[0]:
         raise UserError(

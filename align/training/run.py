@@ -32,6 +32,7 @@ from align.trainers.base import AlignTrainer
 from align.trainers.collapse import Collapse
 from align.trainers.evaluation import FOLDER, Evaluation, Suite
 from align.trainers.hypo import HyPOTrainer
+from align.trainers.layers import Layers
 from align.trainers.superhf import SuperHFTrainer
 from align.trainers.unlearn import UnlearnTrainer
 from align.trainers.watch import Watch
@@ -160,6 +161,7 @@ def _trainer(
         reference_rows=recipe.reference.rows,
         order=data.order,
         max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
+        layers=Layers(**recipe.layers),
     )
 
 

@@ -663,6 +663,16 @@ TREES = st.recursive(
 )
 
 
+def test_keys_of_layers_are_the_trainers_and_not_transformers(here: Path) -> None:
+    write(here, GOOD + "  use_liger_kernel: false\n  use_cpu: true\n")
+    recipe = load_recipe("r.yaml")
+    assert recipe.layers == {"use_liger_kernel": False}
+    write(here, GOOD + "  use_liger_kernel: true\n  use_cpu: true\n")
+    recipe = load_recipe("r.yaml")
+    assert recipe.layers == {"use_liger_kernel": True}
+    assert recipe.training_arguments().use_liger_kernel is False
+
+
 @given(TREES)
 def test_yaml_survives_the_reader(value: object) -> None:
     document = parse(yaml.safe_dump(value), "x")
