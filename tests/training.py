@@ -124,6 +124,7 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
     own = (
         "eval_dataset",
         "layers",
+        "reference_sync",
         "peft_config",
         "callbacks",
         "reference",

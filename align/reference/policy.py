@@ -17,6 +17,7 @@ from align.engine.reads import Hidden, LogProb
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
+from align.reference.narrow import narrow
 from align.reference.store import LogProbStore, sequence_key
 
 Strategy = Literal["auto", "adapter_off", "copy", "reload"]
@@ -51,6 +52,7 @@ class ReferencePolicy:
         model: the frozen model; None where the adapter is switched off or the store holds every row.
         store: log-probs on disk, or None.
         complete: on every rank the store has all rows that are trained on.
+        moves: whether the reference follows the policy, so that its weights must take small steps.
     """
 
     def __init__(
@@ -62,15 +64,19 @@ class ReferencePolicy:
         store: LogProbStore | None = None,
         *,
         complete: bool = False,
+        moves: bool = False,
     ) -> None:
+        self.moves = moves
         self.engine, self.strategy, self.branches, self.model, self.store = engine, strategy, branches, model, store
         self.complete = complete
         self.rows_computed = 0
 
-    def prepare(self, accelerator: Any) -> None:
-        """Put the frozen model on its device, sharded as the policy is."""
+    def prepare(self, accelerator: Any) -> str | None:
+        """Put the frozen model on its device, sharded as the policy is, and keep its weights no wider than they are
+        used; returns the sentence about that, if it applies.
+        """
         if self.model is None:
-            return
+            return None
         attach(self.model)
         if accelerator.distributed_type == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3:
             self.model = prepare_deepspeed(self.model, accelerator)
@@ -80,6 +86,18 @@ class ReferencePolicy:
             self.model = fsdp2_prepare_model(accelerator, self.model).eval()
         else:
             self.model = self.model.to(accelerator.device)
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+            # where autocast does the rounding; DeepSpeed has ways of its own
+            if accelerator.native_amp and dtype is not None and not self.moves:
+                return narrow(self.model, dtype, lambda batch: self._logp(batch, accelerator.autocast))
+        return None
+
+    @torch.no_grad()
+    def _logp(self, batch: TreeBatch, autocast: Callable) -> torch.Tensor:
+        """Log-probs [N] of a batch by the frozen model."""
+        assert self.model is not None
+        with autocast():
+            return self.engine(self.model, batch).tokens["logp"]
 
     def missing(self, batch: TreeBatch) -> bool:
         """Whether a row of this batch must be computed."""

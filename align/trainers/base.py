@@ -158,6 +158,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             kept.model,
             kept.store,
             complete=kept.complete,
+            moves=reference_sync is not None,
         )
         self._start()
         self.add_callback(Guard(self))

@@ -264,8 +264,8 @@ class AlignMixin(_Trainer):
 
         result = probe(self.engine, model, self.args.device, agree, compute_dtype(self))
         self.say(result.sentence())
-        if self.reference is not None:
-            self.reference.prepare(self.accelerator)
+        if self.reference is not None and (sentence := self.reference.prepare(self.accelerator)):
+            self.say(sentence)
 
     # ---- people
 

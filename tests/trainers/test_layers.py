@@ -70,6 +70,6 @@ def test_a_run_with_fused_layers_is_the_run_without(tmp_path: Path, monkeypatch:
     assert names[0] == names[1]
     assert "layers.1.mlp" in names[0]
     assert made.start_gap == 0.0
-    keys = ("loss", "margin", "grad_norm")
+    keys = ("loss", "rewards/margins", "grad_norm")
     for one, other in zip(history(made, *keys), history(plain, *keys), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
