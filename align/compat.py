@@ -29,6 +29,7 @@ from align.errors import UserError
 __all__ = [
     "SFTConfig",
     "SFTTrainer",
+    "fixed",
     "fsdp2_prepare_model",
     "loaded_whole",
     "prepare_deepspeed",
@@ -57,12 +58,21 @@ def training_config(**kwargs: Any) -> SFTConfig:
         if new in SFTConfig.__dataclass_fields__:
             given = kwargs.pop(old, SFTConfig.__dataclass_fields__[old].default)
             kwargs.setdefault(new, given)
-    fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, "max_length": None}
-    fixed["logging_nan_inf_filter"] = False  # it looks at every loss, and the device is waited for
     try:
-        return SFTConfig(**{**kwargs, **fixed})
+        return fixed(SFTConfig(**{**kwargs, "max_length": None}))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"train: {error}") from error
+
+
+def fixed(config: SFTConfig) -> SFTConfig:
+    """``config`` with what align needs of it: rows come prepared, and the loss is looked at when it is logged.
+
+    Transformers' filter of losses that are not finite asks the device at every micro-batch; ``Guard`` does not.
+    """
+    config.dataset_kwargs = {"skip_prepare_dataset": True}
+    config.remove_unused_columns = False
+    config.logging_nan_inf_filter = False
+    return config
 
 
 @contextmanager

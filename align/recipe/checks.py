@@ -175,6 +175,13 @@ def _lengths(raw: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
+def _compiled(raw: Mapping[str, Any]) -> list[Problem]:
+    train = _section(raw, "train")
+    if train.get("torch_compile_mode") is None or train.get("torch_compile") is True:
+        return []
+    return [Problem(("train", "torch_compile_mode"), "has no effect without train.torch_compile: true.")]
+
+
 def _trackers(raw: Mapping[str, Any]) -> list[Problem]:
     given = _section(raw, "train").get("report_to")
     here, problems = ("train", "report_to"), []
@@ -220,6 +227,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _reference,
     _precision,
     _lengths,
+    _compiled,
     _trackers,
     _watch,
     unlearning_checks,

@@ -19,6 +19,9 @@ from align.recipe.train_refused import REFUSED
 
 TABLE = Path(__file__).with_name("train_keys.json")
 
+# Of torch.compile; the others replay CUDA graphs, which need the same shapes at every step.
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
+
 # Ours, beside those of transformers.
 OURS: Mapping[str, Mapping[str, Any]] = {
     "max_tokens_per_microbatch": {
@@ -33,10 +36,22 @@ OURS: Mapping[str, Mapping[str, Any]] = {
         "help": "Fuse RMSNorm, rotary embedding and gated MLP through liger-kernel (extra `gpu`). Left out: on a GPU "
         "where it is installed and a check at the start finds log-probs and gradients unchanged; true insists on it.",
     },
+    "torch_compile": {
+        "type": "bool",
+        "default": False,
+        "help": "Compile every decoder layer with torch.compile, for rows of any length; sampling runs as before. "
+        "The first batches take longer.",
+    },
+    "torch_compile_mode": {
+        "type": "str | None",
+        "default": None,
+        "choices": COMPILE_MODES,
+        "help": "Mode of torch.compile, with torch_compile.",
+    },
 }
 
 # The keys of ``OURS`` that say how layers compute; a trainer takes them together.
-LAYERS = ("use_liger_kernel",)
+LAYERS = ("use_liger_kernel", "torch_compile", "torch_compile_mode")
 
 # Least values that transformers does not check itself: (bound, whether the bound itself is allowed).
 _LEAST: Mapping[str, tuple[float, bool]] = {

@@ -13,7 +13,6 @@ _DATA = "belongs to the data section: data.train says where rows come from, and 
 _SUMS = "evaluation adds up sums and gathers no logits, so it would have no effect; leave it out."
 _LAUNCH = "belongs to the launcher: accelerate launch --config_file recipes/accelerate/NAME.yaml -m align.train FILE."
 _UPLOAD = "a run uploads nothing. Upload the finished run yourself: hf upload REPO runs/NAME/model."
-_COMPILE = "torch.compile is not supported with packed rows; leave it out."
 _VERB = "the verb says it: align train FILE; held-out rows are evaluated when data.held_out is given."
 
 REFUSED: Mapping[str, str] = {
@@ -86,9 +85,7 @@ REFUSED: Mapping[str, str] = {
     "include_for_metrics": _SUMS,
     "batch_eval_metrics": _SUMS,
     # not supported
-    "torch_compile": _COMPILE,
-    "torch_compile_backend": _COMPILE,
-    "torch_compile_mode": _COMPILE,
+    "torch_compile_backend": "train.torch_compile uses inductor; leave it out.",
     "liger_kernel_config": "train.use_liger_kernel fuses all layers that can be; the loss has a way of its own.",
     "parallelism_config": "sequence, context, tensor and pipeline parallelism are not supported.",
     # the launcher's, or the verb's

@@ -19,7 +19,16 @@ from align.recipe.train_refused import REFUSED
 from align.trainers.arguments import trl_arguments
 
 # refused in recipes, and of no meaning or taken from elsewhere here
-_LEFT = ("output_dir", "run_name", "seed", "do_eval", "local_rank", "max_length", "remove_unused_columns")
+_LEFT = (
+    "output_dir",
+    "run_name",
+    "seed",
+    "do_eval",
+    "local_rank",
+    "max_length",
+    "remove_unused_columns",
+    "logging_nan_inf_filter",
+)
 
 
 def recipe_of(

@@ -82,6 +82,12 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
         raise UserError(f"DeepSpeed was asked for, but {found}. {_ZERO_CPU}")
     if kind == "FSDP" and getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
         raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml).")
+    compiler = getattr(getattr(state, "dynamo_plugin", None), "backend", "NO")
+    if (backend := str(getattr(compiler, "value", compiler))) != "NO":
+        raise UserError(
+            f"accelerate was asked to compile the whole model (dynamo_backend {backend.lower()}), sampling included. "
+            "Set dynamo_backend to no, or unset ACCELERATE_DYNAMO_BACKEND; train.torch_compile: true compiles layers."
+        )
     if kind == "NO" and getattr(made, "n_gpu", 1) > 1:
         raise UserError(
             f"One process sees {made.n_gpu} GPUs, which transformers would use through torch's DataParallel; packed "

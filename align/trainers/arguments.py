@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments, get_scheduler
 
-from align.compat import SFTConfig, SFTTrainer, training_config
+from align.compat import SFTConfig, SFTTrainer, fixed, training_config
 from align.errors import UserError
 from align.objectives.base import Objective
 
@@ -37,10 +37,7 @@ def trl_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
         wide = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return training_config(output_dir=f"{Path(name).name or 'model'}-align", bf16=wide, report_to="none")
     if isinstance(args, SFTConfig):
-        args = copy.copy(args)  # the caller may build a second trainer from it
-        args.dataset_kwargs = {"skip_prepare_dataset": True}
-        args.remove_unused_columns = args.logging_nan_inf_filter = False
-        return args
+        return fixed(copy.copy(args))  # the caller may build a second trainer from it
     if hasattr(args, "beta") or hasattr(args, "loss_type"):
         raise UserError(
             f"args is a {type(args).__name__}, which holds a loss of its own. Pass transformers.TrainingArguments or "
@@ -137,7 +134,10 @@ def refuse(args: SFTConfig, peft_config: Any = None) -> None:
             "says which batch is likely to fit."
         )
     if args.torch_compile:
-        raise UserError("torch_compile is not supported: shapes of packed rows change with every batch. Leave it off.")
+        raise UserError(
+            "torch_compile in args would compile the model as a whole, sampling included. Leave it out there and give "
+            "the trainer layers=Layers(torch_compile=True); in a recipe it is train.torch_compile."
+        )
     if args.use_liger_kernel:
         raise UserError(
             "use_liger_kernel in args would let TRL change the model a second time, and its loss. Leave it out there "

@@ -38,7 +38,7 @@ from align.runs.directory import write_atomically
 from align.runs.launch import check_launch
 from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
 from align.trainers.guard import Guard
-from align.trainers.layers import Layers, fuse_layers
+from align.trainers.layers import Layers, compile_wanted, fuse_layers
 from align.trainers.mixin import AlignMixin, order_seed
 from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
 from align.trainers.reference import keep_reference
@@ -126,7 +126,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         self._check_rows(model, collator, *self.tables(train_dataset), *self.tables(eval_dataset))
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
-        fuse_layers(model, args, layers or Layers(), say)  # before the reference is copied
+        layers = layers or Layers()
+        fuse_layers(model, args, layers, say)  # before the reference is copied
         kept, self.digest = None, None
         if objective.needs_reference and reference_rows is None:
             # what moves, and rows that never come back, are not worth keeping on disk
@@ -150,6 +151,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         check_launch(self.accelerator)
         leave_outputs_wide(self.accelerator)
         attach(self.model)
+        compile_wanted(layers, self.model, kept and kept.model, self._sharded(), say)
         self.engine = ScoringEngine(sharded=self._sharded())
         self.reference = kept and ReferencePolicy(
             self.engine,

@@ -300,10 +300,18 @@ BAD = {
         "r.yaml:8  train.push_to_hub: cannot be set here: a run uploads nothing. Upload the finished run yourself: hf "
         "upload REPO runs/NAME/model.",
     ),
-    "compile": (
-        GOOD + "  torch_compile: true\n",
-        "r.yaml:8  train.torch_compile: cannot be set here: torch.compile is not supported with packed rows; leave it "
-        "out.",
+    "backend": (
+        GOOD + "  torch_compile_backend: eager\n",
+        "r.yaml:8  train.torch_compile_backend: cannot be set here: train.torch_compile uses inductor; leave it out.",
+    ),
+    "graphs": (
+        GOOD + "  torch_compile: true\n  torch_compile_mode: reduce-overhead\n",
+        "r.yaml:9  train.torch_compile_mode: expected one of default, max-autotune-no-cudagraphs; got the text "
+        "'reduce-overhead'.",
+    ),
+    "mode": (
+        GOOD + "  torch_compile_mode: default\n",
+        "r.yaml:8  train.torch_compile_mode: has no effect without train.torch_compile: true.",
     ),
     "parallelism": (
         GOOD + "  parallelism_config: {}\n",
@@ -671,6 +679,10 @@ def test_keys_of_layers_are_the_trainers_and_not_transformers(here: Path) -> Non
     recipe = load_recipe("r.yaml")
     assert recipe.layers == {"use_liger_kernel": True}
     assert recipe.training_arguments().use_liger_kernel is False
+    write(here, GOOD + "  torch_compile: true\n  torch_compile_mode: default\n  use_cpu: true\n")
+    recipe = load_recipe("r.yaml")
+    assert recipe.layers == {"torch_compile": True, "torch_compile_mode": "default"}
+    assert recipe.training_arguments().torch_compile is False
 
 
 @given(TREES)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from training import arguments, pairs, trainer
-from trl import DPOConfig
+from transformers import TrainingArguments
+from trl import DPOConfig, SFTConfig
 
 from align import DPO
 from align.errors import UserError
@@ -118,3 +119,11 @@ def test_a_warm_up_that_leaves_no_step(tmp_path: Path) -> None:
         "train.warmup_steps, or train longer."
     )
     refuse(arguments(tmp_path, **{**short, "max_steps": 2}))
+
+
+def test_the_trainer_looks_at_no_loss_between_log_steps(tmp_path: Path) -> None:
+    given = SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    plain = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    for args in (arguments(tmp_path), trl_arguments(given, "any"), trl_arguments(plain, "any")):
+        assert args.logging_nan_inf_filter is False
+    assert given.logging_nan_inf_filter is True, "the caller's own stay as they are"
