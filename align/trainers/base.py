@@ -36,12 +36,13 @@ from align.reference.sync import SyncReference
 from align.report.card import CardFacts, model_card
 from align.runs.directory import write_atomically
 from align.runs.launch import check_launch
+from align.runs.quiet import silent
 from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
 from align.trainers.guard import Guard
 from align.trainers.layers import Layers, compile_wanted, fuse_layers
 from align.trainers.mixin import AlignMixin, order_seed
 from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
-from align.trainers.reference import keep_reference
+from align.trainers.reference import Kept, keep_reference
 from align.versions import installed
 
 Data = Dataset | IterableDataset
@@ -113,21 +114,16 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         switch_dropout_off(model)
         self.objective, self.order, self.reference_rows = objective, order, reference_rows
         collator = self.make_collator()
-        say: Callable[[str], Any] = print if args.process_index == 0 else lambda _: None
+        say = print if args.process_index == 0 else silent
         _give_arguments(processing_class, template_arguments, say)
-
-        def ready(data: Any) -> Any:
-            if data is None or isinstance(data, dict):
-                return data and {name: ready(part) for name, part in data.items()}
-            limits = {"max_length": max_length, "truncation": truncation}
-            return self.prepared(data, processing_class, order_seed(args), say, **limits)
-
-        train_dataset, eval_dataset = ready(train_dataset), ready(eval_dataset)
+        how = (processing_class, order_seed(args), say)
+        limits = {"max_length": max_length, "truncation": truncation}
+        train_dataset, eval_dataset = (self._ready_rows(d, *how, **limits) for d in (train_dataset, eval_dataset))
         self._check_rows(model, collator, *self.tables(train_dataset), *self.tables(eval_dataset))
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         layers = layers or Layers()
-        fuse_layers(model, args, layers, say)  # before the reference is copied
+        fuse_layers(model, args, layers, say)  # before the reference is copied, so that both compute alike
         kept, self.digest = None, None
         if objective.needs_reference and reference_rows is None:
             # what moves, and rows that never come back, are not worth keeping on disk
@@ -153,19 +149,16 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         attach(self.model)
         compile_wanted(layers, self.model, kept and kept.model, self._sharded(), say)
         self.engine = ScoringEngine(sharded=self._sharded())
-        self.reference = kept and ReferencePolicy(
-            self.engine,
-            kept.strategy,
-            objective.reference_branches,
-            kept.model,
-            kept.store,
-            complete=kept.complete,
-            moves=reference_sync is not None,
-        )
+        self.reference = kept and self._policy_at_start(kept, moves=reference_sync is not None)
         self._start()
         self.add_callback(Guard(self))
         if reference_sync is not None:
             self.add_callback(SyncReference(self, *reference_sync))
+
+    def _policy_at_start(self, kept: Kept, *, moves: bool) -> ReferencePolicy:
+        """The reference as it is kept; ``moves`` says whether it follows the policy."""
+        branches = self.objective.reference_branches
+        return ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store, moves=moves)
 
     def _check_rows(self, model: PreTrainedModel, collator: TreeCollator, *tables: Data) -> None:
         """Raises UserError for rows that the model cannot read, or that lack what the objective reads of them."""
@@ -188,6 +181,12 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         for sentence in account.summary():
             say(sentence)
         return rows
+
+    def _ready_rows(self, data: Any, *how: Any, **limits: Any) -> Any:
+        """``prepared`` of every table in ``data``."""
+        if data is None or isinstance(data, dict):
+            return data and {name: self._ready_rows(part, *how, **limits) for name, part in data.items()}
+        return self.prepared(data, *how, **limits)
 
     def tables(self, data: Any) -> list[Data]:
         """Every table of prepared rows that ``data`` stands for."""

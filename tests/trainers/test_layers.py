@@ -94,8 +94,10 @@ def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"peft_config": LORA}, {"gradient_checkpointing": True}])
-def test_a_compiled_run_is_the_run_without(options: dict[str, Any], tmp_path: Path) -> None:
+# of torch's own compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_compiled_run_is_the_run_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = []
     for compiled in (True, False):
         made = trainer(
@@ -105,12 +107,15 @@ def test_a_compiled_run_is_the_run_without(options: dict[str, Any], tmp_path: Pa
             eval_dataset=pairs(4, seed=1),
             eval_strategy="steps",
             eval_steps=1,
-            **options,
+            gradient_checkpointing=True,
+            peft_config=LORA,
         )
+        said = "layers: 2 compiled with torch.compile (the first batches take longer)" in capsys.readouterr().out
+        assert said is compiled
         made.train()
         runs.append([history(made, "loss", "rewards/margins", "grad_norm"), made.evaluate()["eval_loss"]])
     for one, other in zip(runs[0][0], runs[1][0], strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-5)
 
 
