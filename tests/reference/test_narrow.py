@@ -73,7 +73,7 @@ def test_weights_that_are_read_outside_autocast_stay_wide() -> None:
         with torch.autocast("cpu", enabled=False):
             nn.functional.linear(args[0].float(), module.weight)
 
-    model = frozen(tiny_model("llama"))
+    model = frozen(rounded(tiny_model("llama")))
     model.model.layers[1].mlp.up_proj.register_forward_pre_hook(wide)
     score, before = scored(model), copy.deepcopy(model.state_dict())
     assert narrow(model, torch.bfloat16, lambda b: score(b).tokens["logp"]) == (
