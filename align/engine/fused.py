@@ -1,7 +1,7 @@
 """What happens to a tile of logits between two matrix products: one pass forward, one pass backward.
 
-On a GPU each pass is a kernel of ``kernels.py`` that reads the tile once. Elsewhere, and where those kernels do not
-work, torch's own operations do the same.
+On a GPU each pass is a kernel of ``triton_kernels.py`` that reads the tile once. Elsewhere, and where those kernels do
+not work, torch's own operations do the same.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def absorb(tile: Tile, state: Tensor, *, fused: bool) -> None:
     """Take a tile into the ``state`` [3, n] of its tokens."""
     largest, total, chosen = state
     if fused:
-        from align.engine import kernels
+        from align.engine import triton_kernels
 
         logits, first, targets, finish = tile
-        kernels.absorb(logits, first, targets, finish.scale, finish.cap, largest, total, chosen)
+        triton_kernels.absorb(logits, first, targets, finish.scale, finish.cap, largest, total, chosen)
         return
     logits = tile.finish(tile.logits)
     places, inside = tile.places()
@@ -91,10 +91,10 @@ def differentiate(tile: Tile, normaliser: Tensor, upstream: Tensor, out: Tensor,
     """
     finish = tile.finish
     if fused:
-        from align.engine import kernels
+        from align.engine import triton_kernels
 
         logits, first, targets, _ = tile
-        kernels.differentiate(logits, first, targets, finish.scale, finish.cap, normaliser, upstream, out)
+        triton_kernels.differentiate(logits, first, targets, finish.scale, finish.cap, normaliser, upstream, out)
         return
     logits = finish(tile.logits)
     slope = (upstream * -finish.scale)[:, None]

@@ -158,7 +158,8 @@ class AlignTrainer(AlignMixin, SFTTrainer):
     def _policy_at_start(self, kept: Kept, *, moves: bool) -> ReferencePolicy:
         """The reference as it is kept; ``moves`` says whether it follows the policy."""
         branches = self.objective.reference_branches
-        return ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store, moves=moves)
+        options = {"complete": kept.complete, "moves": moves}
+        return ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store, **options)
 
     def _check_rows(self, model: PreTrainedModel, collator: TreeCollator, *tables: Data) -> None:
         """Raises UserError for rows that the model cannot read, or that lack what the objective reads of them."""

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from align.engine import kernels, logprob
+from align.engine import logprob, triton_kernels
 from align.engine.fused import Finish, Tile, absorb, differences, differentiate, new_state, results
 from align.engine.head import HeadJob, read_head
 from align.engine.reads import LogProb
@@ -37,8 +37,8 @@ def whole_head(finish: Finish) -> float:
         exact = head_and_gradients(torch.float64, finish)
         with (
             patch.object(logprob, "fused_works", lambda *_: None),
-            patch.object(kernels, "absorb", wraps=kernels.absorb) as forward,
-            patch.object(kernels, "differentiate", wraps=kernels.differentiate) as backward,
+            patch.object(triton_kernels, "absorb", wraps=triton_kernels.absorb) as forward,
+            patch.object(triton_kernels, "differentiate", wraps=triton_kernels.differentiate) as backward,
         ):
             found = head_and_gradients(torch.float32, finish)
     tiles = 3 * 4  # of tokens and words

@@ -58,14 +58,14 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from align.engine import kernels
+    from align.engine import triton_kernels
 
     state = {"largest": "*fp32", "total": "*fp32", "chosen": "*fp32"}
     backward = {"normaliser": "*fp32", "upstream": "*fp32", "out": "*bf16"}
     numbers = {"first": "i32", "words": "i32", "scale": "fp32", "cap": "fp32"}
-    options = dict(kernels._LAUNCH)
+    options = dict(triton_kernels._LAUNCH)
     block = options.pop("BLOCK")
-    for kernel, own in ((kernels._absorb, state), (kernels._differentiate, backward)):
+    for kernel, own in ((triton_kernels._absorb, state), (triton_kernels._differentiate, backward)):
         for capped in (False, True):
             signature = {"logits": "*fp32", "targets": "*i64", **own, **numbers}
             # as Triton finds them when it is called: addresses and widths are multiples of 16
