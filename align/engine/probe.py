@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from align.engine.fused import fused_works
 from align.engine.kernels.choose import GROUPED, Call, choose, kernels_differ, recorded
 from align.engine.kernels.kernel import Run, UnsupportedAttention, first_line
 from align.engine.kernels.segments import segments
@@ -30,19 +31,19 @@ _STUMBLES = (TypeError, ValueError, IndexError, RuntimeError)
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe saw. ``difference`` and ``own`` are the largest per-token gaps, in nats; ``attention`` says which
-    kernel was chosen, None where there is no choice."""
+    """What the probe saw. ``difference`` and ``own`` are the largest per-token gaps, in nats; ``kernels`` says what was
+    chosen to compute with, None where there is no choice."""
 
     mode: str
     reason: str | None
     difference: float
     own: float
-    attention: str | None = None
+    kernels: str | None = None
 
     def sentence(self) -> str:
         if self.mode == "tree":
             gap = f"largest gap to the model's own logits {self.difference:.1e} nats"
-            return f"scoring: prompts shared and packed ({gap})" + (f"; {self.attention}" if self.attention else "")
+            return f"scoring: prompts shared and packed ({gap})" + (f"; {self.kernels}" if self.kernels else "")
         return f"scoring: FALLING BACK to padded rows, because {self.reason}. Exact, but slower."
 
 
@@ -67,14 +68,14 @@ def probe(
     model.eval()
     try:
         with torch.no_grad():
-            for kernel, attention in _kernels(engine, model, device, agree):
+            for kernel, said in _kernels(engine, model, device, agree):
                 engine.kernel = kernel
                 reason = _leak(engine, model, device)
                 # agreed before the next forward: ranks of a sharded model must run equally many
                 if agree(reason is None):
                     difference, own, reason = _gap(engine, model, device, compute_dtype)
                     if agree(reason is None):
-                        return ProbeResult("tree", None, difference, own, attention)
+                        return ProbeResult("tree", None, difference, own, said)
             engine.mode = "padded"
             try:
                 difference, own, fault = _gap(engine, model, device, compute_dtype)
@@ -108,9 +109,13 @@ def _kernels(
         engine(model, pack(_examples(vocabulary, 0)).to(device))
     if agree(bool(calls)):
         choice = choose(list(calls), device, agree)
-        yield choice.kernel.run, choice.sentence()
+        # what attention is given is what the head is given
+        slower = fused_works(device, next(iter(calls)).dtype)
+        head = "" if slower is None else f"; the head by torch's own operations, since {slower}"
+        yield choice.kernel.run, choice.sentence() + head
         if choice.kernel is not GROUPED:
-            yield GROUPED.run, f"attention by {GROUPED.name}, since {choice.kernel.name} is not exact in this model"
+            plain = f"attention by {GROUPED.name}, since {choice.kernel.name} is not exact in this model"
+            yield GROUPED.run, plain + head
     else:
         yield segments, None
 
