@@ -88,7 +88,8 @@ def read_head(head: nn.Linear, hidden: Tensor, job: HeadJob) -> Tensor:
             weight, bias = weight.clone(), None if bias is None else bias.clone()
         job.kept = ReferenceHead(hidden.detach(), weight, bias, job.finish)
     dtype = compute_dtype(hidden)
-    if job.reads == (LogProb(),):
+    # the policy reads other things beside a kept reference, by whole rows: equal log-probs need sums in the same order
+    if job.reads == (LogProb(),) and not job.keep:
         return LogProbs.apply(hidden, head.weight, head.bias, head, job.targets, job.finish, dtype)[None]
     return _ChunkedReads.apply(hidden, head.weight, head.bias, head, job, dtype)
 

@@ -298,7 +298,7 @@ def _pair(scores: ProbeScores, i: int) -> Scores:
     lengths = torch.stack([scores.chosen_tokens[i], scores.rejected_tokens[i]]).long()
     sequences = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
     sequences |= dict.fromkeys(FRESH, torch.empty(0, dtype=torch.long))  # none, for objectives that read them too
-    return Scores({"logp": logp}, torch.tensor([0, 1]), sequences, lengths)
+    return Scores({"logp": logp}, torch.tensor([0, 1]), sequences, lengths, places=sequences)
 
 
 def _mean_share(own: Mapping[str, Tensor], name: str) -> Interval:

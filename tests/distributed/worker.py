@@ -46,10 +46,10 @@ class Watching:
     flags: list[bool]
     reference: Any
 
-    def _plan_window(self, batches: list, device: Any) -> Any:
+    def _divisors(self, batches: list, device: Any) -> Any:
         if self.reference is not None:
             self.flags += [self.reference.missing(b) for b in batches]
-        return super()._plan_window(batches, device)  # type: ignore[misc]
+        return super()._divisors(batches, device)  # type: ignore[misc]
 
 
 class Watched(Watching, PreferenceTrainer):

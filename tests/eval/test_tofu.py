@@ -172,7 +172,8 @@ def test_paraphrased_questions_reference_and_gradient_norms(sets: TofuSets) -> N
     theirs = evaluate(other, sets, generate=False)
     for side in (0, 1):
         expected = plain.mia["mia_loss"][side] - theirs.mia["mia_loss"][side]
-        np.testing.assert_allclose(plain.mia["mia_reference"][side], expected, rtol=1e-12)
+        # float32: log-probs beside other reads are summed in another order
+        np.testing.assert_allclose(plain.mia["mia_reference"][side], expected, rtol=1e-5, atol=1e-6)
         assert (plain.mia["mia_gradnorm"][side] > 0).all()
     assert len(plain.mia["mia_gradnorm"][0]) == 7
     asked = evaluate(subject, sets, generate=False, question_key="paraphrased_question")
