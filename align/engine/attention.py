@@ -45,6 +45,8 @@ def use_tree_attention(model: PreTrainedModel) -> None:
     own = model.config._attn_implementation
     if own.startswith(PREFIX):
         return
+    if "flash" in own:
+        own = "sdpa"  # transformers' flash attention looks its name up in the configuration, which is ours from now on
     name = PREFIX + own
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _dispatcher(own))

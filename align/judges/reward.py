@@ -20,6 +20,7 @@ from align.data.batches.packing import within_budget
 from align.data.rows.values import BadRow
 from align.data.tokens.chat import Request, common_prefix, render
 from align.data.tokens.samples import Prompt
+from align.engine.kernels.choose import GROUPED, kernels_differ
 from align.engine.kernels.kernel import UnsupportedAttention
 from align.engine.layout import Branch, Example, Tree, pack
 from align.engine.reads import Score
@@ -227,7 +228,7 @@ def _choose(judge: RewardModel) -> str:
             tree, reason = _gap(judge, "tree", trees, others, kept, alone)
             if reason is None and tree <= max(2 * padded, 8 * rounding):
                 return f"prompts shared and packed (largest gap to the model's own scores {tree:.1e})"
-            judge.engine = _engine("padded")
+            judge.engine = _engine("padded", judge.device)
             return (
                 f"FALLING BACK to padded rows, because {reason or f'scores differ by {tree:.1e}'}. Exact, but slower."
             )
@@ -240,7 +241,7 @@ def _gap(
     judge: RewardModel, mode: Mode, trees: list[Tree], others: list[Tree], kept: list[int], alone: Tensor
 ) -> tuple[float, str | None]:
     """Largest gap of the engine's scores to ``alone``, and why there is none to speak of, or None."""
-    judge.engine = _engine(mode)
+    judge.engine = _engine(mode, judge.device)
     try:
         ours, exchanged = judge.packed(trees), judge.packed(others)
     except UnsupportedAttention as error:
@@ -250,7 +251,9 @@ def _gap(
     return (ours - alone).abs().max().item(), None
 
 
-def _engine(mode: Mode) -> ScoringEngine:
+def _engine(mode: Mode, device: torch.device) -> ScoringEngine:
     engine = ScoringEngine()
     engine.mode = mode
+    if kernels_differ(device):
+        engine.kernel = GROUPED.run  # right on every device, where a call for each segment is slow
     return engine

@@ -97,7 +97,8 @@ def _subject(policy: Sequence[Any], world: World, say: Callable[[str], Any]) -> 
     model, tokenizer = policy
     attach(model)
     engine = ScoringEngine()
-    probe(engine, model, world.device, lambda flag: all(gather_object([bool(flag)])))
+    with world.autocast():  # as it will be scored
+        probe(engine, model, world.device, lambda flag: all(gather_object([bool(flag)])))
     return Subject(
         model,
         tokenizer,

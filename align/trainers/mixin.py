@@ -262,7 +262,9 @@ class AlignMixin(_Trainer):
         def agree(flag: bool) -> bool:
             return self.sum_over_ranks(torch.tensor([float(not flag)], device=self.args.device)).item() == 0
 
-        result = probe(self.engine, model, self.args.device, agree, compute_dtype(self))
+        # a model that nobody has wrapped yet computes in another type than it will be trained in
+        with self.accelerator.autocast():
+            result = probe(self.engine, model, self.args.device, agree, compute_dtype(self))
         self.say(result.sentence())
         if self.reference is not None and (sentence := self.reference.prepare(self.accelerator)):
             self.say(sentence)

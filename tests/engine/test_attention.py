@@ -104,3 +104,14 @@ def test_the_models_own_attention_stays_for_calls_without_a_layout() -> None:
     use_tree_attention(model)
     assert model.config._attn_implementation == f"{PREFIX}eager"
     assert torch.equal(model(ids).logits, before)
+
+
+def test_flash_attention_of_transformers_gives_way_to_sdpa() -> None:
+    # it looks its own name up in the configuration, which says another one once trees are read
+    model = tiny_model()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    before = model(ids).logits
+    model.config._attn_implementation_internal = "flash_attention_2"  # not installed here: nothing is loaded
+    use_tree_attention(model)
+    assert model.config._attn_implementation == f"{PREFIX}sdpa"
+    assert torch.equal(model(ids).logits, before)

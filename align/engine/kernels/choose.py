@@ -19,7 +19,7 @@ from align.engine.kernels.flex import flex
 from align.engine.kernels.grouped import grouped
 from align.engine.kernels.kernel import Kernel, Run, first_line
 from align.engine.kernels.segments import segments
-from align.engine.kernels.varlen import varlen
+from align.engine.kernels.varlen import fixes_splits, varlen
 from align.engine.layout import Layout, Segment
 
 Agree = Callable[[bool], bool]
@@ -151,14 +151,14 @@ def choose(calls: Sequence[Call], device: torch.device, agree: Agree) -> Choice:
     for kernel in able[1:]:
         if agree(seconds[kernel.name] < seconds[best.name]):
             best = kernel
-    _switch(best.flash)
+    switch_flash(best.flash)
     return Choice(best, seconds, refused)
 
 
 def _tried(kernel: Kernel, calls: Sequence[Call], device: torch.device) -> tuple[float, str | None]:
     """Seconds of a layer, forward and backward, as a mean over ``calls``; or why the kernel cannot be used."""
     try:
-        _switch(kernel.flash)
+        switch_flash(kernel.flash)
         for call in calls:
             if fault := _fault(kernel.run, call, device):
                 return 0.0, fault
@@ -204,12 +204,12 @@ def _wait(device: torch.device) -> None:
 
 def _flash_names() -> list[str | None]:
     """torch's own FlashAttention, and those that other packages may bring along."""
-    # older torch cannot switch back to its own, so that nothing could be compared
-    others = hasattr(torch_attention, "restore_flash_attention_impl")
+    # older torch cannot switch back to its own, or keep another from splitting keys by what lies beside a sequence
+    others = hasattr(torch_attention, "restore_flash_attention_impl") and fixes_splits()
     return [None, *(torch_attention.list_flash_attention_impls() if others else ())]
 
 
-def _switch(name: str | None) -> None:
+def switch_flash(name: str | None) -> None:
     """Let torch's attention run on this FlashAttention, in the whole process."""
     if name is not None:
         if name != torch_attention.current_flash_attention_impl():

@@ -27,16 +27,21 @@ class Gather(NamedTuple):
         return _Gathered.apply(row, self)
 
 
-def gather_plan(index: np.ndarray, own: np.ndarray, copies: dict[int, list[int]], device: torch.device) -> Gather:
-    """A ``Gather`` from places in numbers; ``copies`` maps an old place to the new ones beside its own."""
-    by_count: dict[int, list[int]] = defaultdict(list)
-    for place, new in copies.items():
-        by_count[len(new)].append(place)
+def gather_plan(
+    taken: np.ndarray, own: np.ndarray, copies: dict[tuple[int, int], list[int]], device: torch.device
+) -> Gather:
+    """A ``Gather`` from places in numbers; ``copies`` maps spans of old places, apart from each other, to the starts of
+    their copies beside their own."""
+    by_count: dict[int, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for (first, last), starts in copies.items():
+        if last > first:
+            step = np.arange(last - first)
+            by_count[len(starts)].append((first + step, np.array(starts)[None] + step[:, None]))
     pairs = tuple(
-        (on_device(np.array(places), device), on_device(np.array([copies[p] for p in places]), device))
-        for places in by_count.values()
+        tuple(on_device(np.concatenate(parts), device) for parts in zip(*spans, strict=True))
+        for spans in by_count.values()
     )
-    return Gather(on_device(index, device), on_device(own, device), pairs)
+    return Gather(on_device(taken, device), on_device(own, device), pairs)  # type: ignore[arg-type]
 
 
 def on_device(numbers: np.ndarray, device: torch.device) -> Tensor:

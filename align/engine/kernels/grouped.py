@@ -73,7 +73,7 @@ def make_plan(layout: Layout, window: int | None, device: torch.device) -> Plan:
         by_size[_up(s.q1 - s.q0), _up(s.q1 - s.q0 + s.p1 - s.p0)].append(number)
     queries, keys, masks, groups = [], [], [], []
     own_q, own_k = np.empty(layout.length, np.int64), np.empty(layout.length, np.int64)
-    copies: dict[int, list[int]] = {}
+    copies: dict[tuple[int, int], list[int]] = {}
     start_q = start_k = 0
     for (size_q, size_k), members in sorted(by_size.items()):
         most = max(1, _MOST_SCORES // (size_q * size_k))
@@ -88,8 +88,7 @@ def make_plan(layout: Layout, window: int | None, device: torch.device) -> Plan:
                 keys.append(np.r_[np.arange(s.p0, s.p1), np.arange(s.q0, s.q1), np.full(filled, s.q0)])
                 own_q[s.q0 : s.q1] = np.arange(start_q, start_q + mine)
                 own_k[s.q0 : s.q1] = np.arange(start_k + prompt, start_k + prompt + mine)
-                for place in range(s.p0, s.p1):
-                    copies.setdefault(place, []).append(start_k + place - s.p0)
+                copies.setdefault((s.p0, s.p1), []).append(start_k)
                 shapes.append((prompt, mine))
                 start_q, start_k = start_q + size_q, start_k + size_k
             masks.append(_mask(shapes, size_q, size_k, window, device))

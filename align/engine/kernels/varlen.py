@@ -55,8 +55,8 @@ def varlen(
         raise UnsupportedAttention("this torch's varlen_attn knows no window")
     if "scale" in known:
         options["scale"] = scaling
-    elif scaling is not None:
-        query = query * (scaling * query.shape[-1] ** 0.5)
+    elif scaling is not None and abs(factor := scaling * query.shape[-1] ** 0.5 - 1) > 1e-6:
+        query = query * (1 + factor)
     if "enable_gqa" in known:  # without the argument key heads are shared by themselves
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     if "num_splits" in known:
@@ -72,15 +72,19 @@ def _arguments() -> frozenset[str]:
     return frozenset(inspect.signature(torch_varlen.varlen_attn).parameters)
 
 
+def fixes_splits() -> bool:
+    """Whether torch can be told not to split the keys of a sequence, which hangs on what lies beside it."""
+    return "num_splits" in _arguments()
+
+
 def make_plan(layout: Layout, device: torch.device) -> Plan:
     """The keys of a segment are its prompt's and then its own, behind one another."""
-    index, own, copies = [], np.empty(layout.length, np.int64), dict[int, list[int]]()
+    index, own, copies = [], np.empty(layout.length, np.int64), dict[tuple[int, int], list[int]]()
     start = 0
     for s in layout.segments:
         prompt, queries = np.arange(s.p0, s.p1), np.arange(s.q0, s.q1)
         index += [prompt, queries]
-        for place in range(s.p0, s.p1):
-            copies.setdefault(place, []).append(start + place - s.p0)
+        copies.setdefault((s.p0, s.p1), []).append(start)
         start += len(prompt)
         own[s.q0 : s.q1] = np.arange(start, start + len(queries))
         start += len(queries)

@@ -207,3 +207,22 @@ def test_a_model_that_cannot_read_trees_falls_back_on_any_device(monkeypatch: py
         model, engine = tiny_model(name, **options), ScoringEngine()
         attach(model)
         assert probe(engine, model, CPU).mode == engine.mode == "padded"
+
+
+@pytest.mark.parametrize(("moved", "mode"), [(1e-7, "tree"), (1e-3, "padded")])
+def test_on_a_gpu_a_row_that_moves_may_be_rounded_otherwise(
+    moved: float, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_place(q: Tensor, k: Tensor, v: Tensor, layout: Any, **asked: Any) -> Tensor:
+        out = segments(q, k, v, layout, **asked)
+        return out * (1 + moved * torch.arange(out.shape[1]).remainder(7)[None, :, None, None])
+
+    monkeypatch.setattr(probe_module, "kernels_differ", lambda device: True)
+    monkeypatch.setattr(module, "varlen", by_place)
+    monkeypatch.setattr(module, "GROUPED", module.Kernel("slow", slow))
+    monkeypatch.setattr(module, "_fault", lambda *args: None)
+    model, engine = tiny_model(), ScoringEngine()
+    attach(model)
+    result = probe(engine, model, CPU)
+    assert (engine.kernel is by_place) == (mode == "tree")
+    assert ("since varlen_attn is not exact in this model" in result.sentence()) == (mode == "padded")
