@@ -1,8 +1,9 @@
 """The start-up probe: does this model, as it is wrapped here, score trees exactly?
 
-Two parts. First, a branch's log-probs may not change by one bit when its siblings, its neighbours or their contents are
-exchanged; shapes stay, so exact equality is the right test in any precision. Second, log-probs must agree with the
-untouched model's own ``.logits`` within twice what that model's own padding changes.
+Two parts. First, a branch's log-probs may not change by one bit when the contents of its siblings or its neighbours are
+exchanged; shapes and places stay, so exact equality is the right test in any precision. Where the branch itself moves
+within the row they may not change on a CPU either, and by rounding alone on a GPU, whose kernels walk keys by their
+place. Second, log-probs must agree with the untouched model's own ``.logits`` within twice what its padding changes.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ class Model(Section):
     tokenizer: Place | None = Field(None, description="another tokenizer than the model's: a Hub id or a folder")
     chat_template: Place | None = Field(None, description="a file with a chat template that replaces the tokenizer's")
     attention: str | None = Field(
-        None, description="attention of the fallback path, by transformers' name (sdpa, eager)"
+        None,
+        description="attention of the fallback path and of answers, by transformers' name (sdpa, eager; "
+        "flash_attention names are taken for sdpa); packed rows have kernels of their own",
     )
     load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantised weights under an adapter (needs lora)")
     train_only: list[str] | None = Field(
