@@ -11,77 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from align.objectives import (
-        DPO,
-        FLAT,
-        IDK,
-        INPO,
-        IPO,
-        KL,
-        KTO,
-        NLL,
-        NPO,
-        RMU,
-        RPO,
-        SPPO,
-        WGA,
-        FlexDPO,
-        GradAscent,
-        Hinge,
-        HyPO,
-        IdkDPO,
-        SampledKL,
-        SimNPO,
-        SimPO,
-        SuperHF,
-        WeightedSum,
-    )
-    from align.recipe.sampling import Judge, Rounds, Sampling, Select
-    from align.rounds.inpo import INPOTrainer
-    from align.rounds.trainer import RoundTrainer
-    from align.trainers.hypo import HyPOTrainer
-    from align.trainers.preference import PreferenceTrainer
-    from align.trainers.superhf import SuperHFTrainer
-    from align.trainers.unlearn import UnlearnTrainer
+    from align.objectives import *  # noqa: F403
+    from align.recipe.sampling import Judge as Judge
+    from align.recipe.sampling import Rounds as Rounds
+    from align.recipe.sampling import Sampling as Sampling
+    from align.recipe.sampling import Select as Select
+    from align.rounds.inpo import INPOTrainer as INPOTrainer
+    from align.rounds.trainer import RoundTrainer as RoundTrainer
+    from align.trainers.hypo import HyPOTrainer as HyPOTrainer
+    from align.trainers.preference import PreferenceTrainer as PreferenceTrainer
+    from align.trainers.superhf import SuperHFTrainer as SuperHFTrainer
+    from align.trainers.unlearn import UnlearnTrainer as UnlearnTrainer
 
-__all__ = [
-    "DPO",
-    "FLAT",
-    "IDK",
-    "INPO",
-    "IPO",
-    "KL",
-    "KTO",
-    "NLL",
-    "NPO",
-    "RMU",
-    "RPO",
-    "SPPO",
-    "WGA",
-    "FlexDPO",
-    "GradAscent",
-    "Hinge",
-    "HyPO",
-    "HyPOTrainer",
-    "INPOTrainer",
-    "IdkDPO",
-    "Judge",
-    "PreferenceTrainer",
-    "RoundTrainer",
-    "Rounds",
-    "SampledKL",
-    "Sampling",
-    "Select",
-    "SimNPO",
-    "SimPO",
-    "SuperHF",
-    "SuperHFTrainer",
-    "UnlearnTrainer",
-    "WeightedSum",
-    "__version__",
-]
-
-
+_SETTINGS = ("Judge", "Rounds", "Sampling", "Select")
 _TRAINERS = {
     "HyPOTrainer": "trainers.hypo",
     "INPOTrainer": "rounds.inpo",
@@ -93,16 +35,17 @@ _TRAINERS = {
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    from align.objectives import OBJECTIVES
+
+    kinds = (kind.__name__ for kind in OBJECTIVES.values())
+    return sorted({"__version__", *_SETTINGS, *_TRAINERS, "WeightedSum", *kinds})
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Judge", "Rounds", "Sampling", "Select"):
+    if name in _SETTINGS:
         return getattr(import_module("align.recipe.sampling"), name)
     if name in _TRAINERS:
         return getattr(import_module(f"align.{_TRAINERS[name]}"), name)
-    if name in __all__:
-        from align import objectives
-
-        return getattr(objectives, name)
+    if name in __dir__():
+        return getattr(import_module("align.objectives"), name)
     raise AttributeError(f"module 'align' has no attribute {name!r}")

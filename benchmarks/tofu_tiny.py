@@ -63,7 +63,7 @@ METHODS = {
     "IdkDPO+retain": Method([{"name": "idk_dpo", "beta": 0.02}, _RETAIN_SUM], 1e-3),
     "WGA+retain": Method([{"name": "wga"}, _RETAIN], 1e-3),
     "RMU": Method({"name": "rmu", "layer": 0, "steering": 20.0}, 1e-4),
-    "KTO+retain": Method([{"name": "kto", "beta": 0.02}, _RETAIN_SUM], 3e-4),
+    "KTO+retain": Method([{"name": "kto_forget", "beta": 0.02}, _RETAIN_SUM], 3e-4),
 }
 
 

@@ -13,6 +13,7 @@ from align.errors import UserError
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe, packaged_recipes
 from align.recipe.messages import did_you_mean
+from align.recipe.objective import keys_of
 from align.recipe.sampling import SECTIONS
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import train_keys
@@ -25,7 +26,8 @@ def objective_entry(name: str) -> dict[str, Any]:
     """Everything about one objective as plain values."""
     cls = OBJECTIVES[name]
     default = cls()
-    fields = TypeAdapter(cls).json_schema().get("properties", {})
+    schemas = TypeAdapter(cls).json_schema().get("properties", {})
+    fields = {key: schemas[key] for key in keys_of(cls)}
     return {
         "name": name,
         "kind": "objective",

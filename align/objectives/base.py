@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import ConfigDict
 
@@ -58,6 +58,12 @@ class Objective:
     equation: ClassVar[str] = ""
     when: ClassVar[str] = ""  # when to use it, one or two sentences
 
+    # The loss of a pair changes by -pull_w with log pi(y_w|x) and by pull_l with log pi(y_l|x), whole answers. Both are
+    # expressions that a test evaluates: of the fields, m (``margin``), s = sigmoid(-m), d_w and d_l (log-ratios to the
+    # reference), l_w and l_l (log-probs), T_w and T_l (target tokens). None where a loss has no such two numbers.
+    margin: ClassVar[str] = ""
+    pulls: ClassVar[tuple[str, str] | None] = None
+
     @property
     def branches(self) -> tuple[str, ...]:
         """Branches of a row that must be scored."""
@@ -92,6 +98,16 @@ class Objective:
     def own_scales(self) -> bool:
         """Whether its margin weighs the two log-ratios of a pair unequally; see ``pair_metrics``."""
         return False
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it looks at the reference's log-probs of single tokens, so that sums of answers would not do."""
+        return False
+
+    @property
+    def bare(self) -> Self:
+        """Itself without options that need more than sums of log-probs, or that only weigh or scale its loss."""
+        return self
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -143,6 +159,10 @@ class WeightedSum(Objective):
     @property
     def compares_pairs(self) -> bool:
         return any(o.compares_pairs for o, _ in self.parts)
+
+    @property
+    def by_token(self) -> bool:
+        return any(o.by_token for o, _ in self.parts)
 
     @property
     def own_scales(self) -> bool:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Term, Terms, pair_metrics
+from align.objectives.pairwise import Diverging
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.engine.scores import Scores
 
 
 @dataclass(frozen=True)
-class DPO(Objective):
+class DPO(Diverging):
     """Logistic loss on the difference of implicit rewards, with conservative label smoothing."""
 
     title: ClassVar = "Direct Preference Optimization"
@@ -28,19 +30,14 @@ class DPO(Objective):
         "and then flex_dpo or rpo keeps more of it."
     )
 
+    margin: ClassVar = "beta * (d_w - d_l)"
+    pulls: ClassVar = ("beta * (s - label_smoothing)", "beta * (s - label_smoothing)")
+
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, description="assumed share of flipped labels")] = 0.0
 
-    @property
-    def needs_reference(self) -> bool:
-        return True
-
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
         from torch.nn.functional import logsigmoid
 
-        assert reference is not None
-        chosen = self.beta * (policy.sum("chosen") - reference.sum("chosen"))
-        rejected = self.beta * (policy.sum("rejected") - reference.sum("rejected"))
-        margin = chosen - rejected
-        losses = -(1 - self.label_smoothing) * logsigmoid(margin) - self.label_smoothing * logsigmoid(-margin)
-        return Terms((Term(losses),), pair_metrics(chosen, rejected, policy))
+        margin = self.beta * chosen - self.beta * rejected
+        return -(1 - self.label_smoothing) * logsigmoid(margin) - self.label_smoothing * logsigmoid(-margin)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Term, Terms, pair_metrics
+from align.objectives.base import pair_metrics
+from align.objectives.pairwise import Diverging
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.engine.scores import Scores
 
 
 @dataclass(frozen=True)
-class FlexDPO(Objective):
+class FlexDPO(Diverging):
     """DPO whose pull on the rejected answer is set apart from its pull on the chosen one.
 
     With unequal betas the loss depends on absolute log-ratios, and so on length: the offset that both sides share no
@@ -33,12 +37,11 @@ class FlexDPO(Objective):
         "beta_plus and lower beta_minus a little; much lower turns it into imitation of the chosen answers."
     )
 
+    margin: ClassVar = "beta_plus * d_w - beta_minus * d_l"
+    pulls: ClassVar = ("beta_plus * s", "beta_minus * s")
+
     beta_plus: Annotated[float, Field(gt=0, description="scale of the chosen answer's log-ratio")] = 0.1
     beta_minus: Annotated[float, Field(ge=0, description="scale of the rejected answer's log-ratio")] = 0.08
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
 
     @property
     def margin_scale(self) -> float:
@@ -48,12 +51,11 @@ class FlexDPO(Objective):
     def own_scales(self) -> bool:
         return self.beta_plus != self.beta_minus
 
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
         from torch.nn.functional import logsigmoid
 
-        assert reference is not None
-        d_w = policy.sum("chosen") - reference.sum("chosen")
-        d_l = policy.sum("rejected") - reference.sum("rejected")
-        chosen, rejected = self.beta_plus * d_w, self.beta_minus * d_l
-        metrics = pair_metrics(chosen, rejected, policy, gap=d_w - d_l if self.own_scales else None)
-        return Terms((Term(-logsigmoid(chosen - rejected)),), metrics)
+        return -logsigmoid(self.beta_plus * chosen - self.beta_minus * rejected)
+
+    def metrics(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Mapping[str, tuple[Tensor, Tensor]]:
+        gap = chosen - rejected if self.own_scales else None
+        return pair_metrics(self.beta_plus * chosen, self.beta_minus * rejected, policy, gap=gap)

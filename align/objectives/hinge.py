@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Term, Terms, pair_metrics
+from align.objectives.pairwise import Diverging
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.engine.scores import Scores
 
 
 @dataclass(frozen=True)
-class Hinge(Objective):
+class Hinge(Diverging):
     """Pairs whose margin exceeds 1 stop pulling."""
 
     title: ClassVar = "Hinge on the DPO margin"
@@ -22,16 +24,12 @@ class Hinge(Objective):
     equation: ClassVar = "loss = max(0, 1 - beta (d_w - d_l)) with d = log pi(y|x) - log pi_ref(y|x)"
     when: ClassVar = "When pairs that are already well separated should no longer move the model."
 
+    margin: ClassVar = "beta * (d_w - d_l)"
+    pulls: ClassVar = ("beta * (m < 1)", "beta * (m < 1)")
+
     beta: Annotated[float, Field(gt=0, description="reciprocal of the margin, in nats, that is asked for")] = 0.1
 
-    @property
-    def needs_reference(self) -> bool:
-        return True
-
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
         from torch import relu
 
-        assert reference is not None
-        chosen = self.beta * (policy.sum("chosen") - reference.sum("chosen"))
-        rejected = self.beta * (policy.sum("rejected") - reference.sum("rejected"))
-        return Terms((Term(relu(1 - (chosen - rejected))),), pair_metrics(chosen, rejected, policy))
+        return relu(1 - (self.beta * chosen - self.beta * rejected))

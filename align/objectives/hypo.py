@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Terms, WeightedSum
+from align.objectives.base import Terms, WeightedSum
 from align.objectives.dpo import DPO
+from align.objectives.pairwise import Pairwise
 from align.objectives.sampled_kl import Baseline, Clip, Estimator, SampledKL
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HyPO(Objective):
+class HyPO(Pairwise):
     """``dpo`` plus ``kl_weight`` times ``sampled_kl``; with ``kl_weight`` 0 it is ``dpo`` and nothing is sampled."""
 
     title: ClassVar = "Hybrid Preference Optimization"
@@ -28,6 +29,9 @@ class HyPO(Objective):
         "When DPO on offline pairs drifts: it is only held near the reference on the pairs' answers, this one also on "
         "the answers that it would give itself. Costs sampling at every step."
     )
+
+    margin: ClassVar = "beta * (d_w - d_l)"
+    pulls: ClassVar = ("beta * (s - label_smoothing)", "beta * (s - label_smoothing)")  # samples apart
 
     beta: Annotated[float, Field(gt=0, description="DPO's: larger stays closer to the reference on the pairs")] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, description="assumed share of flipped labels")] = 0.0
@@ -64,5 +68,5 @@ class HyPO(Objective):
     def units(self) -> tuple[str, ...]:
         return self.total.units
 
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
         return self.total(policy, reference)

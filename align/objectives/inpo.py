@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from align.objectives.base import Objective, Term, Terms, pair_metrics
+from align.objectives.base import Term, Terms, pair_metrics
+from align.objectives.pairwise import Pairwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ def _ratio(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class INPO(Objective):
+class INPO(Pairwise):
     """One round's loss towards the Nash policy of a preference: the margin over a mix of two policies aims at a target.
 
     Both are known by the log-probs that rows bring along: ``initial`` is the policy before the first round,
@@ -44,6 +45,9 @@ class INPO(Objective):
         "In rounds, with preferences that no score explains (a judge that compares). It goes to the policy that no "
         "other beats, held near the initial one by tau."
     )
+
+    margin: ClassVar = "(l_w - l_l) - tau_ratio * (a_w - a_l) - (1 - tau_ratio) * (b_w - b_l)"
+    pulls: ClassVar = ("2 * (1 / (2 * eta) - m)", "2 * (1 / (2 * eta) - m)")
 
     eta: Annotated[float, Field(gt=0, description="the target margin is 1/(2 eta) nats; smaller goes further")] = 0.005
     tau_ratio: Annotated[
@@ -62,7 +66,7 @@ class INPO(Objective):
     def anchors(self) -> tuple[str, ...]:
         return tuple(self.mix)
 
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
         chosen, rejected = self._gain(policy, "chosen"), self._gain(policy, "rejected")
         h = chosen - rejected
         # in units of the target: at it the margin is 1/2, as with ipo's tau

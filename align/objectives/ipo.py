@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Term, Terms, pair_metrics
+from align.objectives.base import pair_metrics
+from align.objectives.pairwise import Diverging, per_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class IPO(Objective):
+class IPO(Diverging):
     """Squared loss that aims the log-ratio difference at 1/(2 tau) instead of pushing it without end."""
 
     title: ClassVar = "Identity Preference Optimization"
@@ -27,14 +29,13 @@ class IPO(Objective):
     )
     when: ClassVar = "When labels are nearly deterministic and DPO overfits them: the target margin is finite."
 
+    margin: ClassVar = "d_w / T_w - d_l / T_l"
+    pulls: ClassVar = ("2 * (1 / (2 * tau) - m) / T_w", "2 * (1 / (2 * tau) - m) / T_l")
+
     tau: Annotated[float, Field(gt=0, description="regularisation; the target margin is 1/(2 tau)")] = 0.1
     reduction: Annotated[Literal["sum", "per_token"], Field(description="log-ratio of the sequence or per token")] = (
         "per_token"
     )
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
 
     @property
     def margin_scale(self) -> float | None:
@@ -44,16 +45,16 @@ class IPO(Objective):
     def own_scales(self) -> bool:
         return self.reduction == "per_token"
 
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
-        assert reference is not None
-        chosen = policy.sum("chosen") - reference.sum("chosen")
-        rejected = policy.sum("rejected") - reference.sum("rejected")
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
+        chosen, rejected = self._reduced(chosen, rejected, policy)
+        return (chosen - rejected - 1 / (2 * self.tau)) ** 2
+
+    def metrics(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Mapping[str, tuple[Tensor, Tensor]]:
         gap = chosen - rejected if self.own_scales else None
-        if self.reduction == "per_token":
-            chosen, rejected = _per_token(chosen, policy, "chosen"), _per_token(rejected, policy, "rejected")
-        losses = (chosen - rejected - 1 / (2 * self.tau)) ** 2
-        return Terms((Term(losses),), pair_metrics(self.tau * chosen, self.tau * rejected, policy, gap=gap))
+        chosen, rejected = self._reduced(chosen, rejected, policy)
+        return pair_metrics(self.tau * chosen, self.tau * rejected, policy, gap=gap)
 
-
-def _per_token(ratio: Tensor, policy: Scores, branch: str) -> Tensor:
-    return ratio / policy.count(branch).clamp(min=1)
+    def _reduced(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> tuple[Tensor, Tensor]:
+        if self.reduction == "sum":
+            return chosen, rejected
+        return per_token(chosen, policy, "chosen"), per_token(rejected, policy, "rejected")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Term, Terms
+from align.objectives.base import Term, Terms
 from align.objectives.dpo import DPO
 from align.objectives.nll import NLL
+from align.objectives.pairwise import Pairwise
 
 if TYPE_CHECKING:
     from align.engine.scores import Scores
@@ -19,7 +20,7 @@ _RELEASED = {"handbook": (0.01, 0.005), "openrlhf": (0.5, 0.2)}
 
 
 @dataclass(frozen=True)
-class RPO(Objective):
+class RPO(Pairwise):
     """DPO plus a likelihood term in one of the authors' two released normalisations."""
 
     title: ClassVar = "Regularized Preference Optimization"
@@ -32,6 +33,9 @@ class RPO(Objective):
         "When the chosen answers are good enough to imitate. It keeps their likelihood from falling; on chosen answers "
         "of poor quality it teaches them."
     )
+
+    margin: ClassVar = "beta * (d_w - d_l)"
+    pulls: ClassVar = ("beta * s + eta / T_w", "beta * s")  # of openrlhf
 
     preset: Annotated[
         Literal["handbook", "openrlhf"], Field(description="which released normalisation of the SFT term")
@@ -47,7 +51,7 @@ class RPO(Objective):
     def margin_scale(self) -> float:
         return _RELEASED[self.preset][0] if self.beta is None else self.beta
 
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
         beta, eta = self.margin_scale, _RELEASED[self.preset][1] if self.eta is None else self.eta
         preference = DPO(beta=beta)(policy, reference)
         # handbook scales a token sum with beta, openrlhf a per-sequence mean without it: they agree at one length only

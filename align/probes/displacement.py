@@ -258,7 +258,8 @@ def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) 
         return next((answer for answer in answers if answer is not None), None)
     if not objective.compares_pairs or objective.anchors:
         return None  # no pairs, or log-probs that probe rows do not bring along
-    pairs = [objective(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
+    bare = objective.bare  # one token stands for each answer
+    pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
     names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]
     return {name.removeprefix("rewards/"): torch.stack([pair[name][0] for pair in pairs]) for name in names} or None
 

@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from align.objectives import OBJECTIVES, Objective, WeightedSum
 from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
 
+_ELSEWHERE = {"sigmoid": "dpo", "sft": "nll", "sppo": "sppo_hard"}  # names that TRL or an earlier version gives them
+
 
 @dataclass(frozen=True)
 class Part:
@@ -77,6 +79,8 @@ def _name_problem(item: Mapping[str, Any], path: Path) -> tuple[Path, str]:
     name = item["name"]
     if not isinstance(name, str):
         return (*path, "name"), expected("text", name)
+    if name in _ELSEWHERE:
+        return (*path, "name"), f"{name!r} is called {_ELSEWHERE[name]!r} here."
     meant = did_you_mean(name, OBJECTIVES)
     hint = f" Did you mean {meant!r}?" if meant else ""
     return (*path, "name"), f"{name!r} is not a known objective.{hint} All: align list objectives."
@@ -91,6 +95,11 @@ def _weight_problems(weight: Any, path: Path) -> list[Problem]:
     return []
 
 
+def keys_of(kind: type[Objective]) -> list[str]:
+    """The keys that a recipe may set of an objective: its own, then those that it shares with others."""
+    return [field.name for field in sorted(fields(kind), key=lambda field: bool(field.kw_only))]
+
+
 @cache
 def _adapter(name: str) -> TypeAdapter[Objective]:
     return TypeAdapter(OBJECTIVES[name])
@@ -101,7 +110,7 @@ def _value(name: str, given: Mapping[str, Any], path: Path) -> tuple[Objective |
         # through JSON, since pydantic's strict mode takes a dataclass from a mapping only there
         return _adapter(name).validate_json(json.dumps(dict(given)), strict=True), []
     except ValidationError as error:
-        known = [field.name for field in fields(OBJECTIVES[name])]
+        known = keys_of(OBJECTIVES[name])
         problems: dict[Any, Problem] = {}
         for entry in error.errors(include_url=False):
             # one sentence for a key: a union reports each of its members
@@ -109,4 +118,4 @@ def _value(name: str, given: Mapping[str, Any], path: Path) -> tuple[Objective |
         return None, list(problems.values())
 
 
-__all__ = ["Part", "combined", "parse_objective"]
+__all__ = ["Part", "combined", "keys_of", "parse_objective"]

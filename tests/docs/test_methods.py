@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from align.engine.scores import Scores
-from align.objectives import DPO, INPO, IPO, NLL, OBJECTIVES, RPO, SPPO, FlexDPO, Hinge, Objective, SimPO
+from align.objectives import DPO, INPO, IPO, NLL, OBJECTIVES, RPO, FlexDPO, Hinge, Objective, SimPO, SPPOHard
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 
@@ -54,7 +54,7 @@ CASES = (
     "openrlhf",
     "inpo",
     "simpo",
-    "sppo",
+    "sppo_hard",
     "nll_sum",
     "nll_token",
 )
@@ -82,7 +82,7 @@ def expected(name: str, pair: dict[str, Tensor]) -> tuple[Objective, Tensor | fl
         "openrlhf": (RPO(), 0.5 * s(0.5 * ratio) + 0.2 / t_w, 0.5 * s(0.5 * ratio)),
         # a quarter of the reference and three quarters of half of it
         "inpo": (INPO(0.1, 0.25), *[2 * (5 - (l_w - l_l) + 0.625 * (pair["r_w"] - pair["r_l"]))] * 2),
-        "sppo": (SPPO(), 2 * (5 - d_w), 2 * (5 + d_l)),
+        "sppo_hard": (SPPOHard(), 2 * (5 - d_w), 2 * (5 + d_l)),
         "simpo": (SimPO(), simpo / t_w, simpo / t_l),
         "nll_sum": (NLL(norm="sum"), 1.0, 0.0),
         "nll_token": (NLL(), 5 / t_w.sum(), 0.0),

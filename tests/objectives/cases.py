@@ -24,22 +24,22 @@ from align.objectives import (
     INPO,
     IPO,
     KL,
-    KTO,
     NLL,
     NPO,
     RMU,
     RPO,
-    SPPO,
     WGA,
     FlexDPO,
     GradAscent,
     Hinge,
     HyPO,
     IdkDPO,
+    KTOForget,
     Objective,
     SampledKL,
     SimNPO,
     SimPO,
+    SPPOHard,
     SuperHF,
     WeightedSum,
 )
@@ -204,11 +204,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(KL(branch="rejected", direction="reverse", norm="sum"), (2 * KL_REVERSE, 4 * KL_REVERSE), 3 * KL_REVERSE),
         Case(KL(branch="chosen", direction="reverse", norm="seq_mean"), (KL_REVERSE, KL_REVERSE), KL_REVERSE),
     ),
-    "kto": (
+    "kto_forget": (
         # z = (0.75 - 0.5) / 2, arguments 0.375 and 0.125
-        Case(KTO(beta=0.5), (3.0924930566, 3.5303961413), 3.3114445989, (0.0, 0.0), (0.8146668001, 0.9375812533)),
+        Case(KTOForget(beta=0.5), (3.0924930566, 3.5303961413), 3.3114445989, (0.0, 0.0), (0.8146668001, 0.9375812533)),
         Case(
-            KTO("sigmoid", beta=0.5),
+            KTOForget("sigmoid", beta=0.5),
             (-1.3706663998, -1.1248374935),
             -1.2477519467,
             (0.0, 0.0),
@@ -288,9 +288,9 @@ CASES: dict[str, tuple[Case, ...]] = {
             (0.4174297935, 0.4813365563),
         ),
     ),
-    "sppo": (
+    "sppo_hard": (
         # targets 1 and -1: 0.25^2 + 0.5^2 and 1.5^2 + 1^2
-        Case(SPPO(beta=0.5), (0.3125, 3.25), 1.78125, (0.5, 3.0), (1.0, 2.0)),
+        Case(SPPOHard(beta=0.5), (0.3125, 3.25), 1.78125, (0.5, 3.0), (1.0, 2.0)),
     ),
     "superhf": (
         # 4 nats over five tokens; the KL is the same at every token, so its mean over a sequence is, too

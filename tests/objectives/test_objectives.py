@@ -23,13 +23,13 @@ from align.objectives import (
     DPO,
     IPO,
     KL,
-    KTO,
     NLL,
     OBJECTIVES,
     RPO,
     WGA,
     FlexDPO,
     Hinge,
+    KTOForget,
     Objective,
     SimPO,
     WeightedSum,
@@ -137,7 +137,7 @@ SMOOTH = [
 @pytest.mark.parametrize("case", SMOOTH)
 def test_gradients_by_finite_differences(case: Case) -> None:
     leaves, _, reference = worked()
-    fixed = {"alternate"} if isinstance(case.objective, KTO) else set()  # its z takes no gradient
+    fixed = {"alternate"} if isinstance(case.objective, KTOForget) else set()  # its z takes no gradient
     moving = [name for name in leaves if name not in fixed]
 
     def loss(*tensors: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def test_objectives_are_values(case: Case) -> None:
     assert pickle.loads(pickle.dumps(objective)) == objective == copy.deepcopy(objective)
     assert hash(objective) == hash(copy.deepcopy(objective))
     assert LogProb() in objective.reads()
-    assert bool(objective.coupled) is (isinstance(objective, KTO) or getattr(objective, "per", None) == "batch")
+    assert bool(objective.coupled) is (isinstance(objective, KTOForget) or getattr(objective, "per", None) == "batch")
     if not isinstance(objective, WeightedSum):
         assert objective.title
         assert objective.paper

@@ -19,13 +19,13 @@ from align.objectives import (
     FLAT,
     IDK,
     KL,
-    KTO,
     NLL,
     NPO,
     RMU,
     WGA,
     GradAscent,
     IdkDPO,
+    KTOForget,
     Objective,
     SimNPO,
     WeightedSum,
@@ -63,8 +63,8 @@ def test_losses_at_the_start(beta: float) -> None:
     for objective, at_start in (
         (NPO(beta), 2 * math.log(2) / beta),
         (IdkDPO(beta), 2 * math.log(2) / beta),
-        (KTO(beta=beta), 1 + 2 * math.log(2) / beta),
-        (KTO("sigmoid", beta=beta), 1 - 1 / beta),
+        (KTOForget(beta=beta), 1 + 2 * math.log(2) / beta),
+        (KTOForget("sigmoid", beta=beta), 1 - 1 / beta),
     ):
         losses = per_pair(objective, policy, policy)
         assert torch.allclose(losses, torch.full_like(losses, at_start), rtol=1e-12), objective
@@ -123,17 +123,17 @@ def test_kto_with_alternates_at_the_reference_is_npo_plus_one() -> None:
     rows, other = random_rows(3), random_rows(4)
     still = scored({**other, "alternate": rows["alternate"]})
     assert torch.allclose(
-        per_pair(KTO(beta=0.3), scored(rows), still), 1 + per_pair(NPO(0.3), scored(rows), still), rtol=1e-12
+        per_pair(KTOForget(beta=0.3), scored(rows), still), 1 + per_pair(NPO(0.3), scored(rows), still), rtol=1e-12
     )
 
 
 def test_the_reference_point_of_kto_takes_no_gradient_and_is_not_cut_off_at_zero() -> None:
     leaves, policy, reference = worked()
     lower = scored({**{k: v for k, v in leaves.items() if k != "alternate"}, "alternate": summed(-9.0, -3.0)})
-    loss = per_pair(KTO(beta=0.5), lower, reference)
+    loss = per_pair(KTOForget(beta=0.5), lower, reference)
     # z = (-9 + 2.5 - 3 + 1.5) / 2 = -4
     assert loss[1].item() == pytest.approx(1 + 4 * math.log1p(math.exp(4.0)))
-    per_pair(KTO(beta=0.5), policy, reference).sum().backward()
+    per_pair(KTOForget(beta=0.5), policy, reference).sum().backward()
     assert all(row.grad is None or not row.grad.any() for row in leaves["alternate"])
     assert all(row.grad.all() for row in leaves["forget"])
 
@@ -368,5 +368,5 @@ def test_metrics_of_forgetting() -> None:
         }
     )
     assert not any(value.requires_grad for pair in metrics.values() for value in pair)
-    kto = KTO(beta=0.5)(policy, reference).metrics
+    kto = KTOForget(beta=0.5)(policy, reference).metrics
     assert (kto["kto/z"][0] / kto["kto/z"][1]).item() == pytest.approx(0.125)

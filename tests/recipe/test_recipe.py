@@ -431,7 +431,8 @@ BAD = {
     ),
     "field of another objective": (
         change(DPO_LINE, "{name: ipo, beta: 0.1}"),
-        "r.yaml:5  objective.beta: unknown key. Keys here: tau, reduction.",
+        "r.yaml:5  objective.beta: unknown key. Keys here: tau, reduction, ld_alpha, use_weighting, f_divergence_type, "
+        "f_alpha_divergence_coef.",
     ),
     "objective range": (
         change(DPO_LINE, "{name: dpo, beta: -1}"),

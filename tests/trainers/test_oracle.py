@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 from zoo import tiny_model
 
-from align.objectives import DPO, IPO, NLL, SPPO, Hinge, Objective, WeightedSum
+from align.objectives import DPO, IPO, NLL, Hinge, Objective, SPPOHard, WeightedSum
 from align.trainers.preference import PreferenceTrainer
 
 disable_progress_bars()
@@ -35,7 +35,7 @@ LOSSES: dict[str, tuple[dict[str, Any], Objective, int]] = {
     "sigmoid": ({"loss_type": "sigmoid", "beta": 0.1}, DPO(beta=0.1), 2),
     "hinge": ({"loss_type": "hinge", "beta": 0.1}, Hinge(beta=0.1), 2),
     "ipo": ({"loss_type": "ipo", "beta": 0.1}, IPO(tau=0.1), 2),
-    "sppo_hard": ({"loss_type": "sppo_hard", "beta": 0.1}, SPPO(beta=0.1), 2),
+    "sppo_hard": ({"loss_type": "sppo_hard", "beta": 0.1}, SPPOHard(beta=0.1), 2),
     "sigmoid+sft": ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7], "beta": 0.1}, SFT, 1),
 }
 

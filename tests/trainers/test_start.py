@@ -14,7 +14,7 @@ from zoo import tiny_model
 
 from align.engine.scoring import ScoringEngine
 from align.errors import UserError
-from align.objectives import DPO, IPO, NPO, RPO, SPPO, FlexDPO, SimPO, WeightedSum
+from align.objectives import DPO, IPO, NPO, RPO, FlexDPO, SimPO, SPPOHard, WeightedSum
 from align.objectives.base import Objective
 from align.reference.store import LogProbStore
 from align.trainers.reference import Coverage
@@ -52,7 +52,7 @@ def test_the_line_names_both_counts_the_gap_and_beyond_a_twentieth_the_cure() ->
         (RPO(preset="handbook"), 0.01),
         (RPO(beta=0.7), 0.7),
         (NPO(beta=0.05), 0.05),
-        (SPPO(beta=0.2), 0.2),
+        (SPPOHard(beta=0.2), 0.2),
         (SimPO(beta=2.0), None),
         (WeightedSum(((DPO(0.1), 1.0), (DPO(0.4), 0.5), (SimPO(), 1.0))), 0.4),
     ],

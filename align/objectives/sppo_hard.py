@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from align.objectives.base import Objective, Term, Terms, pair_metrics
+from align.objectives.pairwise import Referenced
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from align.engine.scores import Scores
 
 
 @dataclass(frozen=True)
-class SPPO(Objective):
+class SPPOHard(Referenced):
     """Squared distance of both log-ratios from plus and minus one half over beta.
 
     The paper estimates how often an answer wins and aims at beta^-1 (P - 1/2); with hard labels P is 1 for the chosen
@@ -29,16 +31,11 @@ class SPPO(Objective):
         "own, so it is raised and not only set apart from the rejected one."
     )
 
+    margin: ClassVar = "d_w - d_l"
+    pulls: ClassVar = ("2 * (1 / (2 * beta) - d_w)", "2 * (1 / (2 * beta) + d_l)")
+
     beta: Annotated[float, Field(gt=0, description="targets are plus and minus 1/(2 beta) nats")] = 0.1
 
-    @property
-    def needs_reference(self) -> bool:
-        return True
-
-    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
-        assert reference is not None
-        chosen = policy.sum("chosen") - reference.sum("chosen")
-        rejected = policy.sum("rejected") - reference.sum("rejected")
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
         target = 1 / (2 * self.beta)
-        losses = (chosen - target) ** 2 + (rejected + target) ** 2
-        return Terms((Term(losses),), pair_metrics(self.beta * chosen, self.beta * rejected, policy))
+        return (chosen - target) ** 2 + (rejected + target) ** 2

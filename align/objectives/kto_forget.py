@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KTO(Objective):
+class KTOForget(Objective):
     """The forget answer's log-ratio is pushed below that of alternate answers, which themselves take no gradient.
 
     As released: the reference point z is not multiplied with beta and not cut off at 0, and 1 is added. The paper's
@@ -45,7 +45,7 @@ class KTO(Objective):
 
     @property
     def coupled(self) -> str | None:
-        return "kto's reference point z is a mean over the micro-batch, so the loss depends on the micro-batch's rows"
+        return "its reference point z is a mean over the micro-batch, so the loss depends on the micro-batch's rows"
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         from torch.nn.functional import logsigmoid

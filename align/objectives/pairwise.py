@@ -1,0 +1,151 @@
+"""What pairwise losses share: how an answer is measured against the reference, and what weighs a pair.
+
+A loss of pairs is then a formula of two numbers for each pair, one of the chosen and one of the rejected answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field
+
+from align.objectives.base import Objective, Term, Terms, pair_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.engine.reads import AnyRead
+    from align.engine.scores import Scores
+
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairwise(Objective):
+    """A loss that sets a chosen answer against a rejected one. Subclasses give ``terms``."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        return self.terms(policy, reference)
+
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
+        """The loss as its formula has it; arguments as of ``__call__``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referenced(Pairwise):
+    """A loss of the two log-ratios to the reference. Subclasses give ``losses`` and a ``beta``."""
+
+    ld_alpha: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="weight of an answer's tokens beyond the shorter one's length (LD-DPO); none: 1"),
+    ] = None
+    use_weighting: Annotated[
+        bool, Field(description="weigh pairs by how likely the policy is to write both answers (WPO)")
+    ] = False
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    @property
+    def by_token(self) -> bool:
+        return self.ld_alpha is not None
+
+    @property
+    def bare(self) -> Self:
+        return replace(super().bare, ld_alpha=None, use_weighting=False)
+
+    def reads(self) -> tuple[AnyRead, ...]:
+        from align.engine.reads import CollisionProbability
+
+        return (*super().reads(), CollisionProbability()) if self.use_weighting else super().reads()
+
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
+        assert reference is not None
+        chosen, rejected = self.measured(policy, reference)
+        losses = self.losses(chosen, rejected, policy)
+        if self.use_weighting:
+            losses = losses * _likeliness(policy, "chosen") * _likeliness(policy, "rejected")
+        return Terms((Term(losses),), self.metrics(chosen, rejected, policy))
+
+    def measured(self, policy: Scores, reference: Scores) -> tuple[Tensor, Tensor]:
+        """What stands for either answer of a pair in the loss: its log-ratio d, [B] in nats."""
+        if self.ld_alpha is None:
+            return tuple(policy.sum(b) - reference.sum(b) for b in ("chosen", "rejected"))  # type: ignore[return-value]
+        return tuple(  # type: ignore[return-value]
+            _discounted(policy, policy, b, self.ld_alpha) - _discounted(reference, policy, b, self.ld_alpha)
+            for b in ("chosen", "rejected")
+        )
+
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
+        """The loss of each pair [B], from what ``measured`` gives."""
+        raise NotImplementedError
+
+    def metrics(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """What is logged, as (sum, count), from what ``measured`` gives."""
+        beta = self.beta  # type: ignore[attr-defined]
+        return pair_metrics(beta * chosen, beta * rejected, policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverging(Referenced):
+    """A loss of the difference of implicit rewards, where another divergence to the reference may take KL's place.
+
+    With u = pi(y|x) / pi_ref(y|x) of a whole answer, the reward is beta f'(u) up to a constant (f-DPO, arXiv
+    2309.16240); f'(u) = log u is that of the reverse KL, and DPO.
+    """
+
+    f_divergence_type: Annotated[
+        Divergence, Field(description="divergence to the reference; reverse_kl is DPO's own (f-DPO)")
+    ] = "reverse_kl"
+    f_alpha_divergence_coef: Annotated[
+        float, Field(description="alpha of alpha_divergence; 1 is the reverse KL again")
+    ] = 0.5
+
+    def measured(self, policy: Scores, reference: Scores) -> tuple[Tensor, Tensor]:
+        """f'(u) of either answer, [B]; its log-ratio d in nats for the reverse KL."""
+        chosen, rejected = super().measured(policy, reference)
+        return self._slope(chosen), self._slope(rejected)
+
+    def _slope(self, d: Tensor) -> Tensor:
+        """f'(u) at u = exp(d), up to a constant, as TRL has it."""
+        from torch.nn.functional import logsigmoid
+
+        if self.f_divergence_type == "forward_kl":
+            return 1 - (-d).exp()
+        if self.f_divergence_type == "js_divergence":
+            return math.log(2) + logsigmoid(d)
+        power = self.f_alpha_divergence_coef - 1
+        if self.f_divergence_type == "alpha_divergence" and abs(power) >= 1e-6:
+            return ((power * d).clamp(max=80).exp() - 1) / power  # float32 has no exp(89)
+        return d
+
+
+def per_token(ratio: Tensor, policy: Scores, branch: str) -> Tensor:
+    """``ratio`` [B] divided by the target tokens of each answer."""
+    return ratio / policy.count(branch).clamp(min=1)
+
+
+def _likeliness(policy: Scores, branch: str) -> Tensor:
+    """How likely a policy is to write an answer, [B], no gradient: WPO's w (arXiv 2406.11827, eq. 2).
+
+    exp of the mean over tokens of log pi(y_t) - log sum_v pi(v)^2, so 1 where the policy is as sure as it can be.
+    """
+    aligned = policy.tokens["logp"] - policy.tokens["collision"].log()
+    return (policy.total(branch, aligned.detach()) / policy.count(branch).clamp(min=1)).exp()
+
+
+def _discounted(scores: Scores, policy: Scores, branch: str, alpha: float) -> Tensor:
+    """Log-prob of an answer [B] whose tokens beyond the length of the pair's shorter answer count ``alpha`` times."""
+    import torch
+
+    shorter = torch.minimum(*(policy.lengths[policy.sequences[b]] for b in ("chosen", "rejected")))
+    limits = torch.zeros_like(scores.lengths).index_copy(0, scores.sequences[branch], shorter)
+    starts = (scores.lengths.cumsum(0) - scores.lengths)[scores.owner]
+    places = torch.arange(len(scores.owner), device=scores.owner.device) - starts
+    logp = scores.tokens["logp"]
+    return scores.total(branch, torch.where(places < limits[scores.owner], logp, alpha * logp))
