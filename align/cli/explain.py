@@ -56,7 +56,7 @@ def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         )
         if key in kind
     ]
-    allowed = ", ".join(kind["enum"]) if "enum" in kind else ", ".join(bounds)
+    allowed = ", ".join(map(_plain, kind["enum"])) if "enum" in kind else ", ".join(bounds)
     return {
         "name": name,
         "default": schema.get("default"),
@@ -165,12 +165,13 @@ def render(entry: dict[str, Any]) -> str:
 def _field_rows(fields: dict[str, dict[str, Any]]) -> list[str]:
     """Label, default and meaning of fields, one below the other."""
     rows = []
+    width = max(16, max(map(len, fields), default=0))
     for label, field in fields.items():
         default = _plain(field["default"])
         allowed = f" ({field['allowed']})" if field["allowed"] else ""
-        lines = textwrap.wrap(f"{field['description']}{allowed}", _WIDTH - 32) or [""]
-        rows.append(f"    {label:<16} {default:<10} {lines[0]}")
-        rows += [f"{'':<32}{line}" for line in lines[1:]]
+        start = f"    {label:<{width}} {default:<10} "
+        lines = textwrap.wrap(f"{field['description']}{allowed}", _WIDTH - len(start)) or [""]
+        rows += [start + lines[0], *(" " * len(start) + line for line in lines[1:])]
     return rows
 
 
@@ -181,6 +182,8 @@ def _example(fields: list[dict[str, Any]]) -> str:
 
 def _plain(default: Any) -> str:
     """A default as one writes it; of a number without end, such as a third, six digits."""
+    if isinstance(default, bool):
+        return str(default).lower()
     endless = isinstance(default, float) and len(str(default)) > 9
     return "none" if default is None else f"{default:g}" if endless else str(default)
 

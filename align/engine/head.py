@@ -9,6 +9,7 @@ FSDP2, gathers it around the call and around its backward as around any other mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from align.engine.fused import Finish
+from align.engine.gradients import gradient_products
 from align.engine.logprob import LogProbs
 from align.engine.reads import LogProb, Read, evaluate
 from align.engine.tiles import add_product, compute_dtype, no_autocast, product, slices, wide
@@ -41,7 +43,10 @@ class ReferenceHead:
 
 
 class HeadJob:
-    """What the head is asked for in one call; ``kept`` is filled in when ``keep`` is set.
+    """What the head is asked for in one call.
+
+    ``kept`` is filled in when ``keep`` is set, ``products`` [B, 3] when there are ``pairs`` of answers, each the tokens
+    of both, whose gradients shall be compared.
 
     A sharded weight is released after the call, so what is kept must be a copy: ``copy_weight``. No dataclass, for the
     reason given at ``Layout``.
@@ -56,10 +61,13 @@ class HeadJob:
         *,
         keep: bool = False,
         copy_weight: bool = False,
+        pairs: Sequence[tuple[slice, slice]] | None = None,
     ) -> None:
         self.targets, self.reads, self.finish, self.reference = targets, reads, finish, reference
         self.keep, self.copy_weight = keep, copy_weight
+        self.pairs = pairs
         self.kept: ReferenceHead | None = None
+        self.products: Tensor | None = None
 
 
 def finish_of(config: Any) -> Finish:
@@ -90,8 +98,14 @@ def read_head(head: nn.Linear, hidden: Tensor, job: HeadJob) -> Tensor:
     dtype = compute_dtype(hidden)
     # the policy reads other things beside a kept reference, by whole rows: equal log-probs need sums in the same order
     if job.reads == (LogProb(),) and not job.keep:
-        return LogProbs.apply(hidden, head.weight, head.bias, head, job.targets, job.finish, dtype)[None]
-    return _ChunkedReads.apply(hidden, head.weight, head.bias, head, job, dtype)
+        values = LogProbs.apply(hidden, head.weight, head.bias, head, job.targets, job.finish, dtype)[None]
+    else:
+        values = _ChunkedReads.apply(hidden, head.weight, head.bias, head, job, dtype)
+    if job.pairs is not None:
+        logprobs = values[job.reads.index(LogProb())].detach()
+        answers = (job.targets, logprobs, job.finish, job.pairs)
+        job.products = gradient_products(hidden, head.weight, head.bias, *answers, dtype)
+    return values
 
 
 class _ChunkedReads(torch.autograd.Function):

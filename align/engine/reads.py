@@ -121,7 +121,21 @@ class Score:
     name: ClassVar[str] = "score"
 
 
-AnyRead = Read | Hidden | Score
+@dataclass(frozen=True)
+class HeadGradients:
+    """How the gradients of two branches' log-probs lie to each other, for every example, [B, 3].
+
+    With g the gradient of a whole answer's log-prob with respect to the head's weight: ``|g_a|^2``, ``|g_b|^2`` and
+    ``<g_a, g_b>``. It carries no gradient itself.
+    """
+
+    needs_reference: ClassVar[bool] = False
+    name: ClassVar[str] = "head_gradients"
+
+    branches: tuple[str, str] = ("chosen", "rejected")
+
+
+AnyRead = Read | Hidden | Score | HeadGradients
 
 
 def feeds_last(reads: Iterable[AnyRead]) -> bool:

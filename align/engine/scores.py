@@ -29,6 +29,7 @@ class Scores:
     head: ReferenceHead | None = None  # kept for reads of this model's distributions
     anchors: Mapping[str, Tensor] = field(default_factory=dict)  # [S]: log-probs that the rows brought along, by name
     places: Mapping[str, Tensor] = field(default_factory=dict)
+    running: Mapping[str, Tensor] = field(default_factory=dict)  # means over past steps, as the trainer keeps them, []
 
     def sum(self, branch: str, read: str = "logp") -> Tensor:
         """Sum of a read over the target tokens of ``branch``, [B]; for ``logp`` in nats, EOS in, prompt out."""

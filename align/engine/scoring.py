@@ -20,7 +20,7 @@ from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
 from align.engine.kernels.kernel import Run
 from align.engine.kernels.segments import segments
 from align.engine.layout import TreeBatch
-from align.engine.reads import AnyRead, Hidden, LogProb, Read, Score
+from align.engine.reads import AnyRead, HeadGradients, Hidden, LogProb, Read, Score
 from align.engine.scores import Scores
 from align.errors import UserError
 
@@ -128,6 +128,7 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
             job.reference,
             keep=job.keep,
             copy_weight=job.copy_weight,
+            pairs=next((_pairs(job.batch, r) for r in job.reads if isinstance(r, HeadGradients)), None),
         )
         values = head(hidden.index_select(0, job.batch.positions), job=head_job)
         job.kept = head_job.kept
@@ -136,6 +137,9 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
     for read in job.reads:
         if isinstance(read, Hidden):
             out[read.name] = _hidden(read, job.batch, hidden, states)
+        elif isinstance(read, HeadGradients):
+            assert head_job.products is not None
+            out[read.name] = head_job.products
         elif isinstance(read, Score):
             if not job.batch.feeds_last:
                 raise ValueError("a score is read at the last token of each branch: make the batch with feed_last=True")
@@ -143,6 +147,19 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
     if router is not None:
         out["aux_loss"] = _router_loss(model, router)
     return out
+
+
+def _pairs(batch: TreeBatch, read: HeadGradients) -> list[tuple[slice, slice]]:
+    """The target tokens of both branches of every example. From the examples, since they are not on the device."""
+    places: dict[str, list[slice]] = {name: [] for name in read.branches}
+    start = 0
+    for _, branch in batch.branches():
+        stop = start + branch.targets()
+        if branch.name in places:
+            places[branch.name].append(slice(start, stop))
+        start = stop
+    first, second = read.branches
+    return list(zip(places[first], places[second], strict=True))
 
 
 def _hidden(read: Hidden, batch: TreeBatch, last: Tensor, states: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ of a second. Everything tensor-shaped happens inside ``__call__``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import ConfigDict
@@ -37,10 +37,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective returns: terms to add up, and metrics as (sum, count) pairs."""
+    """What an objective returns: terms to add up, and metrics as (sum, count) pairs.
+
+    ``running`` are pairs too. The trainer keeps means of them over the steps of training and hands these back as
+    ``Scores.running``, from the second step on.
+    """
 
     losses: tuple[Term, ...]
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    running: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,12 +188,16 @@ class WeightedSum(Objective):
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
         losses: list[Term] = []
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
-        for objective, weight in self.parts:
-            terms = objective(policy, reference)
+        running: dict[str, tuple[Tensor, Tensor]] = {}
+        for i, (objective, weight) in enumerate(self.parts):
+            start = f"{i}."  # each part has running means of its own
+            known = {k.removeprefix(start): v for k, v in policy.running.items() if k.startswith(start)}
+            terms = objective(replace(policy, running=known), reference)
             losses += [Term(t.losses, t.unit, t.weight * weight) for t in terms.losses]
+            running |= {start + key: value for key, value in terms.running.items()}
             for key, value in terms.metrics.items():
                 metrics.setdefault(key, value)
-        return Terms(tuple(losses), metrics)
+        return Terms(tuple(losses), metrics, running)
 
 
 def _unique(items: Iterable) -> tuple:

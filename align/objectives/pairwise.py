@@ -27,8 +27,31 @@ Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverge
 class Pairwise(Objective):
     """A loss that sets a chosen answer against a rejected one. Subclasses give ``terms``."""
 
+    calibrate: Annotated[
+        Literal[True, False, "per_pair"],
+        Field(
+            description="scale the gradients of both sides so that they weigh alike: true on the mean of past steps, "
+            "per_pair in each pair (pairwise-normalised); the loss's value stays"
+        ),
+    ] = False
+
+    @property
+    def bare(self) -> Self:
+        return replace(super().bare, calibrate=False)
+
+    def reads(self) -> tuple[AnyRead, ...]:
+        from align.engine.reads import HeadGradients
+
+        return (*super().reads(), HeadGradients()) if self.calibrate else super().reads()
+
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
-        return self.terms(policy, reference)
+        import torch
+
+        if not self.calibrate or not torch.is_grad_enabled():
+            return self.terms(policy, reference)
+        from align.objectives.calibration import calibrated
+
+        return calibrated(self.terms, policy, reference, per_pair=self.calibrate == "per_pair")
 
     def terms(self, policy: Scores, reference: Scores | None) -> Terms:
         """The loss as its formula has it; arguments as of ``__call__``."""

@@ -153,9 +153,8 @@ def sentence(error: Mapping[str, Any], known: Iterable[str] = (), section: str |
     if kind == "missing":
         return "missing."
     if kind == "literal_error":
-        return unknown_choice(
-            value, [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")]
-        )
+        choices = [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")]
+        return unknown_choice(value, [{"True": "true", "False": "false"}.get(choice, choice) for choice in choices])
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return f"must be {words} {_plain(context[key])}, got {_plain(value)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -28,6 +29,7 @@ from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
 from align.trainers.reference import Coverage
+from align.trainers.running import RunningMeans
 from align.trainers.start import StartReading, compare_at_start, compute_dtype
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class AlignMixin(_Trainer):
         self._finite: Tensor | None = None
         self.train_tokens = 0  # positions of this rank's training micro-batches
         self.watermark = Watermark()
+        self.running = RunningMeans(self.sum_over_ranks)
+        self.add_callback(self.running)
         self.echo: Callable[[str], Any] = print
         self.start_gap: float | None = None
         self.start_reading: StartReading | None = None
@@ -115,6 +119,7 @@ class AlignMixin(_Trainer):
             self._metric_checked = True
             check_best_metric(self.args, terms.metrics, self.eval_dataset)
         self._meter.add(terms.metrics)
+        self.running.add(terms.running)
         parts = [t.weight * t.losses.sum() / self._window[t.unit] for t in terms.losses]
         loss = torch.stack(parts).sum()
         if policy.aux_loss is not None:
@@ -204,7 +209,7 @@ class AlignMixin(_Trainer):
         policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
         if self.reference_rows is not None and self.objective.needs_reference:
             reference = policy.anchored(self.reference_rows)
-        terms = self.objective(policy, reference)
+        terms = self.objective(replace(policy, running=self.running.means), reference)
         if not isinstance(terms, Terms):
             raise UserError(
                 f"{type(self.objective).__name__} returned a {type(terms).__name__}; an objective returns "

@@ -108,6 +108,9 @@ simpo  Simple Preference Optimization
   fields
     beta             2.0        scale of the mean log-prob; authors use 2 to 10 (> 0)
     gamma            1.0        target margin; authors use 0.3 to 0.5 of beta (>= 0)
+    calibrate        false      scale the gradients of both sides so that they weigh alike: true
+                                on the mean of past steps, per_pair in each pair (pairwise-
+                                normalised); the loss's value stays (true, false, per_pair)
   recipe
     objective: {name: simpo, beta: 2.0, gamma: 1.0}
 """

@@ -33,7 +33,7 @@ CONFIGS = {
     "zero2": ROOT / "recipes/accelerate/zero2_cpu.yaml",
     "zero3": ROOT / "recipes/accelerate/zero3_cpu.yaml",
 }
-CASES = ("full", "lora", "kl-full", "unlearn")
+CASES = ("calibrated", "full", "lora", "kl-full", "unlearn")
 MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter", "unlearn-kl")
 FRESH = ("hypo", "superhf")
 STORE = ("full-store-seed", "full-store", "full-store-again")

@@ -135,7 +135,7 @@ def build(folder: Path, label: str, case: str) -> Any:
         return Unlearning(model, args=args, processing_class=tokenizer(), **forgetting(words, data))
     return Watched(
         model,
-        MIXED if "kl" in words else DPO(),
+        MIXED if "kl" in words else DPO(calibrate="calibrated" in words),
         args,
         train_dataset=data.select(range(GLOBAL_BATCH)) if "seed" in words else data,
         eval_dataset=data.select(range(11)),

@@ -216,7 +216,8 @@ def test_dump_gives_an_equal_recipe(here: Path) -> None:
     recipe = load_recipe("r.yaml", ["train.learning_rate=5e-6", "train.max_tokens_per_microbatch=4096"])
     dumped = recipe.dump()
     assert json.loads(json.dumps(dumped)) == dumped
-    assert dumped["objective"][0] == {"name": "rpo", "weight": 1.0, "preset": "openrlhf", "beta": None, "eta": None}
+    own = {"preset": "openrlhf", "beta": None, "eta": None}
+    assert dumped["objective"][0] == {"name": "rpo", "weight": 1.0, **own, "calibrate": False}
     again = Recipe.from_dict(yaml.safe_load(yaml.safe_dump(dumped)))
     assert again.dump() == dumped
     assert again.objective_value() == recipe.objective_value()
@@ -431,8 +432,8 @@ BAD = {
     ),
     "field of another objective": (
         change(DPO_LINE, "{name: ipo, beta: 0.1}"),
-        "r.yaml:5  objective.beta: unknown key. Keys here: tau, reduction, ld_alpha, use_weighting, f_divergence_type, "
-        "f_alpha_divergence_coef.",
+        "r.yaml:5  objective.beta: unknown key. Keys here: tau, reduction, calibrate, ld_alpha, use_weighting, "
+        "f_divergence_type, f_alpha_divergence_coef.",
     ),
     "objective range": (
         change(DPO_LINE, "{name: dpo, beta: -1}"),

@@ -43,6 +43,8 @@ from align.trainers.preference import PreferenceTrainer
 
 OBJECTIVES_AND_SUMS: dict[str, Objective] = {
     **{name: small(name) for name in OBJECTIVES if not small(name).coupled},
+    "calibrated": DPO(0.3, calibrate=True),
+    "per-pair": WeightedSum(((NLL(), 0.5), (RPO(calibrate="per_pair"), 1.0))),
     "ipo-sum": IPO(reduction="sum"),
     "nll-seq_mean": NLL(norm="seq_mean"),
     # alone it is at its minimum from the start
@@ -155,8 +157,12 @@ def test_evaluation_between_steps_leaves_training_alone(tmp_path: Path) -> None:
     assert torch.equal(weights(with_evaluation), weights(other))
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(adapter: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "objective"),
+    [(False, DPO(0.3)), (True, DPO(0.3)), (False, DPO(0.3, calibrate=True))],
+    ids=["full", "lora", "calibrated"],
+)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(adapter: bool, objective: DPO, tmp_path: Path) -> None:
     from peft import LoraConfig
 
     options: dict[str, Any] = {
@@ -172,10 +178,14 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(adapter: bool, tmp_path:
     }
     if adapter:
         options["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
-    whole = trainer(tmp_path / "whole", DPO(0.3), **options)
+    whole = trainer(tmp_path / "whole", objective, **options)
     whole.train()
+    if objective.calibrate:  # means that a resumed run must go on with
+        factors = history(whole, "calibration/factor")
+        assert factors[0] == [1.0]
+        assert factors[3] != factors[2] != [1.0]
     for step in (3, 6):
-        resumed = trainer(tmp_path / f"from-{step}", DPO(0.3), **options)
+        resumed = trainer(tmp_path / f"from-{step}", objective, **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed.state.global_step == 8
         assert torch.equal(weights(resumed), weights(whole))
