@@ -2,17 +2,17 @@
 
 A read is a value: a small frozen class whose ``chunk`` maps logits [n, V] to one float per token [n]. It is evaluated
 inside a chunk of tokens and again in the backward pass, so whole logits never exist. Reads that one objective alone
-needs stand beside that objective.
+needs stand beside that objective. Importing them imports no torch, so that a command can say what an objective needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,6 @@ def feeds_last(reads: Iterable[AnyRead]) -> bool:
 
 def evaluate(reads: tuple[Read, ...], logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:
     """All reads at once, [R, n]."""
+    import torch
+
     return torch.stack([read.chunk(logits, target, reference_logits) for read in reads])

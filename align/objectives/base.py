@@ -63,11 +63,25 @@ class Objective:
     equation: ClassVar[str] = ""
     when: ClassVar[str] = ""  # when to use it, one or two sentences
 
-    # The loss of a pair changes by -pull_w with log pi(y_w|x) and by pull_l with log pi(y_l|x), whole answers. Both are
-    # expressions that a test evaluates: of the fields, m (``margin``), s = sigmoid(-m), d_w and d_l (log-ratios to the
-    # reference), l_w and l_l (log-probs), T_w and T_l (target tokens). None where a loss has no such two numbers.
-    margin: ClassVar[str] = ""
-    pulls: ClassVar[tuple[str, str] | None] = None
+    @property
+    def margin(self) -> str:
+        """What ``m`` stands for in ``pulls``; a class writes ``margin: ClassVar = "..."``."""
+        return ""
+
+    @property
+    def pulls(self) -> tuple[str, str] | str | None:
+        """How hard the loss pulls on either answer of a pair; a class writes ``pulls: ClassVar = ("...", "...")``.
+
+        The loss of one pair changes by minus the first with the log-prob of the answer to be raised (chosen, or
+        alternate), and by the second with that of the answer to be lowered (rejected, or forget), whole answers. Both
+        are expressions that a test evaluates and compares with the gradient. They are of the fields, ``m``, ``s`` =
+        sigmoid(-m), log-probs ``l_w`` and ``l_l``, log-ratios to the reference ``d_w`` and ``d_l``, target tokens
+        ``T_w`` and ``T_l`` (with ``_a`` and ``_f`` for alternate and forget, ``_r`` for retain), log-probs under the
+        initial policy ``a_w`` and ``a_l`` and under the previous one ``b_w`` and ``b_l``, and ``mean`` over the step.
+        Options that all losses of a kind share are left at their defaults. Where a loss has no such two numbers, it
+        says so in a few words.
+        """
+        return None
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ class FLAT(Objective):
         "questions are enough."
     )
 
+    pulls: ClassVar = "by token: a multiple of p_t / T, with the divergence's slope at P"
+
     divergence: Annotated[
         Divergence, BeforeValidator(_refuse_backwards), Field(description="the f-divergence; sets g* and f*")
     ] = "total_variation"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from align.objectives.base import Objective, Terms, branch_metrics
-from align.objectives.nll import Norm, norm_unit, normalised
+from align.objectives.nll import Norm, norm_pull, norm_unit, normalised
 
 if TYPE_CHECKING:
     from align.engine.scores import Scores
@@ -30,6 +30,10 @@ class GradAscent(Objective):
     )
 
     norm: Annotated[Norm, Field(description="what the sum of token log-probs is divided by")] = "token_mean"
+
+    @property
+    def pulls(self) -> tuple[str, str]:
+        return ("0", norm_pull(self.norm, "T_f"))
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ class IDK(Objective):
     equation: ClassVar = "loss = -(sum log pi(y_a|x) + sum log pi(y_r|x_r)) / (tokens of both)"
     when: ClassVar = "As a baseline that never lowers the forget answer directly: it only teaches another one."
 
+    pulls: ClassVar = ("1 / mean(T_a + T_r)", "0")  # on alternate, and as much on retain
+
     @property
     def branches(self) -> tuple[str, ...]:
         return ("alternate", "retain")

@@ -29,13 +29,19 @@ class IPO(Diverging):
     )
     when: ClassVar = "When labels are nearly deterministic and DPO overfits them: the target margin is finite."
 
-    margin: ClassVar = "d_w / T_w - d_l / T_l"
-    pulls: ClassVar = ("2 * (1 / (2 * tau) - m) / T_w", "2 * (1 / (2 * tau) - m) / T_l")
-
     tau: Annotated[float, Field(gt=0, description="regularisation; the target margin is 1/(2 tau)")] = 0.1
     reduction: Annotated[Literal["sum", "per_token"], Field(description="log-ratio of the sequence or per token")] = (
         "per_token"
     )
+
+    @property
+    def margin(self) -> str:
+        return "d_w / T_w - d_l / T_l" if self.own_scales else "d_w - d_l"
+
+    @property
+    def pulls(self) -> tuple[str, str]:
+        pull = "2 * (1 / (2 * tau) - m)"
+        return (f"{pull} / T_w", f"{pull} / T_l") if self.own_scales else (pull, pull)
 
     @property
     def margin_scale(self) -> float | None:

@@ -33,6 +33,8 @@ class KL(Objective):
         "Beside a forget or preference loss, to hold behaviour on retained text without a preferred answer."
     )
 
+    pulls: ClassVar = "moves whole distributions, not the text's log-prob"
+
     branch: Annotated[str, Field(pattern="^[a-z_]+$", description="the branch whose positions count")] = "chosen"
     direction: Annotated[Literal["forward", "reverse"], Field(description="KL(ref||policy) or KL(policy||ref)")] = (
         "forward"

@@ -30,10 +30,16 @@ class KTOForget(Objective):
     )
     when: ClassVar = "As a baseline beside npo, which is the logsigmoid form with z = 0. Alternates only set its scale."
 
+    margin: ClassVar = "mean(d_a) - beta * d_f"
+
     form: Annotated[Literal["logsigmoid", "sigmoid"], Field(description="which of the two released losses")] = (
         "logsigmoid"
     )
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1
+
+    @property
+    def pulls(self) -> tuple[str, str]:
+        return ("0", "2 * s" if self.form == "logsigmoid" else "2 * s * (1 - s)")
 
     @property
     def branches(self) -> tuple[str, ...]:

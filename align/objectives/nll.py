@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Norm = Literal["token_mean", "seq_mean", "sum"]
 Positions = Literal["answer", "all"]
 
+_SIDES = {"chosen": "w", "rejected": "l", "alternate": "a", "forget": "f"}  # index of their numbers in ``pulls``
+
 
 @dataclass(frozen=True)
 class NLL(Objective):
@@ -38,6 +40,14 @@ class NLL(Objective):
     positions: Annotated[
         Positions, Field(description="which tokens are targets: the answer's, or all but the prompt's first")
     ] = "answer"
+
+    @property
+    def pulls(self) -> tuple[str, str] | str:
+        (branch,) = self.branches
+        if branch not in _SIDES:
+            return f"raises {branch} by {norm_pull(self.norm, 'T')}"
+        pull = norm_pull(self.norm, f"T_{_SIDES[branch]}")
+        return (pull, "0") if branch in ("chosen", "alternate") else ("0", f"-{pull}")  # raises what others lower
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -62,6 +72,11 @@ def branch_read(branch: str, positions: Positions) -> str:
 def norm_unit(norm: Norm, branch: str) -> str:
     """The ``Term.unit`` that a normalisation divides by; an example may have several sequences of one branch."""
     return f"tokens:{branch}" if norm == "token_mean" else f"sequences:{branch}"
+
+
+def norm_pull(norm: Norm, tokens: str) -> str:
+    """What a normalisation multiplies an answer's log-prob with, as an expression of its ``tokens``; see ``pulls``."""
+    return {"token_mean": f"1 / mean({tokens})", "seq_mean": f"1 / {tokens}", "sum": "1"}[norm]
 
 
 def normalised(losses: Tensor, policy: Scores, branch: str, norm: Norm) -> Term:

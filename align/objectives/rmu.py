@@ -35,6 +35,8 @@ class RMU(Objective):
         "the model: steering is the norm that hidden states are moved to."
     )
 
+    pulls: ClassVar = "moves hidden states, not log-probs"
+
     layer: Annotated[int, Field(ge=0, description="the layer whose output is moved, the first being 0")] = 7
     steering: Annotated[float, Field(ge=0, description="norm of the vector that forget states are moved to")] = 2.0
     seed: Annotated[int, Field(ge=0, description="draws the vector's direction, once for the run")] = 0

@@ -35,7 +35,6 @@ class RPO(Pairwise):
     )
 
     margin: ClassVar = "beta * (d_w - d_l)"
-    pulls: ClassVar = ("beta * s + eta / T_w", "beta * s")  # of openrlhf
 
     preset: Annotated[
         Literal["handbook", "openrlhf"], Field(description="which released normalisation of the SFT term")
@@ -44,15 +43,25 @@ class RPO(Pairwise):
     eta: Annotated[float | None, Field(ge=0, description="weight of the SFT term; 0.005 or 0.2")] = None
 
     @property
+    def pulls(self) -> tuple[str, str]:
+        return ("beta * (s + eta)" if self.preset == "handbook" else "beta * s + eta / T_w", "beta * s")
+
+    @property
     def needs_reference(self) -> bool:
         return True
 
     @property
+    def scales(self) -> tuple[float, float]:
+        """beta and eta, where none is given the released ones."""
+        beta, eta = _RELEASED[self.preset]
+        return beta if self.beta is None else self.beta, eta if self.eta is None else self.eta
+
+    @property
     def margin_scale(self) -> float:
-        return _RELEASED[self.preset][0] if self.beta is None else self.beta
+        return self.scales[0]
 
     def terms(self, policy: Scores, reference: Scores | None) -> Terms:
-        beta, eta = self.margin_scale, _RELEASED[self.preset][1] if self.eta is None else self.eta
+        beta, eta = self.scales
         preference = DPO(beta=beta)(policy, reference)
         # handbook scales a token sum with beta, openrlhf a per-sequence mean without it: they agree at one length only
         handbook = self.preset == "handbook"

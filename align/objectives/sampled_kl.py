@@ -66,6 +66,8 @@ class SampledKL(Objective):
         "itself goes, which offline answers do not show."
     )
 
+    pulls: ClassVar = "on each sample y: lowers it by its log-ratio D, or raises it where D < 0"
+
     estimator: Estimator = "reward_to_go"
     baseline: Baseline = "none"
     clip: Clip = None

@@ -37,6 +37,8 @@ class SuperHF(Objective):
         "same answer to everything: watch the similarity of answers beside the reward."
     )
 
+    pulls: ClassVar = "raises survivor by 1 / mean(T); its KL moves whole distributions"
+
     kl_weight: Annotated[float, Field(ge=0, description="times the forward KL per token; 0 needs no reference")] = 0.35
     released: Annotated[bool, Field(description="add the KL up over the step's survivors, as the authors' code")] = (
         False

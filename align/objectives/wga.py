@@ -25,6 +25,8 @@ class WGA(Objective):
         "gradient is that of the mean token probability, the direction in which flat forgets."
     )
 
+    pulls: ClassVar = "lowers token t of forget by p_t^beta / mean(T_f)"
+
     beta: Annotated[float, Field(ge=0, description="power of the probability; 0 is gradient ascent")] = 1.0
 
     @property
