@@ -1,6 +1,7 @@
 """docs/config.md, written from the recipe's sections and the table of training names so that it cannot go stale.
 
-``make docs`` runs this file, which first brings the table up to date with the installed TRL.
+``make docs`` runs this file, which first brings the table up to date with the installed TRL, and writes the table of
+objectives of docs/methods.md, too.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import types
 import typing
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from align.cli.markdown import table
+from align.cli.methods_page import METHODS, methods_page
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe
 from align.recipe.sampling import Endpoint, Judge, Rounds, Sampling, Select, Server
@@ -54,10 +56,10 @@ def config_page() -> str:
     """The whole page as Markdown."""
     top = ["name", "seed", "output"]
     rows = [(name, *_field(Recipe.model_fields[name])) for name in top]
-    parts = [_INTRODUCTION, "## Top level\n", _table(("key", "type", "default", "meaning"), rows)]
+    parts = [_INTRODUCTION, "## Top level\n", table(("key", "type", "default", "meaning"), rows)]
     for title, section in _PAGES:
         fields = [(name, *_field(field)) for name, field in section.model_fields.items()]
-        parts += [f"## {title}\n", f"{section.__doc__}\n", _table(("key", "type", "default", "meaning"), fields)]
+        parts += [f"## {title}\n", f"{section.__doc__}\n", table(("key", "type", "default", "meaning"), fields)]
     parts += ["## objective\n", _objectives(), "## train\n", _train(), "### Names that are refused\n", _refused()]
     return "\n".join(parts)
 
@@ -100,21 +102,13 @@ def _yaml(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, code: bool = True) -> str:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    marked = [(f"`{row[0]}`", *row[1:]) for row in rows] if code else rows
-    return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, marked)]) + "\n"
-
-
 def _objectives() -> str:
     rows = [(name, cls.title, cls.paper) for name, cls in OBJECTIVES.items()]
     text = (
         "`{name: NAME, ...}` with the fields that `align explain NAME` prints, or a list of such mappings, each with\n"
         "a `weight`; their losses are added.\n\n"
     )
-    return text + _table(("name", "objective", "source"), rows)
+    return text + table(("name", "objective", "source"), rows)
 
 
 def _train() -> str:
@@ -127,7 +121,7 @@ def _train() -> str:
         "and not those that the meaning, in the words of transformers, may name.\n\n"
         "The launcher (DDP, FSDP, DeepSpeed) is configured apart, in `recipes/accelerate/`.\n\n"
     )
-    return text + _table(("key", "type", "default", "meaning"), rows)
+    return text + table(("key", "type", "default", "meaning"), rows)
 
 
 def _json(value: Any) -> str:
@@ -140,16 +134,18 @@ def _refused() -> str:
     grouped: dict[str, list[str]] = defaultdict(list)
     for name, cure in REFUSED.items():
         grouped[cure].append(f"`{name}`")
-    return _table(("names", "instead"), [(", ".join(names), cure) for cure, names in grouped.items()], code=False)
+    return table(("names", "instead"), [(", ".join(names), cure) for cure, names in grouped.items()], code=False)
 
 
 def main() -> None:
-    """Write ``align/recipe/train_keys.json`` and ``docs/config.md``."""
+    """Write ``align/recipe/train_keys.json``, ``docs/config.md`` and the table in ``docs/methods.md``."""
     TABLE.write_text(rendered(generate()), encoding="utf-8")
     train_keys.cache_clear()
     page = ROOT / "docs" / "config.md"
     page.write_text(config_page(), encoding="utf-8")
-    print(f"wrote {TABLE.name} ({len(train_keys())} names) and {page.relative_to(ROOT)}")
+    methods = ROOT / METHODS
+    methods.write_text(methods_page(methods.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {TABLE.name} ({len(train_keys())} names), {page.relative_to(ROOT)} and the table in {METHODS}")
 
 
 if __name__ == "__main__":

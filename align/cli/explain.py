@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from align.cli.facts import needs, reduction
 from align.errors import UserError
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe, packaged_recipes
@@ -39,6 +40,10 @@ def objective_entry(name: str) -> dict[str, Any]:
         "needs_reference": default.needs_reference,
         "anchors": list(default.anchors),
         "coupled": default.coupled,
+        "margin": default.margin,
+        "pulls": default.pulls,
+        "needs": needs(default),
+        "reduction": reduction(default),
         "fields": [_field_entry(key, schema) for key, schema in fields.items()],
     }
 
@@ -70,8 +75,8 @@ def explain(name: str) -> dict[str, Any]:
 
     Raises UserError with the nearest name where there is none.
     """
-    if name in OBJECTIVES:
-        return objective_entry(name)
+    if name.lower() in OBJECTIVES:
+        return objective_entry(name.lower())
     from align.cli.terms import TERMS
     from align.cli.terms_online import ONLINE
     from align.cli.terms_unlearning import UNLEARNING
@@ -150,16 +155,24 @@ def render(entry: dict[str, Any]) -> str:
     rows += _wrapped("loss", entry["equation"])
     rows += _wrapped("when", entry["when"])
     rows += _wrapped("paper", entry["paper"])
-    needs = f"branches {', '.join(entry['branches'])}; {'a' if entry['needs_reference'] else 'no'} reference"
-    if entry["anchors"]:
-        needs += (
-            f"; log-probs under the {' and the '.join(entry['anchors'])} policy, which rounds write beside the rows"
-        )
-    rows += _wrapped("needs", f"{needs}{'; ' + entry['coupled'] if entry['coupled'] else ''}")
+    rows += _wrapped("needs", "; ".join(entry["needs"]))
+    rows += _wrapped("reduction", entry["reduction"])
+    rows += _wrapped("margin", f"m = {entry['margin']};  s = sigmoid(-m)" if entry["margin"] else "")
+    for label, text in zip(("pulls", ""), _pulls(entry), strict=False):
+        rows += _wrapped(label, text)
     rows.append("  fields")
     rows += _field_rows({field["name"]: field for field in entry["fields"]})
     rows += ["  recipe", f"    objective: {{name: {entry['name']}{_example(entry['fields'])}}}"]
     return "\n".join(rows)
+
+
+def _pulls(entry: dict[str, Any]) -> tuple[str, ...]:
+    """How hard the loss pulls on the two answers of a pair, a line for each, or why there are no two such numbers."""
+    if not isinstance(entry["pulls"], tuple):
+        return (entry["pulls"] or "",)
+    up, down = ("chosen", "rejected") if {"chosen", "rejected"} & set(entry["branches"]) else ("alternate", "forget")
+    raised, lowered = entry["pulls"]
+    return f"{up} up by {raised}", f"{down} down by {lowered}"
 
 
 def _field_rows(fields: dict[str, dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""docs/methods.md has a section for every objective, and its table of pulls is what autograd gives."""
+"""docs/methods.md: its table is what the objectives say, and what is written by hand names what exists."""
 
 from __future__ import annotations
 
@@ -6,96 +6,107 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from align.engine.scores import Scores
-from align.objectives import DPO, INPO, IPO, NLL, OBJECTIVES, RPO, FlexDPO, Hinge, Objective, SimPO, SPPOHard
+from align.cli.facts import needs, reduction
+from align.cli.methods_page import BEGIN, END, methods_page
+from align.objectives import DPO, IDK, INPO, KL, NLL, OBJECTIVES, RMU, HyPO, Objective, SuperHF
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+TABLE = PAGE.partition(BEGIN)[2].partition(END)[0]
 
 
-def test_every_objective_has_a_section_that_names_its_paper() -> None:
-    sections = dict(re.findall(r"^## (\w+): (.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
-    assert set(sections) == set(OBJECTIVES)
-    for name, objective in OBJECTIVES.items():
-        for paper in re.findall(r"\d{4}\.\d{5}", objective.paper):
-            assert paper in sections[name], f"{name}: {paper} is not in docs/methods.md"
-        for part in ("- Formula", "- Source", "- Oracle"):
-            assert part in sections[name], f"{name}: no {part}"
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
 
 
-@pytest.fixture
-def pair() -> dict[str, Tensor]:
-    """Five random pairs: log-probs of both answers under policy (l) and reference (r), and token counts (t)."""
-    generator = torch.Generator().manual_seed(0)
-    values = {k: -20 * torch.rand(5, generator=generator, dtype=torch.float64) for k in ("l_w", "l_l", "r_w", "r_l")}
-    lengths = {k: torch.randint(2, 9, (5,), generator=generator) for k in ("t_w", "t_l")}
-    return {**{k: v.requires_grad_(k[0] == "l") for k, v in values.items()}, **lengths}
+def test_the_table_of_objectives_is_fresh() -> None:
+    assert methods_page(PAGE) == PAGE, "run make docs"
 
 
-def scores(pair: dict[str, Tensor], side: str) -> Scores:
-    """One token for each answer carries its sum; the lengths are the true ones."""
-    logp, lengths = torch.cat([pair[f"{side}_w"], pair[f"{side}_l"]]), torch.cat([pair["t_w"], pair["t_l"]])
-    held = torch.cat([pair["r_w"], pair["r_l"]])
-    sequences = {"chosen": torch.arange(5), "rejected": torch.arange(5, 10)}
-    anchors = {"initial": held, "previous": held / 2}
-    return Scores({"logp": logp}, torch.arange(10), sequences, lengths, anchors=anchors)
+def test_the_table_has_a_row_for_every_objective() -> None:
+    rows = [cells(line) for line in TABLE.strip().split("\n")]
+    assert {len(row) for row in rows} == {7}
+    assert sorted(row[0].strip("`") for row in rows[2:]) == sorted(OBJECTIVES)
+    by_name = {row[0]: row for row in rows}
+    assert by_name["`simpo`"][1:6] == [
+        r"`m = beta (log pi(y_w\|x) / \|y_w\| - log pi(y_l\|x) / \|y_l\|) - gamma`<br>`loss = -log sigmoid(m)`",
+        "`beta * s / T_w`<br>`m = beta * (l_w / T_w - l_l / T_l) - gamma`",
+        "`beta * s / T_l`",
+        "chosen, rejected; no reference",
+        "mean over pairs",
+    ]
+    assert by_name["`hinge`"][2:4] == ["`beta * (m < 1)`<br>`m = beta * (d_w - d_l)`", "the same"]
+    assert by_name["`npo`"][2:4] == ["`0`", "`2 * s`<br>`m = -beta * d_f`"]
+    assert by_name["`sppo_hard`"][2:4] == ["`2 * (1 / (2 * beta) - d_w)`", "`2 * (1 / (2 * beta) + d_l)`"]
+    assert by_name["`rmu`"][2:5] == [
+        "moves hidden states, not log-probs",
+        "",
+        "forget, retain; a reference; hidden states",
+    ]
 
 
-CASES = (
-    "dpo",
-    "smoothed",
-    "flex",
-    "hinge",
-    "ipo",
-    "ipo_token",
-    "handbook",
-    "openrlhf",
-    "inpo",
-    "simpo",
-    "sppo_hard",
-    "nll_sum",
-    "nll_token",
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="the table of objectives goes between them"):
+        methods_page(PAGE.replace(END, ""))
+
+
+@pytest.mark.parametrize(
+    ("objective", "needed", "divided"),
+    [
+        (DPO(), ["chosen, rejected", "a reference"], "mean over pairs"),
+        (
+            DPO(use_weighting=True),
+            ["chosen, rejected", "a reference", "whole distributions of the policy"],
+            "mean over pairs",
+        ),
+        (
+            INPO(),
+            [
+                "chosen, rejected",
+                "no reference",
+                "log-probs under the initial and the previous policy, which rounds write to rows",
+            ],
+            "mean over pairs",
+        ),
+        (NLL(), ["chosen", "no reference"], "mean over chosen tokens"),
+        (NLL("retain", "sum", "all"), ["retain", "no reference"], "mean over retain_all answers"),
+        (NLL("retain", "seq_mean"), ["retain", "no reference"], "mean over retain answers, each by its own tokens"),
+        (KL(), ["chosen", "a reference and its whole distributions"], "mean over chosen tokens"),
+        (IDK(), ["alternate, retain", "no reference"], "mean over alternate and retain tokens"),
+        (RMU(), ["forget, retain", "a reference", "hidden states"], "mean over rows"),
+        (
+            HyPO(),
+            ["chosen, rejected", "fresh samples", "a reference"],
+            "mean over pairs; mean over samples",
+        ),
+        (
+            SuperHF(released=True),
+            ["fresh samples and a judge", "a reference and its whole distributions"],
+            "mean over survivor tokens; sum over the step",
+        ),
+    ],
 )
+def test_needs_and_reduction_in_words(objective: Objective, needed: list[str], divided: str) -> None:
+    assert needs(objective) == needed
+    assert reduction(objective) == divided
 
 
-def expected(name: str, pair: dict[str, Tensor]) -> tuple[Objective, Tensor | float, Tensor | float]:
-    l_w, l_l, t_w, t_l = (pair[k].detach().double() for k in ("l_w", "l_l", "t_w", "t_l"))
-    d_w, d_l = l_w - pair["r_w"], l_l - pair["r_l"]
-    ratio = d_w - d_l
-
-    def s(m: Tensor) -> Tensor:
-        return torch.sigmoid(-m)
-
-    inside = 0.1 * (0.1 * ratio < 1).double()
-    per_token = 2 * (5 - (d_w / t_w - d_l / t_l))
-    simpo = 2 * s(2 * (l_w / t_w - l_l / t_l) - 1)
-    return {
-        "dpo": (DPO(), 0.1 * s(0.1 * ratio), 0.1 * s(0.1 * ratio)),
-        "smoothed": (DPO(label_smoothing=0.2), 0.1 * (s(0.1 * ratio) - 0.2), 0.1 * (s(0.1 * ratio) - 0.2)),
-        "flex": (FlexDPO(), 0.1 * s(0.1 * d_w - 0.08 * d_l), 0.08 * s(0.1 * d_w - 0.08 * d_l)),
-        "hinge": (Hinge(), inside, inside),
-        "ipo": (IPO(reduction="sum"), 2 * (5 - ratio), 2 * (5 - ratio)),
-        "ipo_token": (IPO(), per_token / t_w, per_token / t_l),
-        "handbook": (RPO(preset="handbook"), 0.01 * (s(0.01 * ratio) + 0.005), 0.01 * s(0.01 * ratio)),
-        "openrlhf": (RPO(), 0.5 * s(0.5 * ratio) + 0.2 / t_w, 0.5 * s(0.5 * ratio)),
-        # a quarter of the reference and three quarters of half of it
-        "inpo": (INPO(0.1, 0.25), *[2 * (5 - (l_w - l_l) + 0.625 * (pair["r_w"] - pair["r_l"]))] * 2),
-        "sppo_hard": (SPPOHard(), 2 * (5 - d_w), 2 * (5 + d_l)),
-        "simpo": (SimPO(), simpo / t_w, simpo / t_l),
-        "nll_sum": (NLL(norm="sum"), 1.0, 0.0),
-        "nll_token": (NLL(), 5 / t_w.sum(), 0.0),
-    }[name]
+def test_sections_are_of_objectives_and_name_their_paper() -> None:
+    sections = dict(re.findall(r"^## (\w+): (.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
+    assert "dpo" in sections
+    for name, text in sections.items():
+        for paper in re.findall(r"\d{4}\.\d{5}", OBJECTIVES[name].paper):
+            assert paper in text, f"{name}: {paper} is not in docs/methods.md"
+        for part in ("- Formula", "- Source", "- Oracle"):
+            assert part in text, f"{name}: no {part}"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_pulls(name: str, pair: dict[str, Tensor]) -> None:
-    objective, pull_w, pull_l = expected(name, pair)
-    # B times the mean over pairs
-    divisor = {"examples": 1.0, "sequences:chosen": 1.0, "tokens:chosen": pair["t_w"].double().sum() / 5}
-    terms = objective(scores(pair, "l"), scores(pair, "r")).losses
-    total = sum(term.weight * term.losses.sum() / divisor[term.unit] for term in terms)
-    on_w, on_l = torch.autograd.grad(total, [pair["l_w"], pair["l_l"]])
-    torch.testing.assert_close(-on_w, torch.zeros(5).double() + pull_w, atol=1e-9, rtol=0)
-    torch.testing.assert_close(on_l, torch.zeros(5).double() + pull_l, atol=1e-9, rtol=0)
+def test_the_decision_table_names_what_exists() -> None:
+    head, _, *rows = re.search(r"^\| you have .*?\n\n", PAGE, re.M | re.S).group().strip().split("\n")  # type: ignore[union-attr]
+    assert cells(head) == ["you have", "you worry about", "take", "because"]
+    known = {*OBJECTIVES, *(key for kind in OBJECTIVES.values() for key in kind.__dataclass_fields__)}
+    branches = {"retain"}
+    for row in rows:
+        named = re.findall(r"`(\w+)", cells(row)[2])
+        assert set(named) & set(OBJECTIVES), row
+        assert set(named) <= known | branches | {"reference"}, row
