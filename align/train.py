@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with answered():
-            run(load_recipe(words[0], words[1:]), resume=resume, allow_code=allow_code)
+            recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
+            run(recipe, resume=resume, allow_code=allow_code)
         _leave(together=True)
     except (UserError, Stopped) as error:
         if rank == 0 or not error.shared:

@@ -32,13 +32,17 @@ class FinishedRun:
     recipe: Recipe | None
 
     @classmethod
-    def at(cls, name: str) -> FinishedRun:
-        """The run called ``name``. Raises UserError where its lock file holds no recipe of this version."""
+    def at(cls, name: str, *, allow_code: bool = False) -> FinishedRun:
+        """The run called ``name``. Raises UserError where its lock file holds no recipe of this version.
+
+        ``allow_code`` says whether an objective of the user's that the recipe names may be imported.
+        """
         directory = RunDirectory(Path(name).expanduser())
         lock = directory.lock
         base = Path(lock["base"]) if "base" in lock else None
-        recipe = Recipe.from_dict(lock["recipe"], name=LOCK, base=base) if lock.get("recipe") else None
-        return cls(directory, recipe)
+        if not lock.get("recipe"):
+            return cls(directory, None)
+        return cls(directory, Recipe.from_dict(lock["recipe"], name=LOCK, base=base, allow_code=allow_code))
 
     @property
     def evaluate(self) -> Evaluate | None:
@@ -69,6 +73,7 @@ def attack_run(
     seed: int = 0,
     system: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
     say: Say = print,
 ) -> Durability:
     """Attack a finished run, or any model with a ``source``; a run keeps the result as ``eval/durability.json``, but
@@ -81,7 +86,7 @@ def attack_run(
     Raises:
         UserError: where nothing says what to measure, or a part of it cannot be had.
     """
-    run = FinishedRun.at(name)
+    run = FinishedRun.at(name, allow_code=allow_code)
     as_trained = source is None and split is None and rows is None and system is None
     settings = run.evaluate
     questions: str | Source | None = source or (settings.source if settings else None)

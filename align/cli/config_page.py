@@ -106,7 +106,8 @@ def _objectives() -> str:
     rows = [(name, cls.title, cls.paper) for name, cls in OBJECTIVES.items()]
     text = (
         "`{name: NAME, ...}` with the fields that `align explain NAME` prints, or a list of such mappings, each with\n"
-        "a `weight`; their losses are added.\n\n"
+        "a `weight`; their losses are added. `name` may also be `MODULE:CLASS`, an objective of your own\n"
+        "(docs/methods.md), which is only run with `--allow-code` on the command line.\n\n"
     )
     return text + table(("name", "objective", "source"), rows)
 

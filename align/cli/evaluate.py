@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.verbs import TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
+from align.cli.verbs import ALLOW_CODE, TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
 from align.errors import Exit, UserError
 from align.runs.directory import write_atomically
 from align.runs.quiet import calm
@@ -77,6 +77,7 @@ def run_relearn(args: argparse.Namespace) -> int:
         seed=args.seed,
         system=args.system,
         arguments=template_arguments(args),
+        allow_code=args.allow_code,
         say=say,
     )
     text = json.dumps(durability.to_json(), indent=1)
@@ -90,7 +91,7 @@ def _as_trained(args: argparse.Namespace) -> Path | None:
     """Ask a run what its recipe's suite asked, and compare with the same retain model; the recipe's folder, or None."""
     from align.eval.finished_run import FinishedRun
 
-    run = FinishedRun.at(args.model)
+    run = FinishedRun.at(args.model, allow_code=args.allow_code)
     settings = run.evaluate
     if settings is None or run.recipe is None:
         return None
@@ -221,6 +222,7 @@ _TOFU = (
         choices=("question", "paraphrased_question"),
         help="which column is asked, the question by default",
     ),
+    ALLOW_CODE,
 )
 _RELEARN = (
     path("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model"),
@@ -236,6 +238,7 @@ _RELEARN = (
     argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default"),
     argument("--system", metavar="TEXT", help="a system message put before every conversation"),
     TEMPLATE_ARGUMENT,
+    ALLOW_CODE,
     path("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too"),
 )
 EVAL = Verb(

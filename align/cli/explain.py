@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import MISSING, fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from pydantic import TypeAdapter
 
 from align.cli.facts import needs, reduction
 from align.errors import UserError
-from align.objectives import OBJECTIVES
+from align.objectives import OBJECTIVES, Objective
 from align.recipe import Recipe, packaged_recipes
 from align.recipe.messages import did_you_mean
-from align.recipe.objective import keys_of
+from align.recipe.objective import Code, keys_of, load_objective
 from align.recipe.sampling import SECTIONS
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import train_keys
@@ -23,12 +24,12 @@ from align.recipe.train_refused import REFUSED
 _WIDTH = 96
 
 
-def objective_entry(name: str) -> dict[str, Any]:
-    """Everything about one objective as plain values."""
-    cls = OBJECTIVES[name]
+def objective_entry(name: str, cls: type[Objective]) -> dict[str, Any]:
+    """Everything about one objective as plain values. Raises UserError where a field has no default."""
+    if bare := [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]:
+        raise UserError(f"{name}: {', '.join(bare)} has no default; an objective is explained at its defaults.")
     default = cls()
     schemas = TypeAdapter(cls).json_schema().get("properties", {})
-    fields = {key: schemas[key] for key in keys_of(cls)}
     return {
         "name": name,
         "kind": "objective",
@@ -44,7 +45,7 @@ def objective_entry(name: str) -> dict[str, Any]:
         "pulls": default.pulls,
         "needs": needs(default),
         "reduction": reduction(default),
-        "fields": [_field_entry(key, schema) for key, schema in fields.items()],
+        "fields": [_field_entry(key, schemas[key]) for key in keys_of(cls)],
     }
 
 
@@ -70,13 +71,16 @@ def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def explain(name: str) -> dict[str, Any]:
+def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     """The entry of an objective, a word of the verdict, a packaged recipe, or a key such as ``data.truncation``.
 
-    Raises UserError with the nearest name where there is none.
+    An objective may also be a class of the user's, such as ``my_losses:MyLoss``, found from the working directory,
+    where code may be run. Raises UserError with the nearest name where there is none.
     """
     if name.lower() in OBJECTIVES:
-        return objective_entry(name.lower())
+        return objective_entry(name.lower(), OBJECTIVES[name.lower()])
+    if ":" in name:
+        return objective_entry(name, load_objective(name, Code(Path.cwd(), allow_code)))
     from align.cli.terms import TERMS
     from align.cli.terms_online import ONLINE
     from align.cli.terms_unlearning import UNLEARNING
@@ -132,8 +136,8 @@ def recipe_keys() -> dict[str, dict[str, Any]]:
 def _objective_fields() -> dict[str, dict[str, dict[str, Any]]]:
     """Field to objective to the field's entry: one name may mean something else in another objective."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in OBJECTIVES:
-        for field in objective_entry(name)["fields"]:
+    for name, cls in OBJECTIVES.items():
+        for field in objective_entry(name, cls)["fields"]:
             found.setdefault(field["name"], {})[name] = field
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 from align import __version__
 from align.cli.evaluate import EVAL
 from align.cli.sample import SAMPLE, SHOW
-from align.cli.verbs import Parser, Verb, argument, flag, path
+from align.cli.verbs import ALLOW_CODE, Parser, Verb, argument, flag, path
 from align.errors import Exit, UserError
 from align.runs.memory import answered
 from align.runs.terminal import echo
@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace) -> int:
     from align.recipe import load_recipe
     from align.runs.models import require_model
 
-    recipe = load_recipe(args.file, args.overrides)
+    recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
     require_model(recipe.model, recipe.base)
     from align.runs.directory import LOCK
     from align.train import run
@@ -100,7 +100,7 @@ def _check(args: argparse.Namespace) -> int:
     from align.recipe import load_recipe
     from align.runs.models import require_model
 
-    recipe = load_recipe(args.file, args.overrides)
+    recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
     require_model(recipe.model, recipe.base)
     from align.cli.check import run_check
 
@@ -125,7 +125,7 @@ def _list(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     from align.cli.explain import explain, render
 
-    entry = explain(args.name)
+    entry = explain(args.name, allow_code=args.allow_code)
     print(json.dumps(entry, indent=1) if args.json else render(entry))
     return Exit.OK
 
@@ -167,7 +167,7 @@ VERBS = (
         (
             *_RECIPE,
             flag("--resume", "go on from the last complete checkpoint of the run"),
-            flag("--allow-code", "run the Python function that the recipe's judge names"),
+            ALLOW_CODE,
         ),
     ),
     Verb(
@@ -175,7 +175,7 @@ VERBS = (
         "look for faults in a recipe and its data, without a model",
         ("align check my.yaml", "align check preference/dpo-llama3-8b-lora data.train.rows=2000 --json"),
         _check,
-        _RECIPE,
+        (*_RECIPE, ALLOW_CODE),
     ),
     Verb(
         "list",
@@ -189,7 +189,10 @@ VERBS = (
         "explain an objective, a word of the verdict, a recipe or a key of one",
         ("align explain dpo", "align explain train.learning_rate"),
         _explain,
-        (argument("name", metavar="NAME", help="such as dpo, suppression or data.truncation"),),
+        (
+            argument("name", metavar="NAME", help="such as dpo, suppression, data.truncation or my_losses:MyLoss"),
+            ALLOW_CODE,
+        ),
     ),
     EVAL,
     SAMPLE,

@@ -69,6 +69,9 @@ def one_of(*arguments: Argument) -> OneOf:
     return OneOf(arguments)
 
 
+# for every verb that reads a recipe
+ALLOW_CODE = flag("--allow-code", "run Python code that the recipe names: an objective's class, a judge's function")
+
 # for every verb that asks a model
 TEMPLATE_ARGUMENT = argument(
     "--template-argument",

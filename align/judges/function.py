@@ -6,23 +6,16 @@ A function is code, so it is imported only where the command line allows it.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from align.data.rows.sources import did_you_mean
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
 from align.judges.judge import CompareJudge, ScoreJudge
-
-if TYPE_CHECKING:
-    pass
-
+from align.recipe.code import load_code, told
 
 Function = Callable[..., Any]
 
@@ -75,63 +68,17 @@ def _named(spec: str | Function, base: Path | None) -> tuple[str, Function]:
     return f"{spec.__module__}:{getattr(spec, '__qualname__', type(spec).__qualname__)}", spec
 
 
-def load_function(spec: str, base: Path | None) -> Callable[..., Any]:
+def load_function(spec: str, base: Path | None, *, allow_code: bool = True) -> Function:
     """The function behind ``module:function``, its module imported from ``base`` or as Python finds it.
 
     Raises:
-        UserError: where the text is no such name, or there is no such module or function, or importing it fails.
+        UserError: where it may not be run, or there is no such function, as ``load_code``.
     """
-    name, _, attribute = spec.partition(":")
-    if not (attribute.isidentifier() and all(part.isidentifier() for part in name.split("."))):
-        raise UserError(f"judge.function: {spec!r} names no function; write MODULE:FUNCTION, such as rewards:length.")
+    what, example = "function", "MODULE:FUNCTION, such as rewards:length"
     try:
-        with _beside(base):
-            importlib.invalidate_caches()
-            module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise UserError(f"judge.function: {name} imports {error.name}, which is not installed.") from error
-        beside = sorted(path.stem for path in base.glob("*.py")) if base is not None else []
-        raise UserError(
-            f"judge.function: there is no module {name}, in {base or Path.cwd()} or installed."
-            + did_you_mean(name, beside)
-        ) from error
-    except Exception as error:
-        raise UserError(f"judge.function: importing {name} failed: {_told(error)}.") from error
-    _check_place(name, module, base)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        what = "is no function" if hasattr(module, attribute) else "does not exist"
-        raise UserError(f"judge.function: {attribute} {what} in {module.__file__}.{did_you_mean(attribute, known)}")
-    return function
-
-
-@contextmanager
-def _beside(base: Path | None) -> Iterator[None]:
-    """Import from ``base`` first."""
-    if base is None:
-        yield
-        return
-    folder = str(base.resolve())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _check_place(name: str, module: Any, base: Path | None) -> None:
-    """Refuse another module where the recipe's folder has one of the name: Python imports a name once."""
-    if base is None:
-        return
-    inside = base.resolve().joinpath(*name.split("."))
-    own = [path for path in (inside.with_suffix(".py"), inside / "__init__.py") if path.exists()]
-    if own and Path(module.__file__ or "").resolve() not in own:
-        raise UserError(
-            f"judge.function: {own[0]} cannot be imported, since another module is called {name} already "
-            f"({module.__file__}): rename the file."
-        )
+        return load_code(spec, base, allowed=allow_code, what=what, example=example, fits=callable)
+    except UserError as error:
+        raise UserError(f"judge.function: {error}") from error
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
@@ -152,7 +99,7 @@ def _numbers(
     except Exception as error:
         row = _first_failing(function, columns)
         where = f"at row {row}" if row is not None else f"over {count} rows together, though not over each alone"
-        raise UserError(f"judge.function: {spec} failed {where}: {_told(error)}.") from error
+        raise UserError(f"judge.function: {spec} failed {where}: {told(error)}.") from error
     try:
         values = list(returned)
     except TypeError:
@@ -183,9 +130,3 @@ def _first_failing(function: Callable[..., Any], columns: tuple[list[Any], ...])
         except Exception:
             return row
     return None
-
-
-def _told(error: Exception) -> str:
-    """Type and text of an error, on one line."""
-    text = " ".join(str(error).split())[:200].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -46,12 +46,7 @@ def load_judge(
     if settings.endpoint is not None:
         return EndpointJudge(settings.endpoint, say, base=base)
     if settings.function is not None:
-        if not allow_code:
-            raise UserError(
-                f"judge.function names Python code ({settings.function}), and code is only run where it is allowed: "
-                "read it, then add --allow-code to the command."
-            )
-        compares = {"a", "b"} <= parameters(load_function(settings.function, base))
+        compares = {"a", "b"} <= parameters(load_function(settings.function, base, allow_code=allow_code))
         return (FunctionComparison if compares else FunctionJudge)(settings.function, base)
     options: dict[str, Any] = {"revision": settings.revision, "dtype": settings.dtype, "base": base, "say": say}
     if device is not None:

@@ -34,3 +34,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     for kind in list(vars().values())
     if isinstance(kind, type) and issubclass(kind, Objective) and kind not in (Objective, WeightedSum)
 }
+
+
+def name_of(kind: type[Objective]) -> str:
+    """What a recipe calls a kind of objective: its name in the table, or ``module:Class`` where it has none."""
+    named = (name for name, known in OBJECTIVES.items() if known is kind)
+    return next(named, f"{kind.__module__}:{kind.__qualname__}")

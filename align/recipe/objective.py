@@ -1,4 +1,7 @@
-"""The ``objective`` section: names looked up in the table of objectives, fields checked by their dataclass."""
+"""The ``objective`` section: names looked up in the table of objectives, fields checked by their dataclass.
+
+A name such as ``my_losses:MyLoss`` is a class of the user's.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,26 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from pathlib import Path as Folder
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
+from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective, WeightedSum
+from align.recipe.code import load_code
 from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
 
 _ELSEWHERE = {"sigmoid": "dpo", "sft": "nll", "sppo": "sppo_hard"}  # names that TRL or an earlier version gives them
+
+
+@dataclass(frozen=True)
+class Code:
+    """Where a class of the user's is looked up, the recipe's folder first, and whether it may be run."""
+
+    base: Folder | None = None
+    allowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,8 +44,11 @@ class Part:
         return {"name": self.name, "weight": self.weight, **asdict(self.value)}
 
 
-def parse_objective(raw: Any) -> tuple[tuple[Part, ...], list[Problem]]:
-    """The parts of an ``objective`` section (one mapping, or a list of them) and all mistakes in it."""
+def parse_objective(raw: Any, code: Code = Code()) -> tuple[tuple[Part, ...], list[Problem]]:
+    """The parts of an ``objective`` section (one mapping, or a list of them) and all mistakes in it.
+
+    Parts that are there already are handed back, so that classes of the user's are looked up once.
+    """
     if isinstance(raw, tuple) and all(isinstance(part, Part) for part in raw):
         return raw, []
     here: Path = ("objective",)
@@ -41,7 +58,7 @@ def parse_objective(raw: Any) -> tuple[tuple[Part, ...], list[Problem]]:
     parts: list[Part] = []
     problems: list[Problem] = []
     for i, item in enumerate(items):
-        part, found = _part(item, (*here, i) if isinstance(raw, list) else here)
+        part, found = _part(item, (*here, i) if isinstance(raw, list) else here, code)
         problems += found
         if part is not None:
             parts.append(part)
@@ -55,7 +72,7 @@ def combined(parts: tuple[Part, ...]) -> Objective:
     return WeightedSum(tuple((part.value, part.weight) for part in parts))
 
 
-def _part(item: Any, path: Path) -> tuple[Part | None, list[Problem]]:
+def _part(item: Any, path: Path, code: Code) -> tuple[Part | None, list[Problem]]:
     if isinstance(item, str):
         cure = f"write objective: {{name: {item}}}." if item in OBJECTIVES else "write objective: {name: dpo}."
         return None, [Problem(path, f"expected a mapping, got {shown(item)}; {cure}")]
@@ -63,10 +80,17 @@ def _part(item: Any, path: Path) -> tuple[Part | None, list[Problem]]:
         return None, [Problem(path, expected("a mapping such as {name: dpo, beta: 0.1}", item))]
     name = item.get("name")
     problems = _weight_problems(item.get("weight", 1.0), path)
-    if not isinstance(name, str) or name not in OBJECTIVES:
+    if isinstance(name, str) and ":" in name:
+        try:
+            kind = load_objective(name, code)
+        except UserError as error:
+            return None, [Problem((*path, "name"), str(error)), *problems]
+    elif isinstance(name, str) and name in OBJECTIVES:
+        kind = OBJECTIVES[name]
+    else:
         return None, [Problem(*_name_problem(item, path)), *problems]
     given = {key: value for key, value in item.items() if key not in ("name", "weight")}
-    value, found = _value(name, given, path)
+    value, found = _value(kind, given, path)
     problems += found
     if value is None or problems:
         return None, problems
@@ -95,22 +119,43 @@ def _weight_problems(weight: Any, path: Path) -> list[Problem]:
     return []
 
 
+def load_objective(name: str, code: Code) -> type[Objective]:
+    """The class of the user's behind ``module:Class``.
+
+    Raises:
+        UserError: where it may not be run, is not there, or is no objective that a recipe could set the fields of.
+    """
+    what, example = "objective", "MODULE:CLASS, such as my_losses:MyLoss"
+    kind = load_code(name, code.base, allowed=code.allowed, what=what, example=example, fits=_is_objective)
+    if "__dataclass_params__" not in vars(kind):  # a base has fields, its own are only read of a dataclass
+        raise UserError(f"{name} is no dataclass: write @dataclass(frozen=True) above the class.")
+    try:
+        _adapter(kind)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        what = " ".join(str(error).split("\n")[0].split())
+        raise UserError(f"the fields of {name} cannot be checked: {what}") from error
+    return kind
+
+
+def _is_objective(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Objective) and value not in (Objective, WeightedSum)
+
+
 def keys_of(kind: type[Objective]) -> list[str]:
     """The keys that a recipe may set of an objective: its own, then those that it shares with others."""
     return [field.name for field in sorted(fields(kind), key=lambda field: bool(field.kw_only))]
 
 
-@cache
-def _adapter(name: str) -> TypeAdapter[Objective]:
-    return TypeAdapter(OBJECTIVES[name])
+def _adapter(kind: type[Objective]) -> TypeAdapter[Objective]:
+    return TypeAdapter(kind)
 
 
-def _value(name: str, given: Mapping[str, Any], path: Path) -> tuple[Objective | None, list[Problem]]:
+def _value(kind: type[Objective], given: Mapping[str, Any], path: Path) -> tuple[Objective | None, list[Problem]]:
     try:
         # through JSON, since pydantic's strict mode takes a dataclass from a mapping only there
-        return _adapter(name).validate_json(json.dumps(dict(given)), strict=True), []
+        return _adapter(kind).validate_json(json.dumps(dict(given)), strict=True), []
     except ValidationError as error:
-        known = keys_of(OBJECTIVES[name])
+        known = keys_of(kind)
         problems: dict[Any, Problem] = {}
         for entry in error.errors(include_url=False):
             # one sentence for a key: a union reports each of its members
@@ -118,4 +163,4 @@ def _value(name: str, given: Mapping[str, Any], path: Path) -> tuple[Objective |
         return None, list(problems.values())
 
 
-__all__ = ["Part", "combined", "keys_of", "parse_objective"]
+__all__ = ["Code", "Part", "combined", "keys_of", "load_objective", "parse_objective"]

@@ -29,7 +29,7 @@ from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective
 from align.recipe.checks import cross_checks
 from align.recipe.messages import ALIASES, Problem, did_you_mean, dotted, sentence
-from align.recipe.objective import Part, combined, parse_objective
+from align.recipe.objective import Code, Part, combined, parse_objective
 from align.recipe.sampling import SECTIONS, Judge, Rounds, Sampling, Select
 from align.recipe.sections import Data, Evaluate, Model, Place, Reference, Section, Watch, _or_empty
 from align.recipe.train_defaults import precision_problem, train_defaults
@@ -111,16 +111,19 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Recipe:
         if info.context is None:  # otherwise load_recipe checks the plain values, and even where a type is wrong
-            _report(info, cross_checks(self.model_dump(exclude_unset=True)))
+            _report(info, cross_checks({**self.model_dump(exclude_unset=True), "objective": self.objective}))
         return self
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, name: str = "recipe", base: Path | None = None) -> Recipe:
+    def from_dict(
+        cls, raw: Mapping[str, Any], *, name: str = "recipe", base: Path | None = None, allow_code: bool = False
+    ) -> Recipe:
         """A recipe from plain values. Raises UserError with all mistakes; ``name`` is what they call the source.
 
-        ``base`` is the folder that relative paths are looked up in, by default the working directory.
+        ``base`` is the folder that relative paths are looked up in, by default the working directory; ``allow_code``
+        says whether an objective of the user's may be imported.
         """
-        recipe = _validated(Document(name, dict(raw)))
+        recipe = _validated(Document(name, dict(raw)), Code(base or Path.cwd(), allow_code))
         recipe._path = None if base is None else base / name
         return recipe
 
@@ -195,12 +198,13 @@ class Recipe(Section):
             raise UserError(f"{where}  train: transformers refuses these settings: {what}") from error
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, allow_code: bool = False) -> Recipe:
     """Read a recipe file, or a packaged recipe by its short name such as ``preference/dpo-tldr-pythia-1b``.
 
     Args:
         path: the file or the short name.
         overrides: ``key=value`` texts, as on the command line; later ones win.
+        allow_code: whether an objective of the user's, such as ``my_losses:MyLoss``, may be imported.
 
     Raises:
         UserError: with every mistake of the file and the overrides, each with its line.
@@ -214,7 +218,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     document = parse(text, name)
     for item in overrides:
         override(document, item)
-    recipe = _validated(document)
+    recipe = _validated(document, Code(file.resolve().parent, allow_code))
     recipe._path = file.resolve()
     return recipe
 
@@ -225,7 +229,7 @@ def _shown(file: Path) -> str:
     return str(file) if relative.startswith("..") else relative
 
 
-def _validated(document: Document) -> Recipe:
+def _validated(document: Document, code: Code) -> Recipe:
     raw = document.value
     if raw is None or not isinstance(raw, dict):
         what = "is empty" if raw is None else "is not a mapping of keys"
@@ -236,12 +240,16 @@ def _validated(document: Document) -> Recipe:
     if ("model", "lora") in document.bare:
         problems.append(Problem(("model", "lora"), "empty; write lora: {} for the defaults, or lora: null for none."))
     own: list[Problem] = []
+    if "objective" in raw:
+        parts, own = parse_objective(raw["objective"], code)
+        raw = raw | {"objective": parts}
+    known = raw if not own else raw | {"objective": None}  # of a faulty objective nothing is known
     recipe = None
     try:
         recipe = Recipe.model_validate(raw, context=own)
     except ValidationError as error:
         problems += [Problem(*_explained(entry)) for entry in error.errors(include_url=False)]
-    problems += own + cross_checks(raw)
+    problems += own + cross_checks(known)
     if problems or recipe is None:
         raise refusal(document, problems)
     return recipe

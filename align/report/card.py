@@ -8,9 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from align.objectives import OBJECTIVES, Objective, WeightedSum
-
-_NAMES = {kind: name for name, kind in OBJECTIVES.items()}
+from align.objectives import OBJECTIVES, Objective, WeightedSum, name_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def model_card(facts: CardFacts) -> str:
     header = ModelCardData(
         library_name="peft" if facts.adapter else "transformers",
         base_model=facts.base_model,
-        tags=sorted({*facts.tags, *(name for name, _ in parts(facts.objective))}),
+        tags=sorted({*facts.tags, *(name for name, _ in parts(facts.objective) if name in OBJECTIVES)}),
         pipeline_tag="text-generation",
     )
     lines = ["---", header.to_yaml(), "---", "", f"# {facts.name}", ""]
@@ -42,7 +40,8 @@ def model_card(facts: CardFacts) -> str:
     lines += [f"{what} {origin}, trained with align on the following objective.", ""]
     for name, objective in parts(facts.objective):
         fields = ", ".join(f"{k} = {v}" for k, v in vars(objective).items())
-        lines += [f"- **{objective.title}** (`{name}`: {fields})", f"  {objective.equation}", f"  {objective.paper}"]
+        lines += [f"- **{objective.title or name}** (`{name}`: {fields})"]
+        lines += [f"  {text}" for text in (objective.equation, objective.paper) if text]
     if facts.data:
         lines += ["", "## Data", "", *(f"- {line}" for line in facts.data)]
     lines += ["", "## Result", ""]
@@ -64,4 +63,4 @@ def parts(objective: Objective) -> list[tuple[str, Objective]]:
     """Recipe names and values of the objectives that are added up."""
     if isinstance(objective, WeightedSum):
         return [pair for part, _ in objective.parts for pair in parts(part)]
-    return [(_NAMES.get(type(objective), type(objective).__name__), objective)]
+    return [(name_of(type(objective)), objective)]

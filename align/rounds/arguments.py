@@ -9,7 +9,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.judges.judge import Judging
-from align.objectives import OBJECTIVES, Objective, WeightedSum
+from align.objectives import Objective, WeightedSum, name_of
 from align.recipe import Recipe
 from align.recipe.objective import Part
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
@@ -96,9 +96,8 @@ def _named(judge: Any) -> Judge:
 
 
 def _parts(objective: Objective) -> tuple[Part, ...]:
-    names = {kind: name for name, kind in OBJECTIVES.items()}
     listed = objective.parts if isinstance(objective, WeightedSum) else ((objective, 1.0),)
-    return tuple(Part(names.get(type(one), type(one).__name__), weight, one) for one, weight in listed)
+    return tuple(Part(name_of(type(one)), weight, one) for one, weight in listed)
 
 
 def _train(args: Any) -> dict[str, Any]:

@@ -305,7 +305,7 @@ def test_the_reader_may_leave() -> None:
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_: str) -> None:
+    def interrupted(name: str, *, allow_code: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("align.cli.explain.explain", interrupted)

@@ -128,7 +128,7 @@ def test_names_of_functions(recipe: Path, spec: str, sentence: str) -> None:
 
 
 def test_the_section_names_one_judge_and_code_is_allowed_first(recipe: Path) -> None:
-    with pytest.raises(UserError, match=r"judge\.function names Python code \(broken:f\).*add --allow-code"):
+    with pytest.raises(UserError, match=r"^judge\.function: broken:f is Python code.*then add --allow-code"):
         load_judge(Judge(function="broken:f"), base=recipe)
     assert "broken" not in sys.modules
     for settings, found in ((Judge(), "none of them"), (Judge(reward="x/y", pair="x/y"), "reward and pair")):
