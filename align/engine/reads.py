@@ -54,8 +54,9 @@ class Entropy(Read):
 
 @dataclass(frozen=True)
 class CollisionProbability(Read):
-    """sum_v p(v)^2: the chance that two draws agree."""
+    """sum_v p(v)^2: the chance that two draws agree; carries no gradient, since it only weighs."""
 
+    differentiable: ClassVar[bool] = False
     name: ClassVar[str] = "collision"
 
     def chunk(self, logits: Tensor, target: Tensor, reference_logits: Tensor | None) -> Tensor:

@@ -77,7 +77,8 @@ class Objective:
         are expressions that a test evaluates and compares with the gradient. They are of the fields, ``m``, ``s`` =
         sigmoid(-m), log-probs ``l_w`` and ``l_l``, log-ratios to the reference ``d_w`` and ``d_l``, target tokens
         ``T_w`` and ``T_l`` (with ``_a`` and ``_f`` for alternate and forget, ``_r`` for retain), log-probs under the
-        initial policy ``a_w`` and ``a_l`` and under the previous one ``b_w`` and ``b_l``, and ``mean`` over the step.
+        initial policy ``a_w`` and ``a_l`` and under the previous one ``b_w`` and ``b_l``, ``mean`` over the step, and
+        the functions ``sigmoid``, ``exp`` and ``log``.
         Options that all losses of a kind share are left at their defaults. Where a loss has no such two numbers, it
         says so in a few words.
         """

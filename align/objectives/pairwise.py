@@ -97,12 +97,17 @@ class Referenced(Pairwise):
 
     def measured(self, policy: Scores, reference: Scores) -> tuple[Tensor, Tensor]:
         """What stands for either answer of a pair in the loss: its log-ratio d, [B] in nats."""
-        if self.ld_alpha is None:
-            return tuple(policy.sum(b) - reference.sum(b) for b in ("chosen", "rejected"))  # type: ignore[return-value]
-        return tuple(  # type: ignore[return-value]
-            _discounted(policy, policy, b, self.ld_alpha) - _discounted(reference, policy, b, self.ld_alpha)
-            for b in ("chosen", "rejected")
+        chosen, rejected = (
+            self.answer(policy, policy, branch) - self.answer(reference, policy, branch)
+            for branch in ("chosen", "rejected")
         )
+        return chosen, rejected
+
+    def answer(self, scores: Scores, policy: Scores, branch: str) -> Tensor:
+        """Log-prob of an answer under ``scores``, [B] in nats, tokens weighed by ``ld_alpha``."""
+        if self.ld_alpha is None:
+            return scores.sum(branch)
+        return _discounted(scores, policy, branch, self.ld_alpha)
 
     def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
         """The loss of each pair [B], from what ``measured`` gives."""
@@ -138,14 +143,27 @@ class Diverging(Referenced):
         """f'(u) at u = exp(d), up to a constant, as TRL has it."""
         from torch.nn.functional import logsigmoid
 
-        if self.f_divergence_type == "forward_kl":
-            return 1 - (-d).exp()
         if self.f_divergence_type == "js_divergence":
             return math.log(2) + logsigmoid(d)
-        power = self.f_alpha_divergence_coef - 1
-        if self.f_divergence_type == "alpha_divergence" and abs(power) >= 1e-6:
-            return ((power * d).clamp(max=80).exp() - 1) / power  # float32 has no exp(89)
+        if self.f_divergence_type == "forward_kl":
+            return powered(d, -1.0)
+        if self.f_divergence_type == "alpha_divergence":
+            return powered(d, self.f_alpha_divergence_coef - 1)
         return d
+
+
+def powered(x: Tensor, power: float) -> Tensor:
+    """(u^power - 1) / power of u = exp(x), which is x at power 0; of slope 1 at x = 0 for every power."""
+    if abs(power) < 1e-6:
+        return x
+    return ((power * x).clamp(max=80).exp() - 1) / power  # float32 has no exp(89)
+
+
+def logistic(margin: Tensor, label_smoothing: float) -> Tensor:
+    """-log sigmoid(m) where a share ``label_smoothing`` of the labels is taken to be flipped (conservative DPO)."""
+    from torch.nn.functional import logsigmoid
+
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
 
 
 def per_token(ratio: Tensor, policy: Scores, branch: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from align.objectives.base import Term, Terms, pair_metrics
-from align.objectives.pairwise import Pairwise
+from align.objectives.pairwise import Pairwise, logistic, powered
 
 if TYPE_CHECKING:
     from align.engine.scores import Scores
@@ -16,25 +16,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SimPO(Pairwise):
-    """Reference-free logistic loss on length-normalised log-probs with a target margin."""
+    """Reference-free logistic loss on length-normalised log-probs with a target margin.
+
+    With ``alpha`` the reward is that of AlphaPO, (1 - p^-alpha) / alpha of the mean probability p per token.
+    """
 
     title: ClassVar = "Simple Preference Optimization"
-    paper: ClassVar = "arXiv 2405.14734, eq. 6"
-    equation: ClassVar = "m = beta (log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|) - gamma;  loss = -log sigmoid(m)"
+    paper: ClassVar = "arXiv 2405.14734, eq. 6; alpha: arXiv 2501.03884 (AlphaPO)"
+    equation: ClassVar = (
+        "x = log pi(y|x) / |y|;  m = beta (r_w - r_l) - gamma, r = x, or (1 - exp(-alpha x)) / alpha with alpha;  "
+        "loss = -(1 - e) log sigmoid(m) - e log sigmoid(-m), e = label_smoothing"
+    )
     when: ClassVar = (
         "When no reference is wanted and answers differ much in length. Nothing keeps it near the start, so it needs "
         "small learning rates (authors: 3e-7 to 1e-6) and tuned beta and gamma."
     )
 
     margin: ClassVar = "beta * (l_w / T_w - l_l / T_l) - gamma"
-    pulls: ClassVar = ("beta * s / T_w", "beta * s / T_l")
+    pulls: ClassVar = ("beta * (s - label_smoothing) / T_w", "beta * (s - label_smoothing) / T_l")  # of alpha 0
 
     beta: Annotated[float, Field(gt=0, description="scale of the mean log-prob; authors use 2 to 10")] = 2.0
     gamma: Annotated[float, Field(ge=0, description="target margin; authors use 0.3 to 0.5 of beta")] = 1.0
 
-    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
-        from torch.nn.functional import logsigmoid
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, description="assumed share of flipped labels")] = 0.0
+    alpha: Annotated[
+        float, Field(description="AlphaPO's; above 0 unlikely answers are pulled harder, below 0 less, 0 is SimPO")
+    ] = 0.0
 
-        chosen = self.beta * policy.mean("chosen")
-        rejected = self.beta * policy.mean("rejected")
-        return Terms((Term(-logsigmoid(chosen - rejected - self.gamma)),), pair_metrics(chosen, rejected, policy))
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
+        chosen, rejected = (self.beta * powered(policy.mean(branch), -self.alpha) for branch in ("chosen", "rejected"))
+        losses = logistic(chosen - rejected - self.gamma, self.label_smoothing)
+        return Terms((Term(losses),), pair_metrics(chosen, rejected, policy))

@@ -24,6 +24,11 @@ def check_reads(objective: Objective) -> None:
             "The objective compares distributions or hidden states with the reference's, but its reference are "
             "log-probs that rows bring along (reference.rows, or rounds). Remove that, or that part of the objective."
         )
+    if objective.by_token:
+        raise UserError(
+            "objective.ld_alpha weighs single tokens, but the reference's log-probs come from rows (reference.rows, or "
+            "rounds), which have one for each whole answer. Remove ld_alpha, or keep a reference model."
+        )
 
 
 def check_anchors(objective: Objective, reference: str | None, rows: Any) -> None:

@@ -1,21 +1,9 @@
-"""One worked case or more for every objective: two pairs with log-probs that add up in the head, numbers as literals.
-
-Sums: chosen -1.75 and -2 (reference -2.5 and -1.5), rejected -2 and -2.5 (reference -1.5 and -2.5), so the log-ratios
-are d_w = (0.75, -0.5), d_l = (-0.5, 0) and d_w - d_l = (1.25, -0.5); lengths are (3, 1) and (2, 4). For unlearning the
-same two rows have forget answers with the rejected ones' numbers and alternate answers with the chosen ones'; retained
-answers, of lengths (1, 2), sum to -1 and -0.75 (reference -0.5 and -1), with their prompts to -4 and -1.5. ``loss`` is
-what an optimizer step over just these pairs has: each term divided by its own unit. Samples, one of each prompt and of
-lengths (2, 3), sum to -2 and -2 (reference -1.5 and -3), so D = (-0.5, 1), by token (0.5, -1) and (0.25, 0.5, 0.25);
-survivors are the same. Anchors: ``initial`` is the reference, ``previous`` has log-ratios (0.25, -0.25) and (-1, 1).
-
-``d_w`` and ``d_l`` are the pulls:
-minus the gradient by the chosen (or alternate) sum, and the gradient by the rejected (or forget) sum, of the sum over
-pairs; None where tokens of an answer are not pulled alike.
-"""
+"""One worked case or more for every objective, on the inputs of ``worked``; those of pairs are in ``pair_cases``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from objectives.pair_cases import PAIR_CASES
+from objectives.worked import KL_FORWARD, KL_REVERSE, Case
 
 from align.objectives import (
     DPO,
@@ -35,84 +23,15 @@ from align.objectives import (
     HyPO,
     IdkDPO,
     KTOForget,
-    Objective,
     SampledKL,
     SimNPO,
-    SimPO,
     SPPOHard,
     SuperHF,
     WeightedSum,
 )
 
-Rows = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _all_branches(chosen: Rows, rejected: Rows, retain: Rows, retain_all: Rows, sample: Rows) -> dict[str, Rows]:
-    pair = {"chosen": chosen, "rejected": rejected}
-    forgetting = {"alternate": chosen, "forget": rejected, "retain": retain, "retain_all": retain_all}
-    return {**pair, **forgetting, "sample": sample, "survivor": sample}
-
-
-POLICY = _all_branches(
-    ((-0.5, -1.0, -0.25), (-2.0,)),
-    ((-1.5, -0.5), (-0.25, -0.75, -1.0, -0.5)),
-    ((-1.0,), (-0.5, -0.25)),
-    ((-3.0, -1.0), (-0.25, -0.5, -0.5, -0.25)),
-    ((-0.5, -1.5), (-1.0, -0.25, -0.75)),
-)
-REFERENCE = _all_branches(
-    ((-0.75, -1.25, -0.5), (-1.5,)),
-    ((-1.0, -0.5), (-0.5, -0.5, -1.25, -0.25)),
-    ((-0.5,), (-0.5, -0.5)),
-    ((-2.0, -0.5), (-0.25, -0.25, -0.5, -0.5)),
-    ((-1.0, -0.5), (-1.25, -0.75, -1.0)),
-)
-ANCHORS = {
-    "initial": {"chosen": (-2.5, -1.5), "rejected": (-1.5, -2.5)},
-    "previous": {"chosen": (-2.0, -1.75), "rejected": (-1.0, -3.5)},
-}
-# Over two words, the policy (1/2, 1/2) and the reference (1/4, 3/4) at every token: by hand, ln 3 / 4 * 3 - ln 2 and
-# ln 2 - ln 3 / 2.
-KL_FORWARD, KL_REVERSE = 0.13081203594113697, 0.14384103622589042
-
-
-@dataclass(frozen=True)
-class Case:
-    """An objective with the loss of each pair, that of the step, and the pulls on both sides (``w`` and ``l``)."""
-
-    objective: Objective
-    per_pair: tuple[float, float]
-    loss: float
-    d_w: tuple[float, float] | None = None
-    d_l: tuple[float, float] | None = None
-
-    @property
-    def sides(self) -> tuple[str, str]:
-        pair = {"chosen", "rejected"} & set(self.objective.branches)
-        return ("chosen", "rejected") if pair else ("alternate", "forget")
-
-
 CASES: dict[str, tuple[Case, ...]] = {
-    "dpo": (
-        # m = (0.625, -0.25)
-        Case(
-            DPO(beta=0.5),
-            (0.4287006783, 0.8259394199),
-            0.6273200491,
-            (0.1743225677, 0.2810882504),
-            (0.1743225677, 0.2810882504),
-        ),
-        # a tenth of the labels flipped: 0.9 (0.4287006783) + 0.1 (0.4287006783 + 0.625), and likewise
-        Case(
-            DPO(beta=0.5, label_smoothing=0.1),
-            (0.4912006783, 0.8009394199),
-            0.6460700491,
-            (0.1243225677, 0.2310882504),
-            (0.1243225677, 0.2310882504),
-        ),
-    ),
-    # P = (0.5844036280, 0.1353352832) of the alternates and (0.4148304099, 0.5563943592) of the forget answers, which
-    # are means such as (e^-0.5 + e^-1 + e^-0.25) / 3
+    **PAIR_CASES,
     "flat": (
         Case(FLAT(), (-0.0666461468, 0.1853911285), 0.0593724908),
         Case(FLAT("kl"), (-0.0273922378, 0.5063831553), 0.2394954587),
@@ -276,16 +195,6 @@ CASES: dict[str, tuple[Case, ...]] = {
             0.2941421420,
             (0.0, 0.0),
             (0.1824255238, 0.1604106504),
-        ),
-    ),
-    "simpo": (
-        # m = 2 (-1.75/3 + 2/2, -2 + 2.5/4) - 0.5 = (1/3, -3.25)
-        Case(
-            SimPO(beta=2.0, gamma=0.5),
-            (0.5403055747, 3.2880413717),
-            1.9141734732,
-            (0.2782865290, 1.9253462253),
-            (0.4174297935, 0.4813365563),
         ),
     ),
     "sppo_hard": (

@@ -14,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives.cases import ANCHORS, CASES, POLICY, REFERENCE, SUMS, Case
+from objectives.cases import CASES, SUMS
+from objectives.worked import ANCHORS, POLICY, REFERENCE, Case
 from torch import Tensor
 
-from align.engine.reads import Hidden, KLToReference, LogProb
+from align.engine.reads import CollisionProbability, Hidden, KLToReference, LogProb
 from align.engine.scores import Scores
 from align.objectives import (
+    AOT,
     DPO,
     IPO,
     KL,
@@ -48,15 +50,14 @@ def rows(values: dict[str, Iterable[Iterable[float]]], dtype: torch.dtype = torc
 def scored(
     branches: dict[str, list[Tensor]], anchors: Mapping[str, Mapping[str, Sequence[float]]] | None = None
 ) -> Scores:
-    """Scores of per-token log-probs; the KL reads at every token are those of two words (see ``cases``), and hidden
+    """Scores of per-token log-probs; reads of the vocabulary are those of two words (see ``cases``), and hidden
     states are the log-probs themselves. ``anchors`` are sums by model and branch.
     """
     scores = Scores.from_rows(**branches)
     logits = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log().expand(len(scores.owner), 2)
     reference = torch.tensor([[0.25, 0.75]], dtype=torch.float64).log().expand(len(scores.owner), 2)
-    reads = {
-        r.name: r.chunk(logits, scores.owner, reference) for r in (KLToReference("forward"), KLToReference("reverse"))
-    }
+    kinds = (KLToReference("forward"), KLToReference("reverse"), CollisionProbability())
+    reads = {read.name: read.chunk(logits, scores.owner, reference) for read in kinds}
     hidden = {Hidden(1, at="target").name: scores.tokens["logp"][:, None]}
     known = {name: torch.full((len(scores.lengths),), math.nan, dtype=torch.float64) for name in anchors or {}}
     for name, values in (anchors or {}).items():
@@ -126,12 +127,13 @@ def test_pulls(case: Case) -> None:
             assert torch.allclose(sign * gradient, torch.full_like(row, pull), **HELD)
 
 
-# weights that take no gradient are not seen by differences of the loss
-SMOOTH = [
-    p
-    for p in ALL
-    if not isinstance(p.values[0].objective, KL | WGA) and not hasattr(p.values[0].objective, "estimator")
-]
+def weighs(objective: Objective) -> bool:
+    """Whether it multiplies with something that takes no gradient, which differences of the loss would show."""
+    named = [getattr(objective, name, None) for name in ("estimator", "use_weighting", "beta_alpha")]
+    return isinstance(objective, KL | WGA) or any(named)
+
+
+SMOOTH = [p for p in ALL if not weighs(p.values[0].objective)]
 
 
 @pytest.mark.parametrize("case", SMOOTH)
@@ -169,7 +171,7 @@ def test_finite_at_extreme_log_probs(case: Case, chosen: float, rejected: float)
     for row in (*up, *down):
         row.requires_grad_()
     branches = {"chosen": up, "rejected": down, "alternate": up, "forget": down, "retain": still, "retain_all": still}
-    branches |= {"sample": up, "survivor": up}
+    branches |= {"sample": up, "survivor": up, "chosen_all": up}
     held = {name: summed(-1e4 if name in ("rejected", "forget") else -5.0, -3.0) for name in branches}
     reference = scored(held)
     terms = case.objective(scored(branches, ANCHORS), reference)
@@ -188,7 +190,9 @@ def test_objectives_are_values(case: Case) -> None:
     assert pickle.loads(pickle.dumps(objective)) == objective == copy.deepcopy(objective)
     assert hash(objective) == hash(copy.deepcopy(objective))
     assert LogProb() in objective.reads()
-    assert bool(objective.coupled) is (isinstance(objective, KTOForget) or getattr(objective, "per", None) == "batch")
+    coupled = isinstance(objective, KTOForget | AOT) or getattr(objective, "per", None) == "batch"
+    coupled |= getattr(objective, "beta_alpha", 0.0) > 0
+    assert bool(objective.coupled) is coupled
     if not isinstance(objective, WeightedSum):
         assert objective.title
         assert objective.paper

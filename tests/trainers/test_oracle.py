@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
+from oracle import dpo_settings, oracle_model, short_dialogues, tokenizer_of
 from peft import LoraConfig
-from tiny import tiny_tokenizer
 from torch.utils.data import SequentialSampler
 from training import arguments, history, same_order
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
-from zoo import tiny_model
 
 from align.objectives import DPO, IPO, NLL, Hinge, Objective, SPPOHard, WeightedSum
 from align.trainers.preference import PreferenceTrainer
 
 disable_progress_bars()
 
-DATA = Path(os.environ.get("ALIGN_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-HH = DATA / "hh_rlhf" / "helpful_test.jsonl.gz"
 STEPS = 4
 KEYS = ("loss", "grad_norm")
 
@@ -49,14 +43,7 @@ class OrderedDPOTrainer(DPOTrainer):
 
 @pytest.fixture(scope="module")
 def helpful() -> list[dict]:
-    """Short dialogues of the HH-RLHF test split, as text."""
-    if not HH.exists():
-        pytest.skip(f"no {HH.name}: set ALIGN_TEST_DATA to the folder of test data")
-    with gzip.open(HH, "rt") as file:
-        rows = [json.loads(line) for line in file]
-    short = [r for r in rows if sum(len(r[k]) for k in ("prompt", "chosen", "rejected")) < 320]
-    assert len(short) >= 16
-    return [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in short[:16]]
+    return short_dialogues()
 
 
 @pytest.fixture(scope="module")
@@ -75,28 +62,7 @@ def conversational(helpful: list[dict]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def tokenizer(helpful: list[dict]) -> PreTrainedTokenizerBase:
-    return tiny_tokenizer([r["prompt"] + r["chosen"] for r in helpful], vocab=400, chat=True)
-
-
-def model(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float64) -> Any:
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    return tiny_model(
-        "llama", dtype=dtype, vocab_size=400, max_position_embeddings=1024, initializer_range=0.1, **special
-    )
-
-
-def settings(folder: Path, accumulation: int) -> dict[str, Any]:
-    args = arguments(
-        folder,
-        max_steps=STEPS,
-        per_device_train_batch_size=4 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=0.02,
-        optim="sgd",
-    )
-    fixed = {"dataset_kwargs", "remove_unused_columns", "max_length"}
-    given = {k: v for k, v in args.to_dict().items() if k in DPOConfig.__dataclass_fields__ and k not in fixed}
-    return {k: v for k, v in given.items() if not (isinstance(v, str) and v.startswith("<"))}
+    return tokenizer_of(helpful)
 
 
 def run_both(
@@ -110,10 +76,16 @@ def run_both(
     """TRL's trainer and ours after a few steps on the same rows from the same weights."""
     theirs, objective, accumulation = LOSSES[name]
     data = Dataset.from_list(rows)
-    options = {"max_length": None, **settings(folder / "trl", accumulation), **theirs}
-    reference = None if adapter else model(tokenizer, dtype)
+    how = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 0.02,
+    }
+    options = {"max_length": None, **dpo_settings(folder / "trl", **how), **theirs}
+    reference = None if adapter else oracle_model(tokenizer, dtype)
     oracle = OrderedDPOTrainer(
-        model(tokenizer, dtype),
+        oracle_model(tokenizer, dtype),
         reference,
         DPOConfig(**options),
         train_dataset=data,
@@ -121,16 +93,9 @@ def run_both(
         peft_config=adapter,
     )
     ours = PreferenceTrainer(
-        model(tokenizer, dtype),
+        oracle_model(tokenizer, dtype),
         objective,
-        arguments(
-            folder / "align",
-            max_steps=STEPS,
-            per_device_train_batch_size=4 // accumulation,
-            gradient_accumulation_steps=accumulation,
-            learning_rate=0.02,
-            optim="sgd",
-        ),
+        arguments(folder / "align", **how),
         train_dataset=data,
         processing_class=tokenizer,
         peft_config=adapter,
@@ -192,7 +157,7 @@ def test_rows_that_trl_has_prepared_work_as_they_are(helpful: list[dict], tokeni
     prepared = oracle.train_dataset
     assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(prepared.column_names)
     again = PreferenceTrainer(
-        model(tokenizer),
+        oracle_model(tokenizer),
         DPO(beta=0.1),
         arguments(tmp_path / "again", max_steps=1, per_device_train_batch_size=4),
         train_dataset=prepared,
