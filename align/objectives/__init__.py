@@ -27,6 +27,7 @@ from align.objectives.inpo import INPO as INPO
 from align.objectives.ipo import IPO as IPO
 from align.objectives.kl import KL as KL
 from align.objectives.kto_forget import KTOForget as KTOForget
+from align.objectives.logic import Logic as Logic
 from align.objectives.nca_pair import NCAPair as NCAPair
 from align.objectives.nll import NLL as NLL
 from align.objectives.npo import NPO as NPO

@@ -17,6 +17,7 @@ from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective, WeightedSum
+from align.objectives.structures import PRESETS
 from align.recipe.code import load_code
 from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
 
@@ -105,6 +106,9 @@ def _name_problem(item: Mapping[str, Any], path: Path) -> tuple[Path, str]:
         return (*path, "name"), expected("text", name)
     if name in _ELSEWHERE:
         return (*path, "name"), f"{name!r} is called {_ELSEWHERE[name]!r} here."
+    kind, _, preset = name.partition(".")
+    if kind == "logic" and (meant := did_you_mean(preset, PRESETS)):
+        return (*path, "name"), f"a preset of logic is written {{name: logic, preset: {meant}}}."
     meant = did_you_mean(name, OBJECTIVES)
     hint = f" Did you mean {meant!r}?" if meant else ""
     return (*path, "name"), f"{name!r} is not a known objective.{hint} All: align list objectives."
@@ -156,10 +160,11 @@ def _value(kind: type[Objective], given: Mapping[str, Any], path: Path) -> tuple
         return _adapter(kind).validate_json(json.dumps(dict(given)), strict=True), []
     except ValidationError as error:
         known = keys_of(kind)
-        problems: dict[Any, Problem] = {}
+        problems: dict[Path, Problem] = {}
         for entry in error.errors(include_url=False):
-            # one sentence for a key: a union reports each of its members
-            problems.setdefault(entry["loc"][0], Problem((*path, entry["loc"][0]), sentence(entry, known)))
+            # one sentence for a key: a union reports each of its members; none where keys do not fit each other
+            where = (*path, *entry["loc"][:1])
+            problems.setdefault(where, Problem(where, sentence(entry, known)))
         return None, list(problems.values())
 
 

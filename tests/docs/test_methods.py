@@ -10,6 +10,8 @@ import pytest
 from align.cli.facts import needs, reduction
 from align.cli.methods_page import BEGIN, END, methods_page
 from align.objectives import DPO, IDK, INPO, KL, NLL, OBJECTIVES, RMU, HyPO, Objective, SuperHF
+from align.objectives.closed_form import closed_form, coefficient
+from align.objectives.structures import PRESETS, entailed, nearest
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition(BEGIN)[2].partition(END)[0]
@@ -110,3 +112,23 @@ def test_the_decision_table_names_what_exists() -> None:
         named = re.findall(r"`(\w+)", cells(row)[2])
         assert set(named) & set(OBJECTIVES), row
         assert set(named) <= known | branches | {"reference"}, row
+
+
+def test_presets_of_logic() -> None:
+    """The table of presets is what the compiler has, row for row."""
+    section = PAGE.split("\n## logic: ")[1].split("\n## ")[0]
+    rows = [line.strip() for line in section.split("\n") if line.startswith("  | `")]
+    expected = []
+    for name, preset in PRESETS.items():
+        structure = preset.structure
+        formulas = (name, preset.formula, preset.condition, preset.additive)
+        weaker = ", ".join(nearest(entailed(name), entailed)) or "none"
+        cells = [
+            *(f"`{text}`" for text in formulas),
+            closed_form(structure),
+            coefficient(structure, "W"),
+            coefficient(structure, "L"),
+            f"as {preset.version_of}" if preset.version_of else weaker,
+        ]
+        expected.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    assert rows == expected

@@ -23,6 +23,7 @@ from align.objectives import (
     HyPO,
     IdkDPO,
     KTOForget,
+    Logic,
     SampledKL,
     SimNPO,
     SPPOHard,
@@ -132,6 +133,59 @@ CASES: dict[str, tuple[Case, ...]] = {
             -1.2477519467,
             (0.0, 0.0),
             (0.4828258025, 0.4980519500),
+        ),
+    ),
+    # probabilities by token: w = exp(-1.75/3), exp(-2) and l = exp(-1), exp(-2.5/4); of whole answers in the third
+    "logic": (
+        # CPO: m = (-1.75/3 + 1, -2 + 0.625) = (5/12, -1.375)
+        Case(
+            Logic(),
+            (0.5063600460, 1.6004126516),
+            1.0533863488,
+            (0.1324382207, 0.7981867777),
+            (0.1986573310, 0.1995466944),
+        ),
+        # m = 2 log w (1 - l) / (l (1 - w))
+        Case(
+            Logic(preset="ORPO", beta=2.0),
+            (0.1926458637, 4.0100327857),
+            2.1013393247,
+            (0.2643136191, 2.2710934776),
+            (0.2772034428, 1.0563650830),
+        ),
+        # m = (log (w l + 1 - l) / (l (1 - w)) + log r_l - log r_w) / 2, with log r_l - log r_w = (1, -1)
+        Case(
+            Logic(preset="unCPO", beta=0.5, reference=True, probability="sequence"),
+            (0.1949145266, 0.3754944622),
+            0.2852044944,
+            (0.0209681397, 0.0263706442),
+            (0.0996951730, 0.1684835249),
+        ),
+        # rho = log w / (l (1 - w)), aimed at 2
+        Case(
+            Logic(preset="cCPO", link="squared", beta=0.25),
+            (0.5879951498, 10.4302292331),
+            5.5091121915,
+            (1.1566657554, 7.4701476295),
+            (0.7668084180, 1.6147932711),
+        ),
+        # rho = (0.75/3 + 0.5/2, -0.5/1 - 0/4) = (0.5, -0.5), beyond 0.4 and below it
+        Case(Logic(preset="DPO", link="hinge", beta=0.4), (0.0, 0.9), 0.45, (0.0, 1.0), (0.0, 0.25)),
+        # as simpo below
+        Case(
+            Logic(preset="SimPO", beta=2.0, gamma=0.5),
+            (0.5403055747, 3.2880413717),
+            1.9141734732,
+            (0.2782865290, 1.9253462253),
+            (0.4174297935, 0.4813365563),
+        ),
+        # the policy gives the chosen answer where it or the reference does: w / (r_w (1 - w))
+        Case(
+            Logic(formula="W", condition="W | Rw"),
+            (0.2958009559, 0.8860752516),
+            0.5909381037,
+            (0.1931258472, 0.6797193738),
+            (0.0, 0.0),
         ),
     ),
     "nll": (
