@@ -66,6 +66,7 @@ def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "default": schema.get("default"),
+        "example": schema.get("examples", [schema.get("default")])[0],
         "allowed": allowed,
         "description": schema.get("description", ""),
     }
@@ -149,21 +150,21 @@ def render(entry: dict[str, Any]) -> str:
     if entry["kind"] == "field":
         return "\n".join([entry["name"], *_field_rows(entry["objectives"])])
     if entry["kind"] == "key":
-        rows = [entry["name"], f"  type      {entry['type']}", *_wrapped("default", str(entry["default"]))]
-        rows += _wrapped("choices", ", ".join(entry.get("choices", [])))
-        return "\n".join([*rows, *_wrapped("meaning", entry["description"])])
+        rows = [entry["name"], f"  type      {entry['type']}", *wrapped("default", str(entry["default"]))]
+        rows += wrapped("choices", ", ".join(entry.get("choices", [])))
+        return "\n".join([*rows, *wrapped("meaning", entry["description"])])
     if entry["kind"] == "term":
         rows = [f"{entry['name']}  {entry['summary']}"]
-        return "\n".join([*rows, *_wrapped("measured", entry["measured"]), *_wrapped("advice", entry["advice"])])
+        return "\n".join([*rows, *wrapped("measured", entry["measured"]), *wrapped("advice", entry["advice"])])
     rows = [f"{entry['name']}  {entry['title']}"]
-    rows += _wrapped("loss", entry["equation"])
-    rows += _wrapped("when", entry["when"])
-    rows += _wrapped("paper", entry["paper"])
-    rows += _wrapped("needs", "; ".join(entry["needs"]))
-    rows += _wrapped("reduction", entry["reduction"])
-    rows += _wrapped("margin", f"m = {entry['margin']};  s = sigmoid(-m)" if entry["margin"] else "")
+    rows += wrapped("loss", entry["equation"])
+    rows += wrapped("when", entry["when"])
+    rows += wrapped("paper", entry["paper"])
+    rows += wrapped("needs", "; ".join(entry["needs"]))
+    rows += wrapped("reduction", entry["reduction"])
+    rows += wrapped("margin", f"m = {entry['margin']};  s = sigmoid(-m)" if entry["margin"] else "")
     for label, text in zip(("pulls", ""), _pulls(entry), strict=False):
-        rows += _wrapped(label, text)
+        rows += wrapped(label, text)
     rows.append("  fields")
     rows += _field_rows({field["name"]: field for field in entry["fields"]})
     rows += ["  recipe", f"    objective: {{name: {entry['name']}{_example(entry['fields'])}}}"]
@@ -193,8 +194,8 @@ def _field_rows(fields: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _example(fields: list[dict[str, Any]]) -> str:
-    given = (field for field in fields[:2] if field["default"] is not None)
-    return "".join(f", {field['name']}: {_plain(field['default'])}" for field in given)
+    given = (field for field in fields[:2] if field["example"] is not None)
+    return "".join(f", {field['name']}: {_plain(field['example'])}" for field in given)
 
 
 def _plain(default: Any) -> str:
@@ -205,7 +206,8 @@ def _plain(default: Any) -> str:
     return "none" if default is None else f"{default:g}" if endless else str(default)
 
 
-def _wrapped(label: str, text: str) -> list[str]:
+def wrapped(label: str, text: str) -> list[str]:
+    """Lines of a page: a label and its text, or nothing without a text."""
     lines = textwrap.wrap(text, _WIDTH - 12) if text else []
     return [f"  {label if i == 0 else '':<9} {line}" for i, line in enumerate(lines)]
 

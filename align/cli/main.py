@@ -115,6 +115,10 @@ def _list(args: argparse.Namespace) -> int:
 
     tables = listing(args.what or "")
     print(json.dumps(tables, indent=1) if args.json else render_listing(tables, whole=not sys.stdout.isatty()))
+    if not args.json and "objectives" in tables:
+        from align.objectives.structures import PRESETS
+
+        print(f"\nPresets of logic, as in align explain logic.cCPO:\n  {', '.join(PRESETS)}")
     if not args.json and "recipes" in tables:
         from align.recipe import recipes_folder
 
@@ -123,10 +127,16 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from align.cli.explain import explain, render
+    from align.cli import explain, logic
 
-    entry = explain(args.name, allow_code=args.allow_code)
-    print(json.dumps(entry, indent=1) if args.json else render(entry))
+    page = logic if args.logic or args.name.startswith("logic.") else explain
+    if args.logic:
+        entry = logic.decompiled(args.name)
+    elif page is logic:
+        entry = logic.explain(args.name)
+    else:
+        entry = explain.explain(args.name, allow_code=args.allow_code)
+    print(json.dumps(entry, indent=1) if args.json else page.render(entry))
     return Exit.OK
 
 
@@ -187,10 +197,11 @@ VERBS = (
     Verb(
         "explain",
         "explain an objective, a word of the verdict, a recipe or a key of one",
-        ("align explain dpo", "align explain train.learning_rate"),
+        ("align explain dpo", "align explain train.learning_rate", "align explain dpo --logic"),
         _explain,
         (
             argument("name", metavar="NAME", help="such as dpo, suppression, data.truncation or my_losses:MyLoss"),
+            flag("--logic", "read the loss of an objective as a logical formula"),
             ALLOW_CODE,
         ),
     ),
