@@ -26,6 +26,7 @@ from align.objectives.idk_dpo import IdkDPO as IdkDPO
 from align.objectives.inpo import INPO as INPO
 from align.objectives.ipo import IPO as IPO
 from align.objectives.kl import KL as KL
+from align.objectives.kto import KTO as KTO
 from align.objectives.kto_forget import KTOForget as KTOForget
 from align.objectives.logic import Logic as Logic
 from align.objectives.nca_pair import NCAPair as NCAPair

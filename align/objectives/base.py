@@ -111,7 +111,7 @@ class Objective:
 
     @property
     def compares_pairs(self) -> bool:
-        """Whether it prefers chosen to rejected answers, so that an accuracy on pairs means something."""
+        """Whether it prefers some answers to others, so that an accuracy on pairs of them means something."""
         return {"chosen", "rejected"} <= set(self.branches)
 
     @property
@@ -138,6 +138,10 @@ class Objective:
     def coupled(self) -> str | None:
         """Why the loss of one example depends on its batch mates, or None where it does not."""
         return None
+
+    def balance(self, rows: Mapping[str, int]) -> str:
+        """What is wrong with the number of ``rows`` that an epoch has of each branch; empty where nothing is."""
+        return ""
 
     def reads(self) -> tuple[AnyRead, ...]:
         """Per-token quantities needed from the policy; log-probs alone unless overridden."""
@@ -196,6 +200,9 @@ class WeightedSum(Objective):
     @property
     def coupled(self) -> str | None:
         return "; ".join(o.coupled for o, _ in self.parts if o.coupled) or None
+
+    def balance(self, rows: Mapping[str, int]) -> str:
+        return "; ".join(text for o, _ in self.parts if (text := o.balance(rows)))
 
     def reads(self) -> tuple[AnyRead, ...]:
         return _unique(r for o, _ in self.parts for r in o.reads())
@@ -266,7 +273,14 @@ def _wins(margin: Tensor) -> Tensor:
     return ((margin > 0).float() + 0.5 * (margin == 0).float()).sum()
 
 
+LABELLED = ("desirable", "undesirable")  # branches of which a row has one: its completion, by its label
+MISMATCH = "mismatch"  # beside them: the completion of a row with another prompt
 FRESH = ("sample", "survivor")  # branches that are drawn from the policy while it trains: rows have no columns for them
+
+
+def reads_labels(branches: Iterable[str]) -> bool:
+    """Whether rows bring these branches as a completion with a label."""
+    return set(LABELLED) <= set(branches)
 
 
 def source_of(branch: str) -> str:

@@ -20,6 +20,7 @@ from transformers import (
 
 from align.compat import SFTConfig, SFTTrainer
 from align.data.batches.collator import TreeCollator
+from align.data.batches.lengths import rows_with
 from align.data.batches.packing import Order, packs_for_budget
 from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
 from align.data.tokens.tokenize import prepare
@@ -120,6 +121,7 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         limits = {"max_length": max_length, "truncation": truncation}
         train_dataset, eval_dataset = (self._ready_rows(d, *how, **limits) for d in (train_dataset, eval_dataset))
         self._check_rows(model, collator, *self.tables(train_dataset), *self.tables(eval_dataset))
+        self._check_balance(train_dataset, say)
         self.token_budget = max_tokens_per_microbatch
         self._set_step(args, train_dataset, collator)
         layers = layers or Layers()
@@ -167,6 +169,15 @@ class AlignTrainer(AlignMixin, SFTTrainer):
             refuse_beyond(model, rows, sources_of(self.objective.branches))
             check_positions(model, rows, collator)
             check_anchors(self.objective, self.reference_rows, rows)
+
+    def _check_balance(self, rows: Data, say: Callable[[str], Any]) -> None:
+        """Say what is wrong with how often the rows of an epoch have each branch."""
+        branches = sources_of(self.objective.branches)
+        if not isinstance(rows, Dataset) or not {f"{name}_ids" for name in branches} <= set(rows.column_names):
+            return
+        epoch = self.order(0) if self.order else slice(None)
+        if found := self.objective.balance({name: int(rows_with(rows, name)[epoch].sum()) for name in branches}):
+            say(f"warning: {found}")
 
     def make_collator(self) -> TreeCollator:
         """What turns prepared rows into batches."""

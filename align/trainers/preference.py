@@ -1,4 +1,4 @@
-"""PreferenceTrainer: offline pairs."""
+"""PreferenceTrainer: offline pairs, and answers with a label."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import Any
 
 from align.errors import UserError
 from align.objectives import DPO, Objective
+from align.objectives.base import LABELLED, MISMATCH
 from align.trainers.base import AlignTrainer
 
 
 class PreferenceTrainer(AlignTrainer):
     """Trains on preference pairs, where TRL's ``DPOTrainer`` would be used; the objective is DPO unless given.
+
+    With ``KTO`` it trains on labelled answers (``prompt``, ``completion``, ``label``), as TRL's ``KTOTrainer`` does, or
+    on pairs taken apart into such rows.
 
     ``ref_model`` is not an argument: the reference is the policy as it was handed over (see ``reference``).
     """
@@ -18,7 +22,7 @@ class PreferenceTrainer(AlignTrainer):
     def __init__(self, model: Any, objective: Objective | None = None, args: Any = None, **kwargs: Any) -> None:
         objective = DPO() if objective is None else objective
         branches = objective.branches if isinstance(objective, Objective) else ()  # the base says what it must be
-        unknown = [name for name in branches if name not in ("chosen", "rejected")]
+        unknown = [name for name in branches if name not in ("chosen", "rejected", *LABELLED, MISMATCH)]
         if unknown:
             raise UserError(
                 f"PreferenceTrainer trains on the branches 'chosen' and 'rejected', but the objective reads "

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from align.compat import SFTConfig
 from align.data.batches.collator import TreeCollator
+from align.data.batches.lengths import rows_with
 from align.engine.attention import PREFIX
 from align.engine.liger import fuse_like
 from align.engine.reads import Hidden
@@ -123,11 +124,11 @@ def _coverage(store: LogProbStore | None, objective: Objective, datasets: tuple)
     flat = [
         d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))
     ]
-    needed = [f"{name}_ids" for name in sources_of(objective.reference_branches)]
-    if any(not hasattr(d, "__len__") or not set(needed) <= set(d.column_names) for d in flat):
+    needed = sources_of(objective.reference_branches)
+    if any(not hasattr(d, "__len__") or not {f"{name}_ids" for name in needed} <= set(d.column_names) for d in flat):
         return None
     if store is None or not len(store):
-        return Coverage(0, sum(len(d) for d in flat) * len(needed))
+        return Coverage(0, sum(int(rows_with(d, name).sum()) for d in flat for name in needed))
     collator = TreeCollator(objective.reference_branches)
     found = [
         sequence_key(tree, branch) in store

@@ -9,7 +9,7 @@ import torch
 
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.errors import UserError
-from align.objectives.base import FRESH, source_of
+from align.objectives.base import FRESH, LABELLED, source_of
 
 
 class TreeCollator:
@@ -18,7 +18,8 @@ class TreeCollator:
     A branch ``b`` is the column ``b_ids`` with an optional target mask ``b_mask``. Branches share the row's
     ``prompt_ids``; one with a column ``b_prompt_ids`` is a tree of its own (a retain partner, say). A branch ``b_all``
     is made of the columns of ``b``: a tree of its own, in which every token but the first is a target. Numbers in
-    columns ``b_logp_<model>`` become the branch's anchors. Branches that are drawn while training are left out here.
+    columns ``b_logp_<model>`` become the branch's anchors. Branches that are drawn while training are left out here. Of
+    the branches ``desirable`` and ``undesirable`` a row has one, and null in the column of the other.
 
     Args:
         branches: names of the branches that an objective reads.
@@ -49,6 +50,8 @@ class TreeCollator:
         for name in (branch for branch in self.branches if branch not in FRESH):
             source = source_of(name)
             ids = row.get(f"{source}_ids")
+            if ids is None and name in LABELLED and f"{name}_ids" in row:
+                continue
             if ids is None:
                 raise UserError(
                     f"A row has no column '{source}_ids', which the objective needs; it has: {', '.join(sorted(row))}."

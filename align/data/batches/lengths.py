@@ -26,6 +26,11 @@ def _lengths(dataset: Dataset, column: str) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.list_value_length(values), 0))
 
 
+def rows_with(dataset: Dataset, branch: str) -> np.ndarray:
+    """Which rows have an answer of ``branch``, bool [n]; of labelled answers a row has one of two."""
+    return np.asarray(pc.is_valid(dataset.with_format("arrow")[f"{branch}_ids"]))
+
+
 def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
     """Positions that every row takes in a pack, the shared prompt counted once; fresh samples are not there yet."""
 
@@ -41,14 +46,15 @@ def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
         shares_prompt |= name in FRESH
         if f"{source}_ids" not in dataset.column_names:
             continue  # the collator says what is missing, with the row's columns
-        total += lengths(f"{source}_ids")[0] + collator.feed_last
+        tokens, there = lengths(f"{source}_ids")
+        total += tokens + collator.feed_last * there
         own, given = np.zeros_like(total), np.zeros_like(shares_prompt)
         if f"{source}_prompt_ids" in dataset.column_names:
             own, given = lengths(f"{source}_prompt_ids")
         if source != name and not given.all():  # a tree of its own holds a copy of the shared prompt
             own, given = np.where(given, own, lengths("prompt_ids")[0]), np.ones_like(given)
-        total += np.where(given, own - 1, 0)
-        shares_prompt |= ~given
+        total += np.where(given & there, own - 1, 0)
+        shares_prompt |= ~given & there
     if shares_prompt.any():
         total += np.where(shares_prompt, lengths("prompt_ids")[0] - 1, 0)
     return total.tolist()

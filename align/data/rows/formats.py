@@ -25,6 +25,7 @@ from align.data.rows.values import (
     string,
 )
 from align.errors import UserError
+from align.objectives.base import LABELLED, MISMATCH, reads_labels
 
 Kind = Literal["preference", "unpaired", "prompt-completion", "prompt-only", "branches"]
 
@@ -51,6 +52,12 @@ class Format:
     convert: Callable[[Mapping[str, Any]], Row]
     tokenised: bool = False
 
+    def offers(self, branches: Sequence[str]) -> bool:
+        """Whether an objective on ``branches`` can read such rows. A pair is two labelled answers."""
+        if reads_labels(branches):
+            return set(branches) <= {*LABELLED, MISMATCH} and self.kind in ("unpaired", "preference")
+        return set(branches) <= set(self.branches)
+
     def canonical(self, row: Mapping[str, Any]) -> Row:
         """The canonical form of a raw row; raises ``BadRow``.
 
@@ -75,7 +82,7 @@ def recognise(row: Mapping[str, Any], columns: Sequence[str] | None = None, bran
     _refuse_json_text(there)
     candidates = list(_candidates(there, branches))
     for candidate in candidates:
-        if set(branches) <= set(candidate.branches):
+        if candidate.offers(branches):
             return candidate
     raise UserError(_unrecognised(names, branches, candidates))
 
@@ -290,6 +297,8 @@ def _refuse_json_text(row: Mapping[str, Any]) -> None:
 def _unrecognised(names: Sequence[str], wanted: Sequence[str], candidates: Sequence[Format]) -> str:
     shown = [name for name in names if name not in ("row", "source")]
     columns = ", ".join(shown) or "none"
+    if reads_labels(wanted):
+        return _unlabelled(columns, shown, wanted, candidates)
     if candidates:
         head = (
             f"The objective scores {' and '.join(wanted)}, but the rows are: {candidates[0].name} (columns: {columns})."
@@ -303,6 +312,22 @@ def _unrecognised(names: Sequence[str], wanted: Sequence[str], candidates: Seque
     if target == _PAIR:
         expected += " (prompt may be left out where both answers repeat it)"
     return f"{head} {expected}. Where they have other names, map them: columns: {{{_suggestion(needed, shown)}}}."
+
+
+def _unlabelled(columns: str, names: Sequence[str], wanted: Sequence[str], candidates: Sequence[Format]) -> str:
+    """Why rows are of no use to an objective on labelled answers."""
+    if strange := [name for name in wanted if name not in (*LABELLED, MISMATCH)]:
+        return (
+            f"The objective reads {', '.join(strange)} beside labelled answers, and no row has both: let the added "
+            "part read desirable or undesirable (objective.branch)."
+        )
+    found = candidates[0].name if candidates else "of an unknown format"
+    mapped = _suggestion(("prompt", "completion", "label"), names)
+    return (
+        f"The objective reads labelled answers, but the rows are: {found} (columns: {columns}). Expected prompt, "
+        f"completion and label (true or false), or pairs with chosen and rejected. Where they have other names, map "
+        f"them: columns: {{{mapped}}}."
+    )
 
 
 def _suggestion(needed: Sequence[str], names: Sequence[str]) -> str:

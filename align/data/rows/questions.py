@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.rows import world
 from align.data.rows.sources import column_names
+from align.objectives.base import reads_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -44,7 +45,7 @@ def asked(dataset: Rows, tokenizer: PreTrainedTokenizerBase, branches: Sequence[
     ``output``. An alternate answer (``alternate``) takes the same form. Values that are no text are left for
     preparation to drop.
     """
-    if not set(branches) <= {"completion", "alternate"}:
+    if not (set(branches) <= {"completion", "alternate"} or reads_labels(branches)):
         return dataset  # an objective on pairs has no use for one answer
     names = column_names(dataset)
     pairs = (("question", "answer"), ("instruction", "output"))

@@ -133,8 +133,8 @@ def extras(row: Mapping[str, Any], label: bool = False) -> Row:
 
 def _label(value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False}  # a CSV file knows no booleans
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, int | float) and value in (0, 1):  # True and False are, too
+        return bool(value)
     key = str(value).strip().lower()
     if key not in words:
         raise BadRow("label is not true or false")

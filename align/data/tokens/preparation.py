@@ -91,11 +91,20 @@ class Preparation:
     unread: list[str] = field(default_factory=list)  # columns that the format does not look at
     open_end: str | None = None  # what a chat template closes answers with, where that is no token of its own
     pieces: int | None = None  # rows after splitting, where long texts are split; lengths are those before
+    labels: tuple[int, int] | None = None  # desirable and undesirable answers, where rows are told apart by label
+    mismatch_cut: Tally = field(default_factory=Tally)  # rows whose mismatched answer had to be cut
 
     @property
     def rows_dropped(self) -> int:
         """Rows that were left out, for whatever reason."""
         return self.rows_in - self.rows_kept
+
+    @property
+    def examples(self) -> int:
+        """Rows that came out: pieces of split texts, labelled answers of pairs, else the kept rows."""
+        if self.labels is not None:
+            return sum(self.labels)
+        return self.rows_kept if self.pieces is None else self.pieces
 
     @property
     def truncated_share(self) -> float:
@@ -173,6 +182,8 @@ class Preparation:
                 f"{plural(self.truncated.count, 'row')} ({self.truncated_share:.1%}) cut to {self.max_length:,} tokens "
                 f"({self.truncation}; {first_rows(self.truncated)})."
             )
+        if self.labels is not None:
+            out += self._labelled(*self.labels)
         if self.boundary.count:
             out.append(
                 f"In {plural(self.boundary.count, 'row')} the tokenised prompt is not a prefix of prompt and answer "
@@ -191,6 +202,22 @@ class Preparation:
                 )
         return out
 
+    def _labelled(self, desirable: int, undesirable: int) -> list[str]:
+        """Sentences about answers that are told apart by their label."""
+        out = [f"Labels: {desirable:,} desirable, {undesirable:,} undesirable."]
+        if "chosen" in self.branches:
+            out.insert(
+                0,
+                f"{plural(self.rows_kept, 'pair')} taken apart into {plural(self.examples, 'row')}: chosen answers are "
+                "desirable, rejected ones undesirable.",
+            )
+        if self.mismatch_cut.count:
+            out.append(
+                f"The mismatched answers of {plural(self.mismatch_cut.count, 'row')} cut to {self.max_length:,} tokens "
+                f"with the prompt ({first_rows(self.mismatch_cut)})."
+            )
+        return out
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         tallies = {"truncated": self.truncated, "boundary": self.boundary}
@@ -199,6 +226,7 @@ class Preparation:
             "format": self.format,
             "rows_in": self.rows_in,
             "rows_kept": self.rows_kept,
+            **({} if self.labels is None else {"labels": list(self.labels)}),
             "dropped": {reason: _tally_dict(tally) for reason, tally in self.dropped.items()},
             **{name: _tally_dict(tally) for name, tally in tallies.items()},
             "unread": list(self.unread),

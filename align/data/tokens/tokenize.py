@@ -23,9 +23,11 @@ from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
 from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
 from align.data.tokens.endings import open_end
+from align.data.tokens.labelled import by_label, refuse_stream
 from align.data.tokens.preparation import Preparation
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
+from align.objectives.base import reads_labels
 from align.runs.models import hub_options, located
 from align.runs.terminal import Work
 
@@ -112,6 +114,7 @@ def prepare(
     Prepared columns are ``prompt_ids`` (at least one token), ``<branch>_ids`` (at least one), ``<branch>_mask`` (1 for
     target tokens; only where not all are targets), ``row``, ``label`` or ``margin`` where the rows have them, and
     ``<branch>_logp_<model>`` where they are tokenised already.
+    Branches of labelled answers come of one completion and its label, or of pairs, see ``align.data.tokens.labelled``.
     ``max_length`` counts tokens of prompt and branch together. ``system`` is put before every conversation that has no
     system message of its own. Streams stay streams, and their account grows as they are read.
 
@@ -140,6 +143,10 @@ def prepare_rows(
     dataset = asked(dataset, tokenizer, branches)
     columns = column_names(dataset)
     form = recognise_dataset(dataset, branches)
+    wanted = branches
+    if labelled := reads_labels(branches):
+        refuse_stream(dataset)
+        branches = form.branches
     _check_tokenizer(form, tokenizer, system, columns)
     masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
     features = _features(form, branches, columns, masked)
@@ -173,6 +180,8 @@ def prepare_rows(
     if truncation == "split" and max_length is not None:
         prepared = split(prepared, branches[0], max_length, tokenizer.bos_token_id)
         account.pieces = len(prepared)
+    if labelled:
+        prepared = by_label(prepared, account, wanted)
     return prepared, account
 
 
