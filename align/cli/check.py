@@ -23,6 +23,7 @@ from align.errors import UserError
 from align.models.ends import checkpoint_ends
 from align.models.look import look
 from align.models.policy import adapter_note
+from align.objectives.base import LABELLED
 from align.recipe import Recipe
 from align.recipe.template_arguments import dated
 
@@ -90,6 +91,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
             for line in [*suite_lines(recipe.evaluate, recipe.base), ""]:
                 echo(line)
+        whole += _balance(recipe, reports)
         whole += _steps(recipe, [(part, rows, report) for (part, rows), report in zip(loaded, reports, strict=True)])
         if whole:
             for line in ["Recipe", "", *finding_lines(whole), ""]:
@@ -106,13 +108,24 @@ def _steps(recipe: Recipe, checked: Sequence[tuple[Part, Dataset, SetReport]]) -
     examples = 0.0
     for part, rows, report in checked:
         account = report.preparation
-        kept = account.rows_kept if account.pieces is None else account.pieces
+        kept = account.examples
         if part.role == "train":
             examples += max(1, round(part.source.weight * kept)) if kept else 0
         elif part.role == "forget":
             examples += kept // part.copies(rows)
     if examples:  # else that is said already
         yield from stepping(recipe, int(examples))
+
+
+def _balance(recipe: Recipe, reports: Sequence[SetReport]) -> Iterator[Finding]:
+    """Whether labelled answers are balanced, all sources of ``data.train`` together."""
+    counts = [0.0, 0.0]
+    for source, report in zip(recipe.data.train or [], reports, strict=False):  # which come first
+        for side, count in enumerate(report.preparation.labels or ()):
+            counts[side] += source.weight * count
+    rows = {name: round(count) for name, count in zip(LABELLED, counts, strict=True)}
+    if any(rows.values()) and (found := recipe.objective_value().balance(rows)):
+        yield Finding("warning", "balance", found)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
 from align.models.ends import unnamed_ends
+from align.objectives.base import LABELLED
 from align.recipe.template_arguments import DATE
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def check_rows(
         findings += reading(config, prepared, branches)
     findings += _ends(account, prepared, tokenizer, ends)
     # answers that are not read have no faults
-    findings += [*_doubles(keys), *_traits(traits, account)] if branches else _same_prompts(keys)
+    findings += [*_doubles(keys, form), *_traits(traits, account)] if branches else _same_prompts(keys)
     others_are, why = _SHARED.get(role, _SHARED["train"])
     if held_out is not None:
         if not isinstance(held_out, Keys):
@@ -82,7 +83,7 @@ def check_rows(
             held_out = Keys()
             collect(others, recognise_dataset(others, branches), held_out)
         findings += _overlap(keys, held_out, others_are, why)
-    findings += _lengths(account, prepared)
+    findings += [*_labels(account), *_lengths(account, prepared)]
     findings += _fine(findings, account, form, None if held_out is None else others_are)
     shown = preview(prepared[0], tokenizer, branches, colour=colour) if len(prepared) else []
     return SetReport(
@@ -157,7 +158,7 @@ def _ends(
         yield Finding("warning", "other_end", f"{sentence}: {note}")
 
 
-def _doubles(keys: Keys) -> Iterator[Finding]:
+def _doubles(keys: Keys, form: Format) -> Iterator[Finding]:
     whole = _repeated(keys.rows)
     if whole.count:
         yield Finding.of("warning", "duplicate", "the same row again", whole)
@@ -166,7 +167,10 @@ def _doubles(keys: Keys) -> Iterator[Finding]:
     if elsewhere.count:
         yield Finding.of("warning", "duplicate_answers", "the same answers under another prompt", elsewhere)
     against = first_counted(sorted(r for key in keys.swapped.keys() & keys.rows.keys() for r in keys.swapped[key]))
-    if against.count:
+    if against.count and form.kind == "unpaired":
+        note = "the same answer is also there with the other label"
+        yield Finding.of("warning", "contradiction", "the label contradicts another row", against, note)
+    elif against.count:
         note = "the same pair is also there the other way round"
         yield Finding.of("warning", "contradiction", "chosen and rejected contradict another row", against, note)
 
@@ -205,24 +209,41 @@ def _traits(traits: Traits, account: Preparation) -> Iterator[Finding]:
         yield Finding.of("warning", "touching", "no space between prompt and answer", traits.touching, note)
 
 
+def _labels(account: Preparation) -> Iterator[Finding]:
+    """How many answers there are of each label, and mismatched ones that were cut."""
+    if account.labels is None:
+        return
+    note = "chosen and rejected answers of pairs taken apart" if "chosen" in account.branches else ""
+    desirable, undesirable = account.labels
+    text = f"{desirable:,} desirable and {undesirable:,} undesirable answers"
+    yield Finding("ok", "labels", f"{text}: {note}" if note else text)
+    if account.mismatch_cut.count:
+        text = f"with a mismatched answer longer than {account.max_length:,} tokens"
+        yield Finding.of("ok", "mismatch_cut", text, account.mismatch_cut, "its end is cut")
+
+
 def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
-    """Whether chosen answers tend to be longer: what preference training then learns first is length."""
-    if not {"chosen", "rejected"} <= set(account.branches) or not account.rows_kept:
+    """Whether the better answers tend to be longer: what preference training then learns first is length."""
+    better, worse = LABELLED if account.labels is not None else ("chosen", "rejected")
+    if not {f"{better}_ids", f"{worse}_ids"} <= set(prepared.column_names):
         return
     import pyarrow.compute as pc
 
     table = prepared.with_format("arrow")
-    chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in ("chosen", "rejected"))
-    longer = sum(c > r for c, r in zip(chosen, rejected, strict=True))
-    shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True))
-    growth = (sum(chosen) - sum(rejected)) / sum(rejected)
-    biased = account.rows_kept >= _ENOUGH and abs(growth) >= LENGTH_BIAS
-    word, share = ("longer", longer) if growth >= 0 else ("shorter", shorter)
-    means = f"mean {sum(chosen) / account.rows_kept:,.0f} and {sum(rejected) / account.rows_kept:,.0f} tokens"
-    note = f"{means}, {word} in {share / account.rows_kept:.0%} of the pairs"
+    lengths = [pc.drop_null(pc.list_value_length(table[f"{name}_ids"])).to_pylist() for name in (better, worse)]
+    if not all(lengths):
+        return
+    means = [sum(tokens) / len(tokens) for tokens in lengths]
+    growth = means[0] / means[1] - 1
+    biased = min(map(len, lengths)) >= _ENOUGH and abs(growth) >= LENGTH_BIAS
+    word = "longer" if growth >= 0 else "shorter"
+    note = f"mean {means[0]:,.0f} and {means[1]:,.0f} tokens"
+    if account.labels is None:
+        share = sum(c > r if growth >= 0 else c < r for c, r in zip(*lengths, strict=True)) / len(lengths[0])
+        note += f", {word} in {share:.0%} of the pairs"
     if biased:
         note += f": expect {word} outputs"
-    text = f"chosen {word} than rejected"
+    text = f"{better} {word} than {worse}"
     yield Finding("warning" if biased else "ok", "length_bias", text, amount=f"{growth:+.0%}", note=note)
 
 

@@ -56,7 +56,10 @@ def collect(rows: Dataset, form: Format, keys: Keys) -> Traits:
         if row[f"prompt{suffix}"]:  # plain texts have none
             keys.prompts[prompt].append(number)
         if answers:
-            keys.rows[prompt + b"".join(answers)].append(number)
+            label = [bool(row["label"])] if form.kind == "unpaired" else []
+            keys.rows[prompt + b"".join(answers) + bytes(label)].append(number)
+            if label:
+                keys.swapped[prompt + b"".join(answers) + bytes([not label[0]])].append(number)
             own = answers[:1] if form.branches[0] == "completion" else answers
             keys.facts[prompt + b"".join(own)].append(number)
             if form.kind == "preference" and answers[0] != answers[1]:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from align.data.batches.lengths import rows_with
 from align.data.rows.mixture import interleave, mix
 from align.data.rows.sources import load_source, source_name
 from align.data.tokens.prompts import prompt_rows
 from align.data.tokens.tokenize import prepare
 from align.data.tokens.unlearning import alternate_texts, forget_rows, retain_rows
 from align.errors import UserError
-from align.objectives.base import sources_of
-from align.probes.probe_set import choose_rows, with_other
+from align.objectives.base import LABELLED, sources_of
+from align.probes.probe_set import choose_rows, labelled_pair, with_other
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -104,12 +105,20 @@ def epochs(recipe: Recipe) -> int:
 
 
 def held_out_rows(data: Data, recipe: Recipe) -> list[dict]:
-    """Rows of the probe set: of the held-out pairs, or of the training pairs where there are none."""
+    """Rows of the probe set: of the held-out pairs, or of the training pairs where there are none.
+
+    Labelled answers are probed in pairs, too: the first desirable one with the first undesirable one, and so on.
+    """
     from datasets import Dataset
 
     source = data.held_out if data.held_out is not None else data.train
     if not isinstance(source, Dataset) or not recipe.watch.probe_pairs:
         return []
+    if {f"{name}_ids" for name in LABELLED} <= set(source.column_names):
+        sides = [np.flatnonzero(rows_with(source, name)).tolist() for name in LABELLED]
+        pairs = list(zip(*sides, strict=False))
+        chosen = choose_rows(len(pairs), recipe.watch.probe_pairs, recipe.seed)
+        return with_other([labelled_pair(source[pairs[i][0]], source[pairs[i][1]]) for i in chosen])
     if not {"chosen_ids", "rejected_ids"} <= set(source.column_names):
         return []
     rows: list[dict] = [source[i] for i in choose_rows(len(source), recipe.watch.probe_pairs, recipe.seed)]

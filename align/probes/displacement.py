@@ -256,8 +256,8 @@ def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) 
     if isinstance(objective, WeightedSum):
         answers = (own_metrics(part, now, reference) for part, _ in objective.parts)
         return next((answer for answer in answers if answer is not None), None)
-    if not objective.compares_pairs or objective.anchors:
-        return None  # no pairs, or log-probs that probe rows do not bring along
+    if not {"chosen", "rejected"} <= set(objective.branches) or objective.anchors:
+        return None  # it judges answers one by one, or reads log-probs that probe rows do not bring along
     bare = objective.bare  # one token stands for each answer
     pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
     names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]

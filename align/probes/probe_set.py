@@ -20,6 +20,16 @@ def choose_rows(available: int, wanted: int = 64, seed: int = 0) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(available, size=wanted, replace=False).tolist())
 
 
+def labelled_pair(desirable: Mapping[str, Any], undesirable: Mapping[str, Any]) -> dict[str, Any]:
+    """Two prepared rows of labelled answers as one pair, whose answers have prompts of their own."""
+    out: dict[str, Any] = {"prompt_ids": desirable["prompt_ids"]}
+    for side, label, row in (("chosen", "desirable", desirable), ("rejected", "undesirable", undesirable)):
+        out |= {f"{side}_prompt_ids": row["prompt_ids"], f"{side}_ids": row[f"{label}_ids"]}
+        if row.get(f"{label}_mask") is not None:
+            out[f"{side}_mask"] = row[f"{label}_mask"]
+    return out
+
+
 def with_other(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Prepared preference rows with a branch ``other``: an answer that was given to another prompt.
 

@@ -48,6 +48,8 @@ FORGETTING: Columns = (
 )
 # with fresh samples beside the pairs: the KL to the reference on them, in nats per sample
 HYBRID: Columns = (*PAIRS[:4], ("kl", "kl/sampled", 6, 3, 2), *PAIRS[4:])
+# of labelled answers, which have no accuracy; z is the reference point in nats
+LABELLED: Columns = (*PAIRS[:3], ("z", "kto/z", 6, 3, 2), *PAIRS[4:])
 # the judge's scores of all samples and of those kept, and how alike the kept ones are
 SURVIVORS: Columns = (
     ("step", "step", 5, 0, 0),
@@ -70,6 +72,8 @@ def columns_for(objective: Objective) -> Columns:
         return FORGETTING
     if not objective.compares_pairs:
         return LIKELIHOOD
+    if "desirable" in branches:
+        return LABELLED if "mismatch" in branches else tuple(column for column in LABELLED if column[0] != "z")
     columns = HYBRID if "sample" in branches else PAIRS
     return (*columns[:4], *_OWN, *columns[4:]) if objective.own_scales else columns
 

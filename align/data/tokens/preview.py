@@ -24,6 +24,8 @@ def preview(
     lines.append(f"  {'prompt':<{width}}  {_marked([(row['prompt_ids'], 0)], tokenizer, colour)}")
     for name in branches:
         ids = row[f"{name}_ids"]
+        if ids is None:  # of labelled answers a row has one
+            continue
         mask = row.get(f"{name}_mask") or [1] * len(ids)
         lines.append(f"  {name:<{width}}  {_marked(_runs(ids, mask), tokenizer, colour)}")
     return lines
