@@ -18,7 +18,7 @@ from zoo import VOCABULARY, tiny_model, token_ids
 
 from align.compat import training_config
 from align.judges.judge import ScoreJudge
-from align.objectives.base import sources_of
+from align.objectives.base import reads_labels, sources_of
 from align.recipe.sampling import Sampling
 from align.trainers.base import AlignTrainer
 from align.trainers.hypo import HyPOTrainer
@@ -76,6 +76,19 @@ def forget_rows(count: int, seed: int = 0) -> Dataset:
     )
 
 
+def labelled(count: int, seed: int = 0) -> Dataset:
+    """Prepared rows with one labelled answer each, two of three desirable, and a mismatched one; lengths likewise."""
+    ids = token_ids(seed)
+    rows = []
+    for i in range(count):
+        answer, other = ids(1 + 7 * i % 12), ids(1 + 3 * i % 10)
+        sides = {"desirable_ids": answer, "undesirable_ids": None}
+        if i % 3 == 0:
+            sides = {"desirable_ids": None, "undesirable_ids": answer}
+        rows.append({"prompt_ids": ids(1 + 5 * i % 9), **sides, "mismatch_ids": other, "row": i})
+    return Dataset.from_list(rows)
+
+
 SAMPLING = Sampling(samples=2, max_new_tokens=4, batch_size=3)
 
 
@@ -118,7 +131,7 @@ def arguments(folder: Path, **changes: Any) -> Any:
 
 
 def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model: Any = None, **options: Any) -> Any:
-    """A trainer of a tiny Llama on pairs, or on forget rows where the objective reads such branches; options that
+    """A trainer of a tiny Llama on pairs, or on the rows that the objective reads in their place; options that
     ``PreferenceTrainer`` does not take go into its arguments.
     """
     own = (
@@ -136,6 +149,7 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
     branches = getattr(objective, "branches", ())
     forgets = not {"forget", "alternate", "retain"}.isdisjoint(sources_of(branches))
     kind: Any = AlignTrainer if forgets else PreferenceTrainer
+    kinds = forget_rows if forgets else labelled if reads_labels(branches) else pairs
     if "sample" in branches:
         kind, mine = HyPOTrainer, {"sampling": SAMPLING, **mine}
     elif "survivor" in branches:
@@ -145,7 +159,7 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
         tiny_model() if model is None else model,
         objective,
         arguments(folder, **options),
-        train_dataset=(forget_rows if forgets else pairs)(20) if rows is None else rows,
+        train_dataset=kinds(20) if rows is None else rows,
         processing_class=word_tokenizer(),
         **mine,
     )

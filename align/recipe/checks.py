@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from align.objectives.base import reads_labels
 from align.recipe.checks_online import online_checks
-from align.recipe.checks_unlearning import unlearning_checks
+from align.recipe.checks_unlearning import branches_of, unlearning_checks
 from align.recipe.messages import Path, Problem, unknown_choice
 
 # train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
@@ -84,6 +85,20 @@ def _streaming(raw: Mapping[str, Any]) -> list[Problem]:
             if source.get("streaming") is True:
                 text = f"{what} rows must be countable; set rows: 500 instead of streaming."
                 problems.append(Problem((*path, "streaming"), text))
+    return problems
+
+
+def _labelled(raw: Mapping[str, Any]) -> list[Problem]:
+    """What an objective on labelled answers cannot have."""
+    if not reads_labels(branches_of(raw.get("objective")) or ()):
+        return []
+    problems = []
+    for path, source in _sources(raw, "train"):
+        if source.get("streaming") is True:
+            text = "labels are counted and answers compared with those of other rows; set rows: 10000 instead."
+            problems.append(Problem((*path, "streaming"), text))
+    if _section(raw, "reference").get("rows") is not None:
+        problems.append(Problem(("reference", "rows"), "labelled answers bring no log-probs along; remove this."))
     return problems
 
 
@@ -220,6 +235,7 @@ def _watch(raw: Mapping[str, Any]) -> list[Problem]:
 _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _source,
     _streaming,
+    _labelled,
     _held_out,
     _best_model,
     _quantised,

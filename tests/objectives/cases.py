@@ -12,6 +12,7 @@ from align.objectives import (
     INPO,
     IPO,
     KL,
+    KTO,
     NLL,
     NPO,
     RMU,
@@ -123,6 +124,32 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(KL(branch="chosen"), (3 * KL_FORWARD, KL_FORWARD), KL_FORWARD),
         Case(KL(branch="rejected", direction="reverse", norm="sum"), (2 * KL_REVERSE, 4 * KL_REVERSE), 3 * KL_REVERSE),
         Case(KL(branch="chosen", direction="reverse", norm="seq_mean"), (KL_REVERSE, KL_REVERSE), KL_REVERSE),
+    ),
+    # z = (-0.5 + 1) / 2 = 0.25: 1 - sigmoid(0.5 (0.75 - 0.25)) and 1 - sigmoid(0.5 (0.25 + 0.5)) of the first two
+    # answers; here an example has both a desirable and an undesirable answer
+    "kto": (
+        Case(
+            KTO(beta=0.5),
+            (0.8451568992, 1.0614572266),
+            0.9533070629,
+            (0.1230670414, 0.1207064506),
+            (0.1207064506, 0.1245129875),
+        ),
+        Case(
+            KTO(beta=1.0, desirable_weight=1.5, undesirable_weight=0.5),
+            (0.7267216536, 1.2376797983),
+            0.9822007260,
+            (0.3525055683, 0.3268424906),
+            (0.1089474969, 0.1230670414),
+        ),
+        # z = 0
+        Case(
+            KTO("apo_zero_unpaired", beta=1.0, desirable_weight=1.5, undesirable_weight=0.5),
+            (0.6700022856, 1.1836889968),
+            0.9268456412,
+            (0.3268424906, 0.3525055683),
+            (0.1175018561, 0.1250000000),
+        ),
     ),
     "kto_forget": (
         # z = (0.75 - 0.5) / 2, arguments 0.375 and 0.125

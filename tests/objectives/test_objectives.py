@@ -139,7 +139,8 @@ SMOOTH = [p for p in ALL if not weighs(p.values[0].objective)]
 @pytest.mark.parametrize("case", SMOOTH)
 def test_gradients_by_finite_differences(case: Case) -> None:
     leaves, _, reference = worked()
-    fixed = {"alternate"} if isinstance(case.objective, KTOForget) else set()  # its z takes no gradient
+    # z takes no gradient
+    fixed = {"alternate"} if isinstance(case.objective, KTOForget) else {"mismatch"}
     moving = [name for name in leaves if name not in fixed]
 
     def loss(*tensors: Tensor) -> Tensor:
@@ -171,8 +172,15 @@ def test_finite_at_extreme_log_probs(case: Case, chosen: float, rejected: float)
     for row in (*up, *down):
         row.requires_grad_()
     branches = {"chosen": up, "rejected": down, "alternate": up, "forget": down, "retain": still, "retain_all": still}
-    branches |= {"sample": up, "survivor": up, "chosen_all": up}
-    held = {name: summed(-1e4 if name in ("rejected", "forget") else -5.0, -3.0) for name in branches}
+    branches |= {
+        "desirable": up,
+        "undesirable": down,
+        "mismatch": still,
+        "sample": up,
+        "survivor": up,
+        "chosen_all": up,
+    }
+    held = {name: summed(-1e4 if name in ("rejected", "forget", "undesirable") else -5.0, -3.0) for name in branches}
     reference = scored(held)
     terms = case.objective(scored(branches, ANCHORS), reference)
     loss = sum(t.weight * t.losses.sum() for t in terms.losses)
@@ -190,8 +198,8 @@ def test_objectives_are_values(case: Case) -> None:
     assert pickle.loads(pickle.dumps(objective)) == objective == copy.deepcopy(objective)
     assert hash(objective) == hash(copy.deepcopy(objective))
     assert LogProb() in objective.reads()
-    coupled = isinstance(objective, KTOForget | AOT) or getattr(objective, "per", None) == "batch"
-    coupled |= getattr(objective, "beta_alpha", 0.0) > 0
+    coupled = isinstance(objective, KTOForget | AOT) or "mismatch" in objective.branches
+    coupled |= getattr(objective, "per", None) == "batch" or getattr(objective, "beta_alpha", 0.0) > 0
     assert bool(objective.coupled) is coupled
     if not isinstance(objective, WeightedSum):
         assert objective.title

@@ -7,7 +7,8 @@ answers, of lengths (1, 2), sum to -1 and -0.75 (reference -0.5 and -1), with th
 ones with their prompts to -3 and -4, on eight tokens. ``loss`` is
 what an optimizer step over just these pairs has: each term divided by its own unit. Samples, one of each prompt and of
 lengths (2, 3), sum to -2 and -2 (reference -1.5 and -3), so D = (-0.5, 1), by token (0.5, -1) and (0.25, 0.5, 0.25);
-survivors are the same. Anchors: ``initial`` is the reference, ``previous`` has log-ratios (0.25, -0.25) and (-1, 1).
+survivors and mismatched answers are the same. Desirable and undesirable answers have the numbers of chosen and rejected
+ones. Anchors: ``initial`` is the reference, ``previous`` has log-ratios (0.25, -0.25) and (-1, 1).
 
 ``d_w`` and ``d_l`` are the pulls:
 minus the gradient by the chosen (or alternate) sum, and the gradient by the rejected (or forget) sum, of the sum over
@@ -28,7 +29,8 @@ def _all_branches(
 ) -> dict[str, Rows]:
     pair = {"chosen": chosen, "rejected": rejected, "chosen_all": chosen_all}
     forgetting = {"alternate": chosen, "forget": rejected, "retain": retain, "retain_all": retain_all}
-    return {**pair, **forgetting, "sample": sample, "survivor": sample}
+    labelled = {"desirable": chosen, "undesirable": rejected, "mismatch": sample}
+    return {**pair, **forgetting, **labelled, "sample": sample, "survivor": sample}
 
 
 POLICY = _all_branches(
@@ -68,5 +70,7 @@ class Case:
 
     @property
     def sides(self) -> tuple[str, str]:
+        if "desirable" in self.objective.branches:
+            return "desirable", "undesirable"
         pair = {"chosen", "rejected"} & set(self.objective.branches)
         return ("chosen", "rejected") if pair else ("alternate", "forget")

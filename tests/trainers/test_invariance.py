@@ -23,6 +23,7 @@ from align.objectives import (
     IDK,
     IPO,
     KL,
+    KTO,
     NLL,
     NPO,
     OBJECTIVES,
@@ -45,6 +46,7 @@ OBJECTIVES_AND_SUMS: dict[str, Objective] = {
     **{name: small(name) for name in OBJECTIVES if not small(name).coupled},
     "calibrated": DPO(0.3, calibrate=True),
     "per-pair": WeightedSum(((NLL(), 0.5), (RPO(calibrate="per_pair"), 1.0))),
+    "kto-apo": KTO("apo_zero_unpaired"),
     "ipo-sum": IPO(reduction="sum"),
     "nll-seq_mean": NLL(norm="seq_mean"),
     # alone it is at its minimum from the start

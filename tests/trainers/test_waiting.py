@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from training import forget_rows, pairs, trainer
+from training import forget_rows, labelled, pairs, trainer
 from transformers import TrainerCallback
 from zoo import small
 
@@ -95,7 +95,8 @@ def test_a_step_looks_at_no_value(name: str, tmp_path: Path) -> None:
     options = {"max_steps": 5, "logging_steps": 5, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
     for _ in range(2):  # the second run finds the reference in the store
         # so many that none comes again: a row that is read from the store has been waited for
-        rows = (pairs if "chosen" in objective.branches else forget_rows)(96)
+        kinds = {"chosen": pairs, "desirable": labelled}
+        rows = kinds.get(objective.branches[0], forget_rows)(96)
         made = trainer(tmp_path, objective, rows, store_dir=tmp_path / "store", **options)
         with counted(made) as watch:
             made.train()

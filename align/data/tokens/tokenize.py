@@ -156,7 +156,7 @@ def prepare_rows(
     account.unread = unread_columns(form, list(islice(iter(dataset), _SAMPLE)))
     if form.conversational and branches:
         account.open_end = open_end(tokenizer)
-    if truncation == "split" and (len(branches) != 1 or not is_table(dataset)):
+    if truncation == "split" and (len(wanted) != 1 or not is_table(dataset)):
         raise UserError("data.truncation: split cuts plain texts, one to a row, and no stream; choose another.")
     if not is_table(dataset):
         counted = _Counting(encode, account)
