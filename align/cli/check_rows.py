@@ -234,7 +234,7 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
     if not all(lengths):
         return
     means = [sum(tokens) / len(tokens) for tokens in lengths]
-    growth = means[0] / means[1] - 1
+    growth = (means[0] - means[1]) / means[1]
     biased = min(map(len, lengths)) >= _ENOUGH and abs(growth) >= LENGTH_BIAS
     word = "longer" if growth >= 0 else "shorter"
     note = f"mean {means[0]:,.0f} and {means[1]:,.0f} tokens"

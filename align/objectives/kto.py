@@ -59,7 +59,7 @@ class KTO(Objective):
     def coupled(self) -> str | None:
         if self.form != "kto":
             return None
-        return "its reference point z is a mean over the micro-batch, so the loss depends on the micro-batch's rows"
+        return "the reference point z is a mean over the micro-batch, so the loss depends on the micro-batch's rows"
 
     def balance(self, rows: Mapping[str, int]) -> str:
         desirable, undesirable = rows["desirable"], rows["undesirable"]
@@ -71,9 +71,9 @@ class KTO(Objective):
             return ""
         scale = self.undesirable_weight * undesirable / desirable
         return (
-            f"desirable answers weigh {ratio:.2f} times as much as undesirable ones ({desirable:,} and {undesirable:,} "
-            f"rows times their weights); the paper recommends 1 to 1.33: set desirable_weight to {scale:.3g}, up to "
-            f"{scale * 4 / 3:.3g}"
+            f"{desirable:,} desirable rows of weight {self.desirable_weight:g} count {ratio:.2f} times as much as "
+            f"{undesirable:,} undesirable rows of weight {self.undesirable_weight:g}, and the paper recommends 1 to "
+            f"1.33 times: set desirable_weight between {scale:.3g} and {scale * 4 / 3:.3g}"
         )
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Terms:

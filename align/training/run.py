@@ -19,6 +19,7 @@ from align.judges.loading import load_judge
 from align.models.look import look
 from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject, positions
+from align.objectives.base import reads_labels
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
 from align.recipe.template_arguments import dated
@@ -99,6 +100,8 @@ def run(
     trainer.echo = say
     if objective.coupled:
         say(f"note: {objective.coupled}")
+    if reads_labels(objective.branches):
+        say("note: below, chosen means desirable and rejected means undesirable; a pair is one answer of each")
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
     watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from align.objectives.base import MISMATCH
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -26,7 +28,7 @@ def preview(
         ids = row[f"{name}_ids"]
         if ids is None:  # of labelled answers a row has one
             continue
-        mask = row.get(f"{name}_mask") or [1] * len(ids)
+        mask = [0] * len(ids) if name == MISMATCH else row.get(f"{name}_mask") or [1] * len(ids)
         lines.append(f"  {name:<{width}}  {_marked(_runs(ids, mask), tokenizer, colour)}")
     return lines
 
