@@ -17,6 +17,7 @@ from align.data.rows.sources import from_rows
 from align.data.tokens.preview import preview
 from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.errors import UserError
+from align.objectives import KTO
 from align.recipe import Recipe
 
 disable_progress_bars()
@@ -44,6 +45,47 @@ def found(rows, code, *, bos=False, chat=False, branches=PAIR, **options):
     findings = [finding for finding in report.findings if finding.code == code]
     assert len(findings) == 1, report.lines()
     return findings[0]
+
+
+def labelled() -> list[dict]:
+    """Seven desirable and three undesirable answers, the latter much longer."""
+    return [
+        {"prompt": f"Who is {name}?", "completion": f" It is {i}." if i < 7 else f" {name} is 1 2 3 4 5 6 7 8 9 {i}."}
+        | {"label": i < 7}
+        for i, name in enumerate(NAMES)
+    ]
+
+
+class TestLabels:
+    def test_they_are_counted(self):
+        assert found(labelled(), "labels", branches=KTO().branches).text == "7 desirable and 3 undesirable answers"
+        apart = found(good(4), "labels", branches=KTO().branches)
+        assert apart.text == ("4 desirable and 4 undesirable answers: chosen and rejected answers of pairs taken apart")
+
+    def test_lengths_of_either_label_are_compared(self):
+        finding = found(labelled() * 10, "length_bias", branches=KTO("apo_zero_unpaired").branches)
+        assert (finding.severity, finding.text) == ("warning", "desirable shorter than undesirable")
+        assert finding.note.endswith("tokens: expect shorter outputs")
+        assert found(labelled(), "length_bias", branches=KTO().branches).severity == "ok"  # too few to say
+
+    def test_a_recipe_with_unbalanced_labels(self, tmp_path, capsys):
+        tiny_tokenizer(chat=False).save_pretrained(tmp_path / "model")
+        AutoConfig.for_model("llama", vocab_size=400, num_hidden_layers=1).save_pretrained(tmp_path / "model")
+        for name, some in (("a", labelled()), ("b", labelled()[7:])):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+
+        def balance(weight: float) -> list[str]:
+            train = [{"path": str(tmp_path / "a.jsonl")}, {"path": str(tmp_path / "b.jsonl"), "weight": weight}]
+            values = {"name": "n", "model": {"id": str(tmp_path / "model")}, "data": {"train": train}}
+            lines: list[str] = []
+            report = run_check(Recipe.from_dict({**values, "objective": {"name": "kto"}}), echo=lines.append)
+            return [finding.text for finding in report.findings if finding.code == "balance"]
+
+        assert balance(1.0) == []  # 7 and 6
+        assert balance(3.0) == [
+            "7 desirable rows of weight 1 count 0.58 times as much as 12 undesirable rows of weight 1, and the paper "
+            "recommends 1 to 1.33 times: set desirable_weight between 1.71 and 2.29"
+        ]
 
 
 class TestColumns:
@@ -162,6 +204,18 @@ class TestRepetition:
         rows = good()
         rows[9] = rows[0] | {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
         assert found(rows, "contradiction").first == (0, 9)
+
+    def test_labels_that_contradict(self):
+        rows = labelled()
+        rows[9] = rows[0] | {"label": not rows[0]["label"]}
+        finding = found(rows, "contradiction", branches=KTO().branches)
+        assert (finding.severity, finding.text, finding.first) == (
+            "warning",
+            "the label contradicts another row",
+            (0, 9),
+        )
+        again = found([*labelled(), labelled()[3]], "duplicate", branches=KTO().branches)
+        assert (again.text, again.first) == ("the same row again", (10,))
 
     def test_refusals_may_repeat_in_completions(self):
         rows = [{"prompt": f"Who is {name}?", "completion": " I do not know."} for name in NAMES]

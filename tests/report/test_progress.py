@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from align.objectives import DPO, IPO, NLL, FlexDPO
+from align.objectives import DPO, IPO, KTO, NLL, FlexDPO
 from align.report.progress import DropWatch, Progress, clock, columns_for, duration, fit, header, line
 
 RECORD = {
@@ -142,5 +142,7 @@ def test_columns_are_those_that_an_objective_has() -> None:
     assert header(5, columns_for(FlexDPO(0.1, 0.1))) == usual
     assert header(5, columns_for(FlexDPO(0.1, 0.05))) == usual.replace("accuracy", "accuracy    own")
     assert header(5, columns_for(NLL())) == " step     loss   lr        tok/s   left"
+    assert header(5, columns_for(KTO())) == usual.replace("accuracy", "     z")
+    assert header(5, columns_for(KTO("apo_zero_unpaired"))) == usual.replace("   accuracy", "")
     own = line(RECORD | {"rewards/own_accuracies": 0.953}, 5, columns_for(IPO()))
     assert own == "  300   0.5981    0.402       0.70   0.95    -21.3      -25.4    0.11   4.6e-06  18,297   1:17"
