@@ -493,6 +493,15 @@ BAD = {
         GOOD + "reference: {strategy: adapter_off}\n",
         "r.yaml:8  reference.strategy: there is no adapter to switch off; add model.lora, or use copy.",
     ),
+    "streamed labels": (
+        change("{path: pairs.jsonl}", "{id: a/b, streaming: true}").replace("name: dpo", "name: kto"),
+        "r.yaml:4  data.train.streaming: labels are counted and answers compared with those of other rows; set "
+        "rows: 10000 instead.",
+    ),
+    "labels with log-probs": (
+        change("name: dpo", "name: kto") + "reference: {rows: initial}\n",
+        "r.yaml:8  reference.rows: labelled answers bring no log-probs along; remove this.",
+    ),
     "mix without moves": (
         GOOD + "reference: {sync_mix: 0.5}\n",
         "r.yaml:8  reference.sync_mix: the reference does not move; set reference.sync_every.",
