@@ -19,7 +19,7 @@ from align.judges.loading import load_judge
 from align.models.look import look
 from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject, positions
-from align.objectives.base import reads_labels
+from align.objectives.base import Objective, reads_labels
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
 from align.recipe.template_arguments import dated
@@ -98,10 +98,7 @@ def run(
             "it back (pin model.revision for one on the Hub), or start anew."
         )
     trainer.echo = say
-    if objective.coupled:
-        say(f"note: {objective.coupled}")
-    if reads_labels(objective.branches):
-        say("note: below, chosen means desirable and rejected means undesirable; a pair is one answer of each")
+    _say_notes(objective, say)
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
     watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
@@ -120,6 +117,14 @@ def run(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     stopped = evaluation.stopped if evaluation is not None else ""
     return finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
+
+
+def _say_notes(objective: Objective, say: Callable[[str], Any]) -> None:
+    """What one should know of the objective to read the lines of its run."""
+    if objective.coupled:
+        say(f"note: {objective.coupled}")
+    if reads_labels(objective.branches):
+        say("note: below, chosen means desirable and rejected means undesirable; a pair is one answer of each")
 
 
 def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool) -> dict[str, Any]:
