@@ -96,6 +96,19 @@ def test_what_compares_distributions_needs_a_model(rows: Dataset, tmp_path: Path
         brought(tmp_path, WeightedSum(((DPO(), 1.0), (KL(), 0.1))), rows, "initial")
 
 
+def test_weights_of_single_tokens_need_a_model(rows: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        brought(tmp_path, WeightedSum(((NLL(), 0.1), (DPO(ld_alpha=0.5), 1.0))), rows, "initial")
+    assert str(caught.value) == (
+        "objective.ld_alpha weighs single tokens, but the reference's log-probs come from rows (reference.rows, or "
+        "rounds), which have one for each whole answer. Remove ld_alpha, or keep a reference model."
+    )
+    made = brought(tmp_path, DPO(use_weighting=True), rows, "initial", max_steps=1)  # which reads the policy alone
+    made.train()
+    ((loss,),) = history(made, "loss")
+    assert 0 < loss < 0.5 * math.log(2)
+
+
 def test_a_gap_in_the_log_probs_is_named(rows: Dataset, tmp_path: Path) -> None:
     values = rows["chosen_logp_initial"][:]
     values[3] = None
