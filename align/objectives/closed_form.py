@@ -97,7 +97,8 @@ def _added(parts: list[_Fraction]) -> list[_Fraction]:
     if (first.above, first.below) == (second.above, second.below) and first.sign == -second.sign:
         return []
     for one, other in ((first, second), (second, first)):
-        if one.above == one.below and one.sign == other.sign and other.below == _complement(other.above[0][1]):
+        # x / (1 - x) is minus the slope of the other side, so the two have the same sign
+        if one.above == one.below and other.below == _complement(other.above[0][1]):
             return [_Fraction(one.sign, _ONE, other.below)]
     return parts
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from objectives.test_objectives import per_pair, random_pairs
+from torch import Tensor
 
+from align.engine.scores import Scores
 from align.objectives import (
     DPO,
     IPO,
@@ -21,9 +24,12 @@ from align.objectives import (
     Objective,
     SimPO,
     SPPOHard,
+    Term,
+    Terms,
     WeightedSum,
 )
 from align.objectives.decompile import can_be_called, decompile
+from align.objectives.pairwise import Pairwise
 from align.objectives.structures import PRESETS, compiled
 
 WHOLE = {"probability": "sequence"}
@@ -80,6 +86,34 @@ def test_a_structure_without_a_name() -> None:
     assert (found.preset, found.beta) == (None, 0.5)
     top = {(True, False), (False, True)}
     assert compiled(found.formula, found.condition, found.additive).top == top
+
+
+@dataclass(frozen=True, kw_only=True)
+class Altered(Pairwise):
+    """The loss of another objective, with a function of it in its place."""
+
+    inner: Objective
+    change: Callable[[Tensor], Tensor]
+
+    def terms(self, policy: Scores, reference: Scores | None) -> Terms:
+        return Terms((Term(self.change(self.inner(policy, None).losses[0].losses)),))
+
+
+def test_factors_within_a_loss() -> None:
+    squared = Altered(inner=Logic("ORPO", link="squared", beta=0.1), change=lambda losses: 4 * losses)
+    assert decompile(squared) == [(Logic("ORPO", link="squared", beta=0.1), 4.0)]
+    hinge = Altered(inner=Logic("cUNL", link="hinge", beta=8.0), change=lambda losses: 0.5 * losses)
+    assert decompile(hinge) == [(Logic("cUNL", link="hinge", beta=8.0), 0.5)]
+    logistic = Altered(inner=Logic("CPO"), change=lambda losses: 0.5 * losses)
+    assert decompile(logistic) == [None]  # the factor would have to be known to undo the link
+
+
+def test_a_loss_that_is_a_structure_on_some_pairs_only() -> None:
+    """On the line of a hinge down to 3, and 0 from there, where the hinge goes on."""
+    jump = Altered(inner=Logic("CPO", link="hinge", beta=3.0), change=lambda x: torch.where(x > 3, x, 0))
+    losses = jump(*(random_pairs(0))).losses[0].losses
+    assert 0 < (losses == 0).sum() < len(losses)
+    assert decompile(jump) == [None]
 
 
 def test_what_is_not_called() -> None:
