@@ -8,6 +8,7 @@ written as ``logic`` with a weight, and counts only if that has the loss of ever
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
 
 from align.objectives.base import Objective
@@ -88,21 +89,23 @@ def _proposals(
     losses: Tensor, policy: Scores, reference: Scores, needs_reference: bool
 ) -> Iterator[tuple[Logic, float]]:
     """What fits up to rounding; presets first, since other structures can have the same ratio of weights."""
-    presets: list[tuple[dict[str, str], Structure]] = [
-        ({"preset": name}, preset.structure) for name, preset in PRESETS.items() if not preset.version_of
-    ]
-    others = [(formulas_of(s), s) for s in two_atom_structures() if s.top != s.bottom]
-    for link in get_args(Link):
-        inner = _before_link(link, losses)
-        for probability in get_args(Probability):
-            log_p = Logic(probability=probability).log_probs(policy, reference)
-            for fields, structure in presets + others:
-                for against in (True, False) if needs_reference else (False,):
-                    value = rho(structure, log_p) + (log_p["Rl"] - log_p["Rw"] if against else 0)
-                    scale, shift, exact = _line(value[losses > 0], inner[losses > 0])
-                    if exact and scale > 0:
-                        fields = fields | {"link": link, "probability": probability, "reference": against}
-                        yield from _as_logic(fields, scale, shift)
+    log_p = {kind: Logic(probability=kind).log_probs(policy, reference) for kind in get_args(Probability)}
+    inner = {link: _before_link(link, losses)[losses > 0] for link in get_args(Link)}
+    references = (True, False) if needs_reference else (False,)
+    for (fields, structure), probability, against in product(_candidates(), log_p, references):
+        p = log_p[probability]
+        value = rho(structure, p) + (p["Rl"] - p["Rw"] if against else 0)
+        for link in inner:
+            scale, shift, exact = _line(value[losses > 0], inner[link])
+            if exact and scale > 0:
+                found = fields | {"link": link, "probability": probability, "reference": against}
+                yield from _as_logic(found, scale, shift)
+
+
+def _candidates() -> list[tuple[dict[str, Any], Structure]]:
+    """Fields of ``logic`` and the structure that they mean: presets, then all."""
+    presets = [({"preset": name}, preset.structure) for name, preset in PRESETS.items() if not preset.version_of]
+    return [*presets, *((formulas_of(s), s) for s in two_atom_structures() if s.top != s.bottom)]
 
 
 def _before_link(link: str, losses: Tensor) -> Tensor:
