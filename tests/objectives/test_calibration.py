@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from objectives.cases import ANCHORS, POLICY, REFERENCE
 from objectives.test_objectives import rows, scored
+from objectives.worked import ANCHORS, POLICY, REFERENCE
 from torch import Tensor
 from zoo import tiny_model, token_ids
 
