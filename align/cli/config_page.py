@@ -25,6 +25,7 @@ from align.recipe.train_keys import TABLE, generate, rendered, train_keys
 from align.recipe.train_refused import REFUSED
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "docs/config.md"
 _INTRODUCTION = """\
 # Configuration
 
@@ -142,11 +143,15 @@ def main() -> None:
     """Write ``align/recipe/train_keys.json``, ``docs/config.md`` and the table in ``docs/methods.md``."""
     TABLE.write_text(rendered(generate()), encoding="utf-8")
     train_keys.cache_clear()
-    page = ROOT / "docs" / "config.md"
-    page.write_text(config_page(), encoding="utf-8")
+    write_pages()
+    print(f"wrote {TABLE.name} ({len(train_keys())} names), {CONFIG} and the table in {METHODS}")
+
+
+def write_pages() -> None:
+    """Write what the pages say of keys and objectives. Imports no torch."""
+    (ROOT / CONFIG).write_text(config_page(), encoding="utf-8")
     methods = ROOT / METHODS
     methods.write_text(methods_page(methods.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {TABLE.name} ({len(train_keys())} names), {page.relative_to(ROOT)} and the table in {METHODS}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from tiny import tiny_tokenizer
 from zoo import tiny_model
 
 from align.cli.main import main
+from align.errors import UserError
+from align.eval.finished_run import FinishedRun
 from align.train import main as launched
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
@@ -89,6 +91,11 @@ def test_the_example_is_explained_checked_trained_and_resumed(folder: Path, caps
     assert "- **my_losses:SquaredHinge** (`my_losses:SquaredHinge`: " in card
     assert "\n- my_losses" not in card  # no tag
     assert "objective   my_losses:SquaredHinge (weight 1.0, " in _said(capsys, "show", "runs/own")
+    with pytest.raises(UserError, match=r"recipe\.lock\.yaml  objective\.name: my_losses:SquaredHinge is Python code"):
+        FinishedRun.at("runs/own")  # what align eval does with a run
+    found = FinishedRun.at("runs/own", allow_code=True).recipe
+    assert found is not None
+    assert found.dump() == lock
     before = load_file(run / "checkpoint-1" / "model.safetensors")
     # a run that ended after its first step goes on to the same end
     (run / "verdict.json").unlink()

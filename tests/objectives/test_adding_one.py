@@ -112,10 +112,10 @@ def edit(file: Path, before: str, after: str) -> None:
     file.write_text(text.replace(before, after))
 
 
-def run(folder: Path, module: str, *words: str) -> str:
-    """What a module of the copy says on standard output."""
+def run(folder: Path, *words: str) -> str:
+    """What Python says on standard output, with the copy before the project."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", module, *words]
+    command = [sys.executable, *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -142,8 +142,8 @@ def test_a_new_loss_is_one_file_one_line_one_case_and_generated_docs(tmp_path: P
     edit(cases, "    SimNPO,\n", "    SimNPO,\n    SquaredHinge,\n")
     (tmp_path / "tests" / "test_use.py").write_text(USE)
 
-    run(tmp_path, "align.cli.config_page")  # make docs
-    said = run(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "tests", "-k", TESTS)
+    run(tmp_path, "-c", "from align.cli.config_page import write_pages; write_pages()")  # of make docs
+    said = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", "-k", TESTS)
     # worked numbers twice, pulls, gradients, nine extremes, values, splitting; texts twice, gradients of both at two
     # seeds; a case for each; freshness and rows; training and the command line
     assert "\n26 passed" in said, said
