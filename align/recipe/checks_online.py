@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.objectives import Objective
+from align.objectives.base import sources_of
 from align.recipe.messages import Path, Problem
 from align.recipe.objective import combined, parse_objective
 from align.recipe.sections import Reference, Watch
@@ -146,7 +147,7 @@ def _rounds(raw: Mapping[str, Any], branches: set[str] | None) -> list[Problem]:
     for name, example in (("sampling", "{samples: 4}"), ("judge", "{reward: MODEL}")):
         if raw.get(name) is None:
             problems.append(Problem((name,), f"missing: rounds need it, as in {name}: {example}."))
-    if branches is not None and not branches <= {"chosen", "rejected", "sample", "survivor"}:
+    if branches is not None and not set(sources_of(branches)) <= {"chosen", "rejected"}:
         text = "rounds make pairs, with the branches chosen and rejected; this reads others."
         problems.append(Problem(("objective",), text))
     problems += _round_data(_section(raw, "data"))

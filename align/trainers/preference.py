@@ -6,7 +6,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.objectives import DPO, Objective
-from align.objectives.base import LABELLED, MISMATCH
+from align.objectives.base import LABELLED, MISMATCH, source_of
 from align.trainers.base import AlignTrainer
 
 
@@ -22,7 +22,7 @@ class PreferenceTrainer(AlignTrainer):
     def __init__(self, model: Any, objective: Objective | None = None, args: Any = None, **kwargs: Any) -> None:
         objective = DPO() if objective is None else objective
         branches = objective.branches if isinstance(objective, Objective) else ()  # the base says what it must be
-        unknown = [name for name in branches if name not in ("chosen", "rejected", *LABELLED, MISMATCH)]
+        unknown = [name for name in branches if source_of(name) not in ("chosen", "rejected", *LABELLED, MISMATCH)]
         if unknown:
             raise UserError(
                 f"PreferenceTrainer trains on the branches 'chosen' and 'rejected', but the objective reads "

@@ -98,8 +98,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 EXPLAINED_SIMPO = """\
 simpo  Simple Preference Optimization
-  loss      m = beta (log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|) - gamma;  loss = -log
-            sigmoid(m)
+  loss      x = log pi(y|x) / |y|;  m = beta (r_w - r_l) - gamma, r = x, or (1 - exp(-alpha x))
+            / alpha with alpha;  loss = -(1 - e) log sigmoid(m) - e log sigmoid(-m), e =
+            label_smoothing
   when      When no reference is wanted and answers differ much in length. Nothing keeps it near
             the start, so it needs small learning rates (authors: 3e-7 to 1e-6) and tuned beta
             and gamma.

@@ -37,6 +37,7 @@ def made(values: dict[str, Any], **changes: Any) -> Recipe:
     "values",
     [
         ROUNDS,
+        {**ROUNDS, "objective": {"name": "orpo"}},  # which reads chosen answers with their prompts, too
         {**ROUNDS, "objective": {"name": "dpo"}, "select": {"how": "best_worst", "length_penalty": 0.1}},
         {**ROUNDS, "judge": {"pair": "me/pair", "dtype": "bfloat16"}, "select": {"how": "tournament"}},
         {**ROUNDS, "judge": {"endpoint": ENDPOINT}, "select": {"how": "tournament"}},

@@ -39,6 +39,7 @@ from align.objectives import (
     SPPOHard,
     WeightedSum,
 )
+from align.reference.store import LogProbStore
 from align.trainers.preference import PreferenceTrainer
 
 disable_progress_bars()
@@ -258,3 +259,22 @@ def test_weights_of_pairs_leave_the_likelihood_term_alone(both: Pair) -> None:
     weighted, plain = their_step(both, {"sigmoid": 1.0}, use_weighting=True)[0], their_step(both, {"sft": 0.5})[0]
     ours = our_step(both, WeightedSum(((DPO(BETA, use_weighting=True), 1.0), (NLL(), 0.5))))[0]
     assert ours == pytest.approx(weighted + plain, rel=1e-5, abs=0)
+
+
+def test_weights_in_padded_rows_and_with_a_store(both: Pair, tmp_path: Path) -> None:
+    """Neither how rows are laid out nor where the reference's log-probs come from changes weighted losses."""
+    objective = DPO(BETA, use_weighting=True, ld_alpha=0.5)
+    expected = our_step(both, objective)
+    both.ours.engine.mode = "padded"
+    try:
+        assert_same(expected, our_step(both, objective), tolerance=1e-6)  # norms compute in float32
+    finally:
+        both.ours.engine.mode = "tree"
+    both.ours.reference.store = store = LogProbStore(tmp_path, "0" * 64)
+    try:
+        for computed in (2 * PAIRS, 0):
+            before = store.rows_computed
+            assert_same(expected, our_step(both, objective), tolerance=1e-5)  # stored in float32
+            assert store.rows_computed - before == computed
+    finally:
+        both.ours.reference.store = None
