@@ -145,6 +145,26 @@ def test_the_published_order() -> None:
     assert entailed("DPO") == entailed("CPO") == entailed("SimPO") == ["unCPO", "cCPO"]
 
 
+def test_the_order_leaves_one_structure_for_each_inferred_name() -> None:
+    """Of all 225, given the published ones and that names entail each other just as drawn."""
+    inferred = [name for name in ORDER if PRESETS[name].inferred]
+    assert len(inferred) == 7
+    below: dict[str, set[str]] = {}
+    for name in reversed(ORDER):
+        below[name] = set().union(*({other} | below[other] for other in ORDER[name]))
+
+    def fits(name: str, structure: Structure, found: dict[str, Structure]) -> bool:
+        return all(
+            structure.entails(known) == (other in below[name]) and known.entails(structure) == (name in below[other])
+            for other, known in found.items()
+        )
+
+    solutions = [{name: PRESETS[name].structure for name in ORDER if name not in inferred}]
+    for name in inferred:
+        solutions = [found | {name: s} for found in solutions for s in STRUCTURES if fits(name, s, found)]
+    assert solutions == [{name: preset.structure for name, preset in PRESETS.items() if not preset.version_of}]
+
+
 def test_a_structure_of_more_atoms_can_be_compared() -> None:
     wider = compiled("W & Rw", "W | L", "false")  # asks for Rw too, and lets fewer rows off
     assert wider.entails(PRESETS["cCPO"].structure)
