@@ -9,7 +9,7 @@ import torch
 
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.errors import UserError
-from align.objectives.base import FRESH, LABELLED, source_of
+from align.objectives.base import FRESH, LABELLED, reads_labels, source_of
 
 
 class TreeCollator:
@@ -72,6 +72,8 @@ class TreeCollator:
                 shared.append(branch)
             else:
                 trees.append(Tree(own, (branch,)))
+        if reads_labels(self.branches) and not any(branch.name in LABELLED for branch in shared):
+            raise UserError(f"Row {row.get('row', '?')} has neither desirable_ids nor undesirable_ids.")
         if shared:
             trees.insert(0, Tree(row["prompt_ids"], tuple(shared)))
         return Example(tuple(trees), int(row.get("row", -1)))

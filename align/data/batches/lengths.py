@@ -53,8 +53,8 @@ def row_lengths(dataset: Dataset, collator: TreeCollator) -> list[int]:
             own, given = lengths(f"{source}_prompt_ids")
         if source != name and not given.all():  # a tree of its own holds a copy of the shared prompt
             own, given = np.where(given, own, lengths("prompt_ids")[0]), np.ones_like(given)
-        total += np.where(given & there, own - 1, 0)
-        shares_prompt |= ~given & there
+        total += np.where(given, own - 1, 0)
+        shares_prompt |= ~given
     if shares_prompt.any():
         total += np.where(shares_prompt, lengths("prompt_ids")[0] - 1, 0)
     return total.tolist()

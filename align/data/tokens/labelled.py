@@ -95,7 +95,7 @@ def _fitted(rows: Dataset, account: Preparation, limit: int) -> Dataset:
     for prompt, answer, number in zip(rows["prompt_ids"], rows["mismatch_ids"], rows["row"], strict=True):
         if len(prompt) + len(answer) > limit:
             account.mismatch_cut.add(number)
-    return rows.map(_Cut(limit), batched=True, features=rows.features) if account.mismatch_cut.count else rows
+    return rows.map(_Cut(limit), batched=True) if account.mismatch_cut.count else rows
 
 
 @dataclass(frozen=True)

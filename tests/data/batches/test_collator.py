@@ -49,6 +49,17 @@ def test_a_single_branch_needs_no_segment_for_its_prompt() -> None:
     assert batch.layout.segments == [Segment(0, 6), Segment(6, 12)]
 
 
+def test_a_pair_without_one_of_its_answers_is_refused() -> None:
+    with pytest.raises(UserError, match="A row has no column 'rejected_ids'"):
+        TreeCollator(("chosen", "rejected"))([{**PAIR, "rejected_ids": None}])
+
+
+def test_a_row_without_any_labelled_answer_is_refused() -> None:
+    row = {"prompt_ids": [5], "desirable_ids": None, "undesirable_ids": None, "mismatch_ids": [6], "row": 7}
+    with pytest.raises(UserError, match=r"^Row 7 has neither desirable_ids nor undesirable_ids\.$"):
+        TreeCollator(("desirable", "undesirable", "mismatch"))([row])
+
+
 def test_masks_choose_targets_and_count_in_units() -> None:
     row = {**PAIR, "chosen_mask": [0, 1, 0, 1], "rejected_mask": None}
     batch = TreeCollator(("chosen", "rejected"))([row])["tree"]

@@ -9,13 +9,14 @@ from tiny import tiny_tokenizer
 
 from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import row_lengths, rows_with
-from align.data.load import digest
+from align.data.load import Data, digest, held_out_rows
 from align.data.rows.sources import from_rows
 from align.data.tokens.labelled import rows_before
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare
 from align.errors import UserError
 from align.objectives import KTO
+from align.recipe import Recipe
 
 disable_progress_bars()
 
@@ -114,14 +115,17 @@ def test_masks_go_with_their_answers() -> None:
     assert first["desirable_mask"] is None
     assert second["mismatch_mask"] == first["undesirable_mask"]
     assert second["mismatch_ids"] == first["undesirable_ids"]
-    # cut before its first target, all that is left is scored
-    given[1]["completion"] = [assistant("Blue, I think, as far as I can tell from where I am standing just now.")]
-    given[0]["completion"] = [assistant(""), user("Well, what is the capital of France, and who wrote it?"), *several]
-    whole, _ = prepare(from_rows(given), tokenizer, KTO_BRANCHES)
-    start = whole[1]["mismatch_mask"].index(1)
-    limit = len(whole[1]["prompt_ids"]) + max(1, start)
-    short, _ = prepare(from_rows(given), tokenizer, KTO_BRANCHES, max_length=limit, truncation="keep_start")
-    assert all(any(row["mismatch_mask"]) for row in short)
+
+
+def test_of_a_mismatch_that_is_cut_before_its_first_target_all_that_is_left_is_scored() -> None:
+    given = [
+        {"prompt_ids": [5, 6], "completion_ids": [7, 8, 9], "completion_mask": [0, 0, 1], "label": True},
+        {"prompt_ids": [4, 3, 2, 1], "completion_ids": [9], "completion_mask": [1], "label": False},
+    ]
+    first, second = prepare(from_rows(given), TOKENIZER, KTO_BRANCHES, max_length=5)[0]
+    assert (second["mismatch_ids"], second["mismatch_mask"]) == ([7], [1])
+    assert (first["mismatch_ids"], first["mismatch_mask"]) == ([9], [1])
+    assert first["desirable_mask"] == [0, 0, 1]
 
 
 def test_a_batch_has_every_answer_under_its_label_and_shares_the_prompt() -> None:
@@ -139,6 +143,24 @@ def test_a_batch_has_every_answer_under_its_label_and_shares_the_prompt() -> Non
     assert sum(row_lengths(prepared, collator)) == batch.input_ids.shape[1]
     with_ends = TreeCollator(KTO_BRANCHES, feed_last=True)
     assert row_lengths(prepared, with_ends) == [with_ends.length(row) for row in prepared]
+
+
+@pytest.mark.parametrize("wanted", [3, 64])
+def test_the_probe_sets_the_answers_of_a_pair_that_was_taken_apart_side_by_side(wanted: int) -> None:
+    given = [pair(p, f" good {p}", f" bad {p}") for p in "ABCDE"]
+    prepared, _ = prepare(from_rows(given), TOKENIZER, KTO_BRANCHES)
+    values = {"name": "n", "model": {"id": "m"}, "data": {"train": {"path": "x"}}, "objective": {"name": "kto"}}
+    recipe = Recipe.from_dict(values | {"watch": {"probe_pairs": wanted}})
+    probed = held_out_rows(Data(prepared, None, None, None), recipe)
+    names = ("chosen_prompt_ids", "chosen_ids", "rejected_prompt_ids", "rejected_ids")
+    whole = [(p, f" good {p}", p, f" bad {p}") for p in "ABCDE"]
+    found = read(probed, *names)
+    assert len(found) == len(set(found)) == min(wanted, 5)
+    assert set(found) <= set(whole)
+    # answers with labels and nothing else in common: the first with the first, each under its own prompt
+    prepared, _ = prepare(from_rows(rows(True, True, False, False, False)), TOKENIZER, KTO_BRANCHES)
+    probed = held_out_rows(Data(prepared, None, None, None), recipe)
+    assert read(probed, *names) == [("A", " A0.", "C", " C2."), ("B", " B1.", "D", " D3.")]
 
 
 def test_another_label_is_another_data_set() -> None:
