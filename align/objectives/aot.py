@@ -39,6 +39,7 @@ class AOT(Referenced):
         "When all margins together should grow, and not each pair's by itself. Needs micro-batches of many pairs: with "
         "one pair it is dpo."
     )
+    pulls: ClassVar = "DPO's, of the margin at the same rank"
 
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, description="assumed share of flipped labels")] = 0.0

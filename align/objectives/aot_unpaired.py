@@ -27,6 +27,7 @@ class AOTUnpaired(AOT):
         "When good and bad answers are to different prompts, so that which of them share a row means nothing. Needs "
         "micro-batches of many rows."
     )
+    pulls: ClassVar = "DPO's, of answers at the same rank"
 
     def gains(self, policy: Scores, reference: Scores) -> Tensor:
         chosen, rejected = self.measured(policy, reference)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from align.objectives.base import Term, Terms, pair_metrics
-from align.objectives.nll import NLL
+from align.objectives.nll import NLL, norm_pull
 from align.objectives.pairwise import Pairwise, logistic
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ class CPO(Pairwise):
         "term is what keeps the policy in place. Sums of log-probs favour short answers; simpo takes means."
     )
 
-    margin: ClassVar = "beta * (l_w - l_l)"
-    pulls: ClassVar = ("beta * (s - label_smoothing)", "beta * (s - label_smoothing)")  # of sigmoid without likelihood
-
     form: Annotated[Literal["sigmoid", "hinge", "ipo"], Field(description="which loss of the pair")] = "sigmoid"
     beta: Annotated[float, Field(gt=0, description="scale of the log-probs; of ipo, the target is 1/(2 beta)")] = 0.1
     label_smoothing: Annotated[
@@ -57,6 +54,20 @@ class CPO(Pairwise):
 
     def __post_init__(self) -> None:
         _smoothes(self.label_smoothing, self.form)
+
+    @property
+    def margin(self) -> str:
+        return "l_w / T_w - l_l / T_l" if self.form == "ipo" else "beta * (l_w - l_l)"
+
+    @property
+    def pulls(self) -> tuple[str, str]:
+        forms = {
+            "sigmoid": "beta * (s - label_smoothing)",
+            "hinge": "beta * (m < 1)",
+            "ipo": "2 * (1 / (2 * beta) - m)",
+        }
+        chosen, rejected = (forms[self.form] + (f" / T_{i}" if self.form == "ipo" else "") for i in "wl")
+        return f"{chosen} + cpo_alpha * {norm_pull('token_mean', 'T_w')}", rejected
 
     @property
     def units(self) -> tuple[str, ...]:

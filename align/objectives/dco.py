@@ -32,6 +32,8 @@ class DCO(Objective):
         "Beyond a few tokens p is about 0, and then it is cross-entropy exactly, less log n."
     )
 
+    pulls: ClassVar = "raises the answer by n p (1 - p)^(n - 1) / (1 - (1 - p)^n)"
+
     branch: Annotated[str, Field(pattern="^[a-z_]+$", description="the branch that is imitated")] = "chosen"
     n: Annotated[float, Field(ge=1, description="samples of which one must be right; 1 is nll with norm: sum")] = 8.0
 

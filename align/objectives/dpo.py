@@ -34,12 +34,6 @@ class DPO(Diverging):
         "and then flex_dpo or rpo keeps more of it."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l + dpop_lambda * (d_w < 0) * d_w) + length_alpha * (T_w - T_l)"
-    pulls: ClassVar = (  # of beta_alpha 0
-        "beta * (s - label_smoothing) * (1 + dpop_lambda * (d_w < 0))",
-        "beta * (s - label_smoothing)",
-    )
-
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, description="assumed share of flipped labels")] = 0.0
 
@@ -52,6 +46,18 @@ class DPO(Diverging):
     beta_alpha: Annotated[
         float, Field(ge=0, description="how much a pair's beta grows with its margin over the mean one (as beta-DPO)")
     ] = 0.0
+
+    @property
+    def margin(self) -> str:
+        penalty = " + dpop_lambda * (d_w < 0) * d_w" if self.dpop_lambda else ""
+        return f"beta * (d_w - d_l{penalty})" + (" + length_alpha * (T_w - T_l)" if self.length_alpha else "")
+
+    @property
+    def pulls(self) -> tuple[str, str] | str:
+        if self.beta_alpha:
+            return "those of DPO, each pair with a beta of its own"
+        pull = "beta * (s - label_smoothing)"
+        return f"{pull} * (1 + dpop_lambda * (d_w < 0))" if self.dpop_lambda else pull, pull
 
     @property
     def coupled(self) -> str | None:

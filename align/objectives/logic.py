@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, Field
 from align.objectives.base import Term, Terms, pair_metrics
 from align.objectives.formula import base_of, parse
 from align.objectives.pairwise import Pairwise
+from align.objectives.stable import log1mexp
 from align.objectives.structures import PRESETS, Row, Structure, compiled
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Logic(Pairwise):
         "To say in a formula what a pair should teach, or to take a known loss a step stronger or weaker in the order "
         "of entailment. align explain logic.cCPO shows one preset; align explain dpo --logic reads a loss as a formula."
     )
+
+    pulls: ClassVar = "beta * s * d rho / d l of either answer, see align explain logic.CPO and the other presets"
 
     preset: Annotated[
         Name | None, Field(description="a named structure; CPO where there is no formula either", examples=["cCPO"])
@@ -162,7 +164,7 @@ def rho(structure: Structure, log_p: Mapping[str, Tensor]) -> Tensor:
     import torch
 
     atoms = [log_p[base_of(atom)] for atom in structure.atoms]
-    literals = [(value, log1mexp(value)) for value in atoms]
+    literals = [(value, log1mexp(value, NEAREST_TO_CERTAIN)) for value in atoms]
     zero = 0 * torch.stack(torch.broadcast_tensors(*atoms)).sum(0)  # gives its shape, and a gradient where all cancels
     return zero + _log_weight(structure.top, literals) - _log_weight(structure.bottom, literals)
 
@@ -182,11 +184,3 @@ def _log_weight(rows: frozenset[Row], literals: list[tuple[Tensor, Tensor]]) -> 
         return _log_weight(sides[0], literals[1:])
     parts = [first + _log_weight(side, literals[1:]) for first, side in zip(literals[0], sides, strict=True) if side]
     return reduce(torch.logaddexp, parts)
-
-
-def log1mexp(log_p: Tensor) -> Tensor:
-    """log(1 - p) from log p, accurate at both ends. Above -1e-6 it stays what it is there, and takes no gradient."""
-    import torch
-
-    log_p = log_p.clamp(max=NEAREST_TO_CERTAIN)
-    return torch.where(log_p > -math.log(2), (-torch.expm1(log_p)).log(), torch.log1p(-log_p.exp()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from pydantic import Field
 
 from align.objectives.base import Term, Terms, pair_metrics
-from align.objectives.nll import NLL, Positions
+from align.objectives.nll import NLL, Positions, norm_pull
 from align.objectives.pairwise import Pairwise
 from align.objectives.stable import log1mexp
 
@@ -32,15 +32,18 @@ class ORPO(Pairwise):
     )
 
     margin: ClassVar = "l_w / T_w - log(1 - exp(l_w / T_w)) - l_l / T_l + log(1 - exp(l_l / T_l))"
-    pulls: ClassVar = (  # without likelihood
-        "beta * s / (1 - exp(l_w / T_w)) / T_w",
-        "beta * s / (1 - exp(l_l / T_l)) / T_l",
-    )
 
     beta: Annotated[float, Field(gt=0, description="weight of the odds ratio's loss")] = 0.1
     positions: Annotated[
         Positions, Field(description="targets of the likelihood: all but the prompt's first token, or the answer's")
     ] = "all"
+
+    @property
+    def pulls(self) -> tuple[str, str]:
+        odds = "beta * s / (1 - exp(l_{i} / T_{i})) / T_{i}"
+        # of the prompt and the answer together the likelihood is that of another branch, chosen_all
+        likelihood = "" if self.positions == "all" else f" + {norm_pull('token_mean', 'T_w')}"
+        return odds.format(i="w") + likelihood, odds.format(i="l")
 
     @property
     def branches(self) -> tuple[str, ...]:

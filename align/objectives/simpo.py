@@ -32,9 +32,6 @@ class SimPO(Pairwise):
         "small learning rates (authors: 3e-7 to 1e-6) and tuned beta and gamma."
     )
 
-    margin: ClassVar = "beta * (l_w / T_w - l_l / T_l) - gamma"
-    pulls: ClassVar = ("beta * (s - label_smoothing) / T_w", "beta * (s - label_smoothing) / T_l")  # of alpha 0
-
     beta: Annotated[float, Field(gt=0, description="scale of the mean log-prob; authors use 2 to 10")] = 2.0
     gamma: Annotated[float, Field(ge=0, description="target margin; authors use 0.3 to 0.5 of beta")] = 1.0
 
@@ -42,6 +39,18 @@ class SimPO(Pairwise):
     alpha: Annotated[
         float, Field(description="AlphaPO's; above 0 unlikely answers are pulled harder, below 0 less, 0 is SimPO")
     ] = 0.0
+
+    @property
+    def margin(self) -> str:
+        if not self.alpha:
+            return "beta * (l_w / T_w - l_l / T_l) - gamma"
+        return "beta * (exp(-alpha * l_l / T_l) - exp(-alpha * l_w / T_w)) / alpha - gamma"
+
+    @property
+    def pulls(self) -> tuple[str, str]:
+        slopes = (f" * exp(-alpha * l_{i} / T_{i})" if self.alpha else "" for i in "wl")
+        chosen, rejected = (f"beta * (s - label_smoothing){by} / T_{i}" for by, i in zip(slopes, "wl", strict=True))
+        return chosen, rejected
 
     def terms(self, policy: Scores, reference: Scores | None) -> Terms:
         chosen, rejected = (self.beta * powered(policy.mean(branch), -self.alpha) for branch in ("chosen", "rejected"))

@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from objectives.cases import CASES
-from objectives.test_objectives import per_pair, random_pairs, scored, summed, worked
-from objectives.worked import Case
+from objectives.test_objectives import per_pair, random_pairs, scored, summed
 from torch import Tensor
 
 from align.engine.scores import Scores
 from align.objectives import (
     AOT,
-    CPO,
     DPO,
-    IPO,
-    ORPO,
-    RPO,
     AOTUnpaired,
     APODown,
     APOZero,
@@ -33,7 +27,6 @@ from align.objectives import (
     Robust,
     SigmoidNorm,
 )
-from align.objectives.pairwise import Pairwise
 
 
 def pairs(d_w: Any, d_l: Any) -> tuple[Scores, Scores]:
@@ -48,50 +41,6 @@ def pairs(d_w: Any, d_l: Any) -> tuple[Scores, Scores]:
 
 def rows_of(scores: Scores, branch: str) -> list[Tensor]:
     return [scores.of_sequence(i) for i in scores.sequences[branch]]
-
-
-# ---- the two pulls that an objective states are those that it has
-
-STATED = [
-    pytest.param(case, id=f"{name}-{i}")
-    for name, cases in CASES.items()
-    for i, case in enumerate(cases)
-    if case.d_w is not None
-    and isinstance(case.objective, Pairwise)
-    # what a comment beside the pulls excepts
-    and not (isinstance(case.objective, RPO) and case.objective.preset == "handbook")
-    and not (isinstance(case.objective, IPO) and case.objective.reduction == "sum")
-    and not (isinstance(case.objective, CPO) and (case.objective.form != "sigmoid" or case.objective.cpo_alpha))
-    and not (isinstance(case.objective, ORPO) and case.objective.positions == "answer")
-    and not getattr(case.objective, "alpha", 0)
-    and not getattr(case.objective, "beta_alpha", 0)
-    and not getattr(case.objective, "use_weighting", False)
-    and getattr(case.objective, "f_divergence_type", "reverse_kl") == "reverse_kl"
-    and not case.objective.anchors
-]
-
-
-@pytest.mark.parametrize("case", STATED)
-def test_stated_pulls(case: Case) -> None:
-    objective = case.objective
-    assert objective.pulls is not None
-    _, policy, reference = worked()
-    names: dict[str, Any] = {field: getattr(objective, field) for field in objective.__dataclass_fields__}
-    if isinstance(objective, RPO):
-        names |= {"beta": 0.5, "eta": 0.2}  # the preset's
-    names |= {
-        "sigmoid": torch.sigmoid,
-        "exp": torch.exp,
-        "log": lambda x: torch.as_tensor(x, dtype=torch.float64).log(),
-    }
-    for side, branch in (("w", "chosen"), ("l", "rejected")):
-        logp, tokens = policy.sum(branch).detach(), policy.count(branch)
-        names |= {f"l_{side}": logp, f"T_{side}": tokens, f"d_{side}": logp - reference.sum(branch)}
-    names["m"] = eval(objective.margin, names)
-    names["s"] = torch.sigmoid(-names["m"])
-    for expression, expected in zip(objective.pulls, (case.d_w, case.d_l), strict=True):
-        found = torch.as_tensor(eval(expression, names), dtype=torch.float64).expand(2)
-        assert found.tolist() == pytest.approx(expected, rel=1e-8, abs=1e-10), expression
 
 
 # ---- losses of the difference of rewards

@@ -15,7 +15,7 @@ from align.objectives import OBJECTIVES, RPO, Objective
 
 ROWS = 5
 INDEX = {"chosen": "w", "rejected": "l", "alternate": "a", "forget": "f", "retain": "r"}
-BRANCHES = (*INDEX, "retain_all", "sample", "survivor")
+BRANCHES = (*INDEX, "chosen_all", "retain_all", "sample", "survivor")
 KNOWN = {"mean": torch.mean, "sigmoid": torch.sigmoid, "log": torch.log, "exp": torch.exp, "abs": torch.abs}
 
 
