@@ -75,3 +75,10 @@ def test_the_log_of_what_does_not_happen() -> None:
     values.sum().backward()
     assert torch.isfinite(values).all()
     assert torch.isfinite(ends.grad).all()
+
+
+def test_dco_between_its_two_forms_is_the_closed_one() -> None:
+    values = [-18.0, -12.0, -8.0, -5.0]
+    losses = per_pair(DCO(n=64.0), scored({"chosen": summed(*values)}), None)
+    closed = [-math.log(-math.expm1(64 * math.log1p(-math.exp(x)))) for x in values]
+    assert losses.tolist() == pytest.approx(closed, rel=1e-9, abs=0)
