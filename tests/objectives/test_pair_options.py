@@ -27,7 +27,7 @@ from align.objectives.pairwise import Referenced
         ("alpha_divergence", 0.5, 1.0),
         ("alpha_divergence", 1.0, 1.0),
         ("alpha_divergence", 2.0, 1.0),
-        ("js_divergence", 0.5, 0.5),  # as its f is scaled, in TRL and in the paper's table
+        ("js_divergence", 0.5, 0.5),  # as TRL scales its f
     ],
 )
 def test_slopes_of_divergences_at_the_reference(divergence: Any, coefficient: float, slope: float) -> None:
