@@ -36,9 +36,7 @@ class KTO(Objective):
         "prompt stand side by side, dpo uses more of what they say."
     )
 
-    pulls: ClassVar = (
-        "raises a desirable, lowers an undesirable answer by its weight * beta * s * (1 - s), s = sigmoid(d - z)"
-    )
+    pulls: ClassVar = "by row weight * beta * s * (1 - s), s = sigmoid(beta * (d - z)): desirable up, others down"
 
     form: Annotated[
         Literal["kto", "apo_zero_unpaired"], Field(description="with a reference point z, or with z = 0")

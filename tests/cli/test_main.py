@@ -104,15 +104,18 @@ simpo  Simple Preference Optimization
   when      When no reference is wanted and answers differ much in length. Nothing keeps it near
             the start, so it needs small learning rates (authors: 3e-7 to 1e-6) and tuned beta
             and gamma.
-  paper     arXiv 2405.14734, eq. 6
+  paper     arXiv 2405.14734, eq. 6; alpha: arXiv 2501.03884 (AlphaPO)
   needs     chosen, rejected; no reference
   reduction mean over pairs
   margin    m = beta * (l_w / T_w - l_l / T_l) - gamma;  s = sigmoid(-m)
-  pulls     chosen up by beta * s / T_w
-            rejected down by beta * s / T_l
+  pulls     chosen up by beta * (s - label_smoothing) / T_w
+            rejected down by beta * (s - label_smoothing) / T_l
   fields
     beta             2.0        scale of the mean log-prob; authors use 2 to 10 (> 0)
     gamma            1.0        target margin; authors use 0.3 to 0.5 of beta (>= 0)
+    label_smoothing  0.0        assumed share of flipped labels (>= 0, < 0.5)
+    alpha            0.0        AlphaPO's; above 0 unlikely answers are pulled harder, below 0
+                                less, 0 is SimPO
     calibrate        false      scale the gradients of both sides so that they weigh alike: true
                                 on the mean of past steps, per_pair in each pair (pairwise-
                                 normalised); the loss's value stays (true, false, per_pair)

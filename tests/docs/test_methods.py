@@ -30,11 +30,12 @@ def test_the_table_has_a_row_for_every_objective() -> None:
     assert {len(row) for row in rows} == {7}
     assert sorted(row[0].strip("`") for row in rows[2:]) == sorted(OBJECTIVES)
     by_name = {row[0]: row for row in rows}
-    assert by_name["`simpo`"][1:6] == [
-        r"`m = beta (log pi(y_w\|x) / \|y_w\| - log pi(y_l\|x) / \|y_l\|) - gamma`<br>`loss = -log sigmoid(m)`",
-        "`beta * s / T_w`<br>`m = beta * (l_w / T_w - l_l / T_l) - gamma`",
-        "`beta * s / T_l`",
-        "chosen, rejected; no reference",
+    assert by_name["`ipo`"][1:6] == [
+        r"`h = d_w - d_l, with d = log pi(y\|x) - log pi_ref(y\|x) summed over tokens, or divided by the answer's "
+        "length (reduction: per_token)`<br>`loss = (h - 1 / (2 tau))^2`",
+        "`2 * (1 / (2 * tau) - m) / T_w`<br>`m = d_w / T_w - d_l / T_l`",
+        "`2 * (1 / (2 * tau) - m) / T_l`",
+        "chosen, rejected; a reference",
         "mean over pairs",
     ]
     assert by_name["`hinge`"][2:4] == ["`beta * (m < 1)`<br>`m = beta * (d_w - d_l)`", "the same"]

@@ -81,7 +81,8 @@ def test_the_example_is_explained_checked_trained_and_resumed(folder: Path, caps
     assert launched(["own.yaml", "--allow-code"]) == 0
     run = folder / "runs" / "own"
     lock = yaml.safe_load((run / "recipe.lock.yaml").read_text())["recipe"]
-    own = {"name": "my_losses:SquaredHinge", "weight": 1.0, "beta": 0.3, "ld_alpha": None, "use_weighting": False}
+    shared = {"calibrate": False, "ld_alpha": None, "use_weighting": False}
+    own = {"name": "my_losses:SquaredHinge", "weight": 1.0, "beta": 0.3, **shared}
     assert lock["objective"] == own
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(record for record in records if "loss" in record)

@@ -19,6 +19,8 @@ COPIED = (
     "tests/zoo.py",
     "tests/docs/test_methods.py",
     "tests/objectives/cases.py",
+    "tests/objectives/pair_cases.py",
+    "tests/objectives/worked.py",
     "tests/objectives/test_objectives.py",
     "tests/objectives/test_pulls.py",
 )
@@ -133,13 +135,13 @@ def test_a_new_loss_is_one_file_one_line_one_case_and_generated_docs(tmp_path: P
     for name in COPIED:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    objectives, cases = tmp_path / "align" / "objectives", tmp_path / "tests" / "objectives" / "cases.py"
+    objectives, cases = tmp_path / "align" / "objectives", tmp_path / "tests" / "objectives" / "pair_cases.py"
     (objectives / "squared_hinge.py").write_text(FILE)
     first = "from align.objectives.dpo import DPO as DPO\n"
     edit(objectives / "__init__.py", first, first + LINE)
-    first = "CASES: dict[str, tuple[Case, ...]] = {\n"
+    first = "PAIR_CASES: dict[str, tuple[Case, ...]] = {\n"
     edit(cases, first, first + CASE)
-    edit(cases, "    SimNPO,\n", "    SimNPO,\n    SquaredHinge,\n")
+    edit(cases, "    SimPO,\n", "    SimPO,\n    SquaredHinge,\n")
     (tmp_path / "tests" / "test_use.py").write_text(USE)
 
     run(tmp_path, "-c", "from align.cli.config_page import write_pages; write_pages()")  # of make docs
@@ -151,7 +153,7 @@ def test_a_new_loss_is_one_file_one_line_one_case_and_generated_docs(tmp_path: P
     assert changed(tmp_path) == {
         "align/objectives/squared_hinge.py",
         "align/objectives/__init__.py",
-        "tests/objectives/cases.py",
+        "tests/objectives/pair_cases.py",
         "docs/config.md",
         "docs/methods.md",
         "tests/test_use.py",

@@ -88,7 +88,7 @@ def test_all_mistakes_come_together_and_contradictions_are_seen(folder: Path) ->
         Recipe.from_dict(wrong, base=folder, allow_code=True)
     for sentence in (
         "objective.beta: must be greater than 0, got -1.",
-        "objective.gama: unknown key. Keys here: beta, ld_alpha, use_weighting.",
+        "objective.gama: unknown key. Keys here: beta, calibrate, ld_alpha, use_weighting.",
         "seed: expected a whole number, got the text 'one'.",
         "3 errors",
     ):
