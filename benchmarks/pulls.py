@@ -28,12 +28,16 @@ MARGINS = torch.linspace(-20, 40, 241, dtype=torch.float64)  # d_w - d_l, nats
 # name and settings of each panel; defaults where there are none
 PANELS: dict[str, dict[str, Any]] = {
     "dpo": {},
-    "flex_dpo": {"beta_minus": 0.05},
+    "robust": {},
+    "exo_pair": {},
     "hinge": {},
-    "ipo": {"reduction": "sum"},
+    "flex_dpo": {"beta_minus": 0.05},
     "rpo": {"preset": "handbook", "beta": 0.1, "eta": 0.2},
-    "simpo": {},
+    "apo_zero": {},
+    "nca_pair": {},
+    "ipo": {"reduction": "sum"},
     "sppo_hard": {},
+    "simpo": {},
 }
 _CHOSEN, _REJECTED = "#1f6fb4", "#d1601f"
 

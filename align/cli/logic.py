@@ -10,8 +10,8 @@ from typing import Any
 from align.cli.explain import wrapped
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Logic
-from align.objectives.closed_form import closed_form, coefficient
-from align.objectives.structures import PRESETS, entailed, entailing, nearest, table
+from align.objectives.formulas.closed_form import closed_form, coefficient
+from align.objectives.formulas.structures import PRESETS, entailed, entailing, nearest, table
 from align.recipe.messages import did_you_mean
 
 _WHERE = (

@@ -116,7 +116,7 @@ def _list(args: argparse.Namespace) -> int:
     tables = listing(args.what or "")
     print(json.dumps(tables, indent=1) if args.json else render_listing(tables, whole=not sys.stdout.isatty()))
     if not args.json and "objectives" in tables:
-        from align.objectives.structures import PRESETS
+        from align.objectives.formulas.structures import PRESETS
 
         print(f"\nPresets of logic, as in align explain logic.cCPO:\n  {', '.join(PRESETS)}")
     if not args.json and "recipes" in tables:

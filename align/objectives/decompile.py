@@ -12,8 +12,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
 
 from align.objectives.base import Objective
+from align.objectives.formulas.structures import PRESETS, Structure, formulas_of, two_atom_structures
 from align.objectives.logic import Link, Logic, Probability, rho
-from align.objectives.structures import PRESETS, Structure, formulas_of, two_atom_structures
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from align.objectives.base import Term, Terms, pair_metrics
-from align.objectives.formula import base_of, parse
+from align.objectives.formulas.formula import base_of, parse
+from align.objectives.formulas.structures import PRESETS, Row, Structure, compiled
 from align.objectives.pairwise import Pairwise
 from align.objectives.stable import log1mexp
-from align.objectives.structures import PRESETS, Row, Structure, compiled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ Text = Annotated[str, AfterValidator(_readable)]
 
 @dataclass(frozen=True)
 class Logic(Pairwise):
-    """A structure of ``structures.py`` as a loss: how much likelier the rows of its top are than those of its bottom.
+    """A structure (``formulas.structures``) as a loss: how much likelier its top is than its bottom.
 
     Atoms are independent events, so a row's weight is the product of p where an atom is true and 1 - p where it is
     false, and a side's weight is the sum over its rows.

@@ -17,7 +17,7 @@ from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective, WeightedSum
-from align.objectives.structures import PRESETS
+from align.objectives.formulas.structures import PRESETS
 from align.recipe.code import load_code
 from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
 

@@ -12,7 +12,7 @@ import pytest
 from align.cli.main import main
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Logic
-from align.objectives.structures import PRESETS
+from align.objectives.formulas.structures import PRESETS
 from align.recipe import Recipe, load_recipe
 from align.recipe.yaml import parse
 

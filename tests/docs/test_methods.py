@@ -10,8 +10,8 @@ import pytest
 from align.cli.facts import needs, reduction
 from align.cli.methods_page import BEGIN, END, methods_page
 from align.objectives import DPO, IDK, INPO, KL, NLL, OBJECTIVES, RMU, HyPO, Objective, SuperHF
-from align.objectives.closed_form import closed_form, coefficient
-from align.objectives.structures import PRESETS, entailed, nearest
+from align.objectives.formulas.closed_form import closed_form, coefficient
+from align.objectives.formulas.structures import PRESETS, entailed, nearest
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition(BEGIN)[2].partition(END)[0]

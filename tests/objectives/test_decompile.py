@@ -29,8 +29,8 @@ from align.objectives import (
     WeightedSum,
 )
 from align.objectives.decompile import can_be_called, decompile
+from align.objectives.formulas.structures import PRESETS, compiled
 from align.objectives.pairwise import Pairwise
-from align.objectives.structures import PRESETS, compiled
 
 WHOLE = {"probability": "sequence"}
 FOUND: dict[str, tuple[Objective, list[tuple[Logic, float] | None]]] = {

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from objectives.formulas.test_structures import EXACT, ORDER, ROWS
 from objectives.test_objectives import per_pair, random_pairs, rows, scored, worked
-from objectives.test_structures import EXACT, ORDER, ROWS
 
 from align.engine.scores import Scores
 from align.objectives import DPO, IPO, Logic, SimPO
+from align.objectives.formulas.structures import PRESETS
 from align.objectives.logic import NEAREST_TO_CERTAIN
 from align.objectives.stable import log1mexp
-from align.objectives.structures import PRESETS
 
 
 def test_known_losses() -> None:

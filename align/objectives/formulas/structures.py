@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, combinations, product
 
-from align.objectives.formula import ATOMS, base_of, parse
+from align.objectives.formulas.formula import ATOMS, base_of, parse
 
 MOST_ATOMS = 8  # a table of 256 rows
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.objectives.formula import base_of
-from align.objectives.structures import Row, Structure, table
+from align.objectives.formulas.formula import base_of
+from align.objectives.formulas.structures import Row, Structure, table
 
 _NAMES = {"W": "w", "L": "l", "Rw": "r_w", "Rl": "r_l", "Mw": "m_w", "Ml": "m_l"}
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.objectives.closed_form import closed_form, coefficient
-from align.objectives.logic import Name, rho
-from align.objectives.structures import (
+from align.objectives.formulas.closed_form import closed_form, coefficient
+from align.objectives.formulas.structures import (
     PRESETS,
     Structure,
     compiled,
@@ -23,6 +22,7 @@ from align.objectives.structures import (
     nearest,
     two_atom_structures,
 )
+from align.objectives.logic import Name, rho
 
 STRUCTURES = two_atom_structures()
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

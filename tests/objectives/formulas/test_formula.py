@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from align.objectives.formula import LONGEST, base_of, parse
+from align.objectives.formulas.formula import LONGEST, base_of, parse
 
 
 def truths(text: str) -> list[bool]:

@@ -1,0 +1,1 @@
+"""What ``logic`` is made of: formulas, their truth tables and order, and closed forms."""
