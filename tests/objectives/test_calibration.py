@@ -17,7 +17,21 @@ from zoo import tiny_model, token_ids
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine, attach
-from align.objectives import DPO, INPO, IPO, NLL, RPO, FlexDPO, Hinge, Objective, SimPO, SPPOHard, Terms, WeightedSum
+from align.objectives import (
+    CPO,
+    DPO,
+    INPO,
+    IPO,
+    NLL,
+    RPO,
+    FlexDPO,
+    Hinge,
+    Objective,
+    SimPO,
+    SPPOHard,
+    Terms,
+    WeightedSum,
+)
 
 # |g_w|^2, |g_l|^2 and <g_w, g_l> of the two pairs of ``cases``: r* = 2 and 1/3, cosines 0.5 and -0.2
 PRODUCTS = ((1.0, 4.0, 1.0), (9.0, 1.0, -0.6))
@@ -112,6 +126,14 @@ def test_the_ratio_of_pulls_is_the_losses_own() -> None:
     # by the token an answer of 3 tokens is pulled a third as hard; both of the second pair are pulled the wrong way
     terms = pulls(SimPO(beta=2.0, gamma=0.5, calibrate=True))[2]
     assert mean(terms, "log_r") == pytest.approx((math.log(2 / 3) + math.log(4 / 1)) / 2, rel=1e-12, abs=0)
+
+
+def test_a_term_by_token_counts_as_much_as_it_does_in_the_step() -> None:
+    # beta s of the margins 0.125 and 0.25, and the likelihood of 4 tokens over 2 pairs: 1/2 on the chosen answers
+    terms = pulls(CPO(beta=0.5, cpo_alpha=1.0, calibrate=True))[2]
+    own = [0.5 / (1 + math.exp(m)) for m in (0.125, 0.25)]
+    expected = sum(math.log((p + 0.5) / p) for p in own) / 2
+    assert mean(terms, "log_r") == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 def test_a_pair_without_a_ratio_stays_as_it_is_and_is_not_counted() -> None:
