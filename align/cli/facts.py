@@ -32,7 +32,7 @@ def needs(objective: Objective) -> list[str]:
 
 def reduction(objective: Objective) -> str:
     """What the losses of an optimizer step are divided by, for each of its terms."""
-    pairs = "mean over pairs" if objective.compares_pairs else "mean over rows"
+    pairs = "mean over pairs" if {"chosen", "rejected"} <= set(objective.branches) else "mean over rows"
     each = ", each by its own tokens" if getattr(objective, "norm", None) == "seq_mean" else ""
     return "; ".join(f"{_divided(unit, pairs)}{each}" for unit in objective.units)
 

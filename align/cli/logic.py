@@ -58,7 +58,10 @@ def decompiled(name: str) -> dict[str, Any]:
     known = names[name.lower()]
     kind, _, preset = known.partition(".")
     objective = OBJECTIVES[kind](**({"preset": preset} if preset else {}))
-    found = decompile(objective) if can_be_called(objective) else []
+    bare = objective.bare  # such as the likelihood of an answer alone, without its prompt's
+    changed = [f"{field} {value}" for field, value in vars(bare).items() if value != getattr(objective, field)]
+    settings = " and ".join(["its default fields", *changed])
+    found = decompile(bare) if can_be_called(bare) else []
     terms = [_structure(*part) for part in found if part is not None]
     if not found:
         summary = _NOT_CALLED
@@ -66,7 +69,7 @@ def decompiled(name: str) -> dict[str, Any]:
         summary = _NO_STRUCTURE
     else:
         others = ["a loss that is no such structure"] * (len(found) - len(terms))
-        summary = f"has, with its default fields, the loss of {' + '.join([t['recipe'] for t in terms] + others)}"
+        summary = f"has, with {settings}, the loss of {' + '.join([t['recipe'] for t in terms] + others)}"
     return {"name": known, "kind": "decompiled", "summary": f"{known} {summary}", "terms": terms}
 
 

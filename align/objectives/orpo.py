@@ -69,4 +69,4 @@ class ORPO(Pairwise):
         odds = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
         metrics = pair_metrics(self.beta * chosen, self.beta * rejected, policy)
         metrics["orpo/log_odds"] = (odds.detach().sum(), odds.new_full((), float(odds.numel())))
-        return Terms((Term(-self.beta * logsigmoid(odds)), *imitation.losses), {**metrics, **imitation.metrics})
+        return Terms((Term(-logsigmoid(odds), weight=self.beta), *imitation.losses), {**metrics, **imitation.metrics})

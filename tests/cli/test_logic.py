@@ -126,6 +126,8 @@ def test_an_objective_as_a_formula(capsys: pytest.CaptureFixture[str], name: str
             "{name: logic, preset: DPO, beta: 0.5, probability: sequence} + {name: logic, preset: CE, weight: 0.2}",
         ),
         ("logic.cfunl", "{name: logic, preset: cfUnl}"),
+        ("orpo", "{name: logic, preset: ORPO, weight: 0.1} + {name: logic, preset: CE}"),
+        ("cpo", "{name: logic, preset: CPO, beta: 0.1, probability: sequence} + {name: logic, preset: CE}"),
     ],
 )
 def test_what_objectives_are(capsys: pytest.CaptureFixture[str], name: str, recipe: str) -> None:
