@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from zoo import kept, lora, own_logits, own_rows, stirred, tiny_config, tiny_model, tree_batch
 
 from align.engine.layout import TreeBatch
-from align.engine.reads import Hidden, KLToReference, LogProb, Score
+from align.engine.reads import HeadGradients, Hidden, KLToReference, LogProb, Score
 from align.engine.scoring import ScoringEngine, attach
 
 Own = Callable[[Any, TreeBatch], list[Tensor]]
@@ -140,3 +140,20 @@ def test_scores_of_a_reward_model(device: torch.device, precision: str) -> None:
     torch.manual_seed(0)
     model = stirred(AutoModelForSequenceClassification.from_config(tiny_config("llama", num_labels=1))).eval()
     assert_good(weights_of(model, precision), precision, device, own, ours, feed_last=True)
+
+
+@EVERY
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi-head-bias"])
+def test_products_of_gradients_over_the_head(device: torch.device, name: str, precision: str) -> None:
+    def products(model: Any, batch: TreeBatch) -> Tensor:
+        attach(model)
+        return ScoringEngine()(model, batch, (LogProb(), HeadGradients())).tokens["head_gradients"]
+
+    model = weights_of(tiny_model(name), precision)
+    with torch.no_grad():
+        truth = products(exact(model), tree_batch())  # in float64 it is autograd's, see tests/engine/test_gradients.py
+        with computing(precision, device):
+            found = products(model.to(device), tree_batch().to(device)).double().cpu()
+    norms = truth[:, :2].prod(1).sqrt()[:, None]
+    tolerance = 1e-4 if precision == "fp32" else 0.05
+    assert ((found - truth).abs() <= tolerance * torch.cat([truth[:, :2], norms], 1)).all()
