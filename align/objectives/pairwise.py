@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
+_ALPHA = 0.5  # of alpha_divergence, where none is given
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairwise(Objective):
@@ -132,7 +134,14 @@ class Diverging(Referenced):
     ] = "reverse_kl"
     f_alpha_divergence_coef: Annotated[
         float, Field(description="alpha of alpha_divergence; 1 is the reverse KL again")
-    ] = 0.5
+    ] = _ALPHA
+
+    def __post_init__(self) -> None:
+        if self.f_alpha_divergence_coef != _ALPHA and self.f_divergence_type != "alpha_divergence":
+            raise ValueError(
+                f"f_alpha_divergence_coef has no effect with f_divergence_type {self.f_divergence_type}. Set "
+                "f_divergence_type: alpha_divergence, or remove the coefficient."
+            )
 
     def measured(self, policy: Scores, reference: Scores) -> tuple[Tensor, Tensor]:
         """f'(u) of either answer, [B]; its log-ratio d in nats for the reverse KL."""

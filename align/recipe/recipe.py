@@ -172,7 +172,7 @@ class Recipe(Section):
         """The ``train`` section over our defaults. Imports torch."""
         defaults = train_defaults(
             self.train,
-            pairs={"chosen", "rejected"} <= set(self.objective_value().branches),
+            pairs=self.objective_value().compares_pairs,
             adapter=self.model.lora is not None,
             held_out=self.data.held_out is not None,
         )

@@ -447,6 +447,11 @@ BAD = {
         change(DPO_LINE, "{name: dpo, beta: on}"),
         "r.yaml:5  objective.beta: expected a number, got true.",
     ),
+    "option of another divergence": (
+        change(DPO_LINE, "{name: ipo, f_divergence_type: forward_kl, f_alpha_divergence_coef: 2.0}"),
+        "r.yaml:5  objective: f_alpha_divergence_coef has no effect with f_divergence_type forward_kl. Set "
+        "f_divergence_type: alpha_divergence, or remove the coefficient.",
+    ),
     "objective choice": (
         change(DPO_LINE, "{name: rpo, preset: handbok}"),
         "r.yaml:5  objective.preset: expected one of handbook, openrlhf; got the text 'handbok'. Did you mean "
@@ -758,6 +763,8 @@ def test_training_arguments(here: Path) -> None:
         ([], 1e-6, "no", "steps"),
         (["model.lora={}"], 1e-5, "no", "steps"),
         (["objective={name: nll, branch: completion}"], 1e-5, "no", "steps"),
+        (["objective={name: kto}"], 1e-6, "no", "steps"),
+        (["objective={name: kto, form: apo_zero_unpaired}", "model.lora={}"], 1e-5, "no", "steps"),
         (["data.held_out={path: h}", "train.eval_strategy=epoch"], 1e-6, "epoch", "steps"),
         (["data.held_out={path: h}", "train.eval_steps=5"], 1e-6, "steps", "steps"),
         (["data.held_out={path: h}", "train.load_best_model_at_end=true"], 1e-6, "steps", "steps"),
