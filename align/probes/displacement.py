@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.engine.reads import LogProb
 from align.engine.scores import Scores
 from align.objectives.base import FRESH, Objective, WeightedSum
 from align.probes.probe_set import OTHER_ROWS
@@ -256,9 +257,10 @@ def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) 
     if isinstance(objective, WeightedSum):
         answers = (own_metrics(part, now, reference) for part, _ in objective.parts)
         return next((answer for answer in answers if answer is not None), None)
-    if not {"chosen", "rejected"} <= set(objective.branches) or objective.anchors:
-        return None  # it judges answers one by one, or reads log-probs that probe rows do not bring along
     bare = objective.bare  # one token stands for each answer
+    branches = set(bare.branches) - set(FRESH)
+    if branches != {"chosen", "rejected"} or set(bare.reads()) != {LogProb()} or bare.anchors:
+        return None  # it judges answers one by one, or reads what the probe does not measure
     pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
     names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]
     return {name.removeprefix("rewards/"): torch.stack([pair[name][0] for pair in pairs]) for name in names} or None

@@ -8,8 +8,10 @@ import math
 import pytest
 import torch
 
+from align.engine.reads import Entropy, LogProb
 from align.engine.scores import Scores
 from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Objective, SimPO, WeightedSum
+from align.objectives.base import Terms
 from align.probes.displacement import BetaRatio, Displacement, ProbeScores, beta_ratio, own_metrics, slope
 from align.probes.probe_set import choose_rows, with_other
 from align.stats import wilson
@@ -282,3 +284,27 @@ def test_masks_and_own_prompts_travel_with_the_answer() -> None:
     first, second = with_other(rows)
     assert (first["other_ids"], first["other_mask"], first["other_prompt_ids"]) == ([20, 21], [0, 1], [9, 9])
     assert (second["other_ids"], second["other_mask"]) == ([12], [1])
+
+
+class Sure(DPO):
+    """One of the user's own, which reads more than log-probs."""
+
+    def reads(self) -> tuple:
+        return LogProb(), Entropy()
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Terms:
+        policy.sum("chosen", "entropy")
+        return super().__call__(policy, reference)
+
+
+class WithPrompt(DPO):
+    branches = ("chosen", "rejected", "chosen_all")
+
+
+@pytest.mark.parametrize("objective", [Sure(), WithPrompt(), WeightedSum(((Sure(), 1.0), (NLL(), 0.5)))])
+def test_an_objective_that_reads_what_no_probe_measures_is_probed_by_log_ratios(objective: Objective) -> None:
+    reading = Displacement(objective=objective, reference=START).read(5, LATER)
+    assert reading.margin.value == pytest.approx(1.75, abs=1e-9)
+    assert reading.accuracy is not None
+    assert reading.accuracy.value == 1.0
+    assert reading.reward_margin is None
