@@ -61,7 +61,9 @@ class DPO(Diverging):
 
     @property
     def coupled(self) -> str | None:
-        return "beta_alpha compares margins with their mean over the micro-batch" if self.beta_alpha else None
+        if not self.beta_alpha:
+            return None
+        return "beta_alpha compares margins with their mean over the micro-batch, so it does nothing to a single pair"
 
     def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
         beta = self._betas(chosen, rejected) if self.beta_alpha else self.beta

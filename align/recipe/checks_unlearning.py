@@ -76,7 +76,7 @@ def _branches(given: set[str], wanted: set[str]) -> list[Problem]:
             text = "no objective reads these rows; add {name: nll, branch: retain} to the objective, or remove this."
             problems.append(Problem(("data", "retain"), text))
         if "alternates" in given and "alternate" not in wanted:
-            text = "no objective reads alternate answers (idk_dpo, flat, kto and idk do); remove this."
+            text = "no objective reads alternate answers (idk_dpo, flat, kto_forget and idk do); remove this."
             problems.append(Problem(("data", "alternates"), text))
     return problems
 

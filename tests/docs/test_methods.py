@@ -9,7 +9,7 @@ import pytest
 
 from align.cli.facts import needs, reduction
 from align.cli.methods_page import BEGIN, END, methods_page
-from align.objectives import DPO, IDK, INPO, KL, NLL, OBJECTIVES, RMU, HyPO, Objective, SuperHF
+from align.objectives import DPO, IDK, INPO, KL, KTO, NLL, OBJECTIVES, RMU, HyPO, Objective, SuperHF
 from align.objectives.formulas.closed_form import closed_form, coefficient
 from align.objectives.formulas.structures import PRESETS, entailed, nearest
 
@@ -75,6 +75,11 @@ def test_a_page_without_marks_is_refused() -> None:
         (NLL("retain", "sum", "all"), ["retain", "no reference"], "mean over retain_all answers"),
         (NLL("retain", "seq_mean"), ["retain", "no reference"], "mean over retain answers, each by its own tokens"),
         (KL(), ["chosen", "a reference and its whole distributions"], "mean over chosen tokens"),
+        (
+            KTO("apo_zero_unpaired"),
+            ["desirable, undesirable", "a reference"],
+            "mean over rows",
+        ),
         (IDK(), ["alternate, retain", "no reference"], "mean over alternate and retain tokens"),
         (RMU(), ["forget, retain", "a reference", "hidden states"], "mean over rows"),
         (

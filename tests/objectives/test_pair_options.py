@@ -121,7 +121,9 @@ def test_the_price_of_length_lets_short_chosen_answers_pull_more() -> None:
 
 def test_a_pairs_own_beta() -> None:
     objective = DPO(0.1, beta_alpha=1.0)
-    assert objective.coupled == "beta_alpha compares margins with their mean over the micro-batch"
+    assert objective.coupled == (
+        "beta_alpha compares margins with their mean over the micro-batch, so it does nothing to a single pair"
+    )
     assert DPO().coupled is None
     one = pairs([3.0], [1.0])
     assert torch.equal(per_pair(objective, *one), per_pair(DPO(0.1), *one))  # it is its own mean

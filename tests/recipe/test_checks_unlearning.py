@@ -101,7 +101,7 @@ BAD = {
     ),
     "alternates unread": (
         plain(BOTH | {"alternates": {"builtin": "idk"}}),
-        "data.alternates: no objective reads alternate answers (idk_dpo, flat, kto and idk do); remove this.",
+        "data.alternates: no objective reads alternate answers (idk_dpo, flat, kto_forget and idk do); remove this.",
     ),
     "two kinds of alternates": (
         plain({"forget": FORGET, "alternates": {"builtin": "idk", "path": "a.txt"}}, FLAT_ALONE),
