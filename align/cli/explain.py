@@ -15,7 +15,7 @@ from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective
 from align.recipe import Recipe, packaged_recipes
 from align.recipe.messages import did_you_mean
-from align.recipe.objective import Code, keys_of, load_objective
+from align.recipe.objective import ELSEWHERE, Code, keys_of, load_objective
 from align.recipe.sampling import SECTIONS
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import train_keys
@@ -96,6 +96,10 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     plain = ".".join(part for part in name.split(".") if not part.isdigit())  # objective.0.beta is objective.beta
     if plain in keys:
         return keys[plain]
+    if name.lower() in ELSEWHERE:
+        raise UserError(
+            f"{name!r} is called {ELSEWHERE[name.lower()]!r} here: align explain {ELSEWHERE[name.lower()]}."
+        )
     meant = next((key for key in keys if key.endswith(f".{name}")), None)
     meant = meant or did_you_mean(name, [*OBJECTIVES, *terms]) or did_you_mean(name, [*keys, *recipes])
     hint = f" Did you mean {meant!r}?" if meant else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.objectives.base import reads_labels
 from align.recipe.checks_online import online_checks
-from align.recipe.checks_unlearning import branches_of, unlearning_checks
+from align.recipe.checks_unlearning import branches_of, objective_of, unlearning_checks
 from align.recipe.messages import Path, Problem, unknown_choice
 
 # train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
@@ -165,6 +165,10 @@ def _reference(raw: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem(("reference", "sync_every"), "the reference of an adapter cannot move; remove model.lora or this.")
         )
+    objective = objective_of(raw.get("objective"))
+    if reference.get("sync_every") is not None and objective is not None and not objective.needs_reference:
+        text = "the objective has no reference that could move; remove this."
+        problems.append(Problem(("reference", "sync_every"), text))
     if reference.get("sync_mix") is not None and reference.get("sync_every") is None:
         problems.append(Problem(("reference", "sync_mix"), "the reference does not move; set reference.sync_every."))
     if reference.get("store") is False and reference.get("store_dir") is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from align.objectives.base import sources_of
+from align.objectives.base import Objective, sources_of
 from align.recipe.messages import Path, Problem
 from align.recipe.objective import combined, parse_objective
 from align.recipe.stop_rule import METRICS, StopRule
@@ -21,12 +21,18 @@ def _section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def branches_of(objective: Any) -> set[str] | None:
-    """Columns that an ``objective`` section reads, or None where it is not valid (others say so)."""
-    if objective is None:
+def objective_of(section: Any) -> Objective | None:
+    """What an ``objective`` section means, or None where it is missing or not valid (others say so)."""
+    if section is None:
         return None
-    parts, problems = parse_objective(objective)
-    return None if problems else set(sources_of(combined(parts).branches))
+    parts, problems = parse_objective(section)
+    return None if problems else combined(parts)
+
+
+def branches_of(section: Any) -> set[str] | None:
+    """Columns that an ``objective`` section reads, or None as of ``objective_of``."""
+    objective = objective_of(section)
+    return None if objective is None else set(sources_of(objective.branches))
 
 
 def _rows(raw: Mapping[str, Any]) -> list[Problem]:

@@ -21,7 +21,11 @@ from align.objectives.formulas.structures import PRESETS
 from align.recipe.code import load_code
 from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
 
-_ELSEWHERE = {"sigmoid": "dpo", "sft": "nll", "sppo": "sppo_hard"}  # names that TRL or an earlier version gives them
+ELSEWHERE = {"sigmoid": "dpo", "sft": "nll", "sppo": "sppo_hard"}  # names that TRL or an earlier version gives them
+_TRL_KEYS = {
+    "loss_type": "the loss is chosen by name; several are a list such as [{name: dpo}, {name: nll, weight: 0.5}].",
+    "loss_weights": "each loss of a list has a weight of its own, such as [{name: dpo}, {name: nll, weight: 0.5}].",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def combined(parts: tuple[Part, ...]) -> Objective:
 
 def _part(item: Any, path: Path, code: Code) -> tuple[Part | None, list[Problem]]:
     if isinstance(item, str):
-        cure = f"write objective: {{name: {item}}}." if item in OBJECTIVES else "write objective: {name: dpo}."
+        known = ELSEWHERE.get(item, item)
+        cure = f"write {{name: {known if known in OBJECTIVES else 'dpo'}}}."
         return None, [Problem(path, f"expected a mapping, got {shown(item)}; {cure}")]
     if not isinstance(item, Mapping):
         return None, [Problem(path, expected("a mapping such as {name: dpo, beta: 0.1}", item))]
@@ -100,12 +105,13 @@ def _part(item: Any, path: Path, code: Code) -> tuple[Part | None, list[Problem]
 
 def _name_problem(item: Mapping[str, Any], path: Path) -> tuple[Path, str]:
     if "name" not in item:
-        return path, "name is missing. All: align list objectives."
+        trl = next((f" {key}: {text}" for key, text in _TRL_KEYS.items() if key in item), "")
+        return path, f"name is missing.{trl} All: align list objectives."
     name = item["name"]
     if not isinstance(name, str):
         return (*path, "name"), expected("text", name)
-    if name in _ELSEWHERE:
-        return (*path, "name"), f"{name!r} is called {_ELSEWHERE[name]!r} here."
+    if name in ELSEWHERE:
+        return (*path, "name"), f"{name!r} is called {ELSEWHERE[name]!r} here."
     kind, _, preset = name.partition(".")
     if kind == "logic" and (meant := did_you_mean(preset, PRESETS)):
         return (*path, "name"), f"a preset of logic is written {{name: logic, preset: {meant}}}."
@@ -164,7 +170,8 @@ def _value(kind: type[Objective], given: Mapping[str, Any], path: Path) -> tuple
         for entry in error.errors(include_url=False):
             # one sentence for a key: a union reports each of its members; none where keys do not fit each other
             where = (*path, *entry["loc"][:1])
-            problems.setdefault(where, Problem(where, sentence(entry, known)))
+            text = _TRL_KEYS.get(str(where[-1])) or sentence(entry, known)
+            problems.setdefault(where, Problem(where, text))
         return None, list(problems.values())
 
 

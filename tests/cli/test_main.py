@@ -201,6 +201,10 @@ def test_explain_what_does_not_exist(capsys: pytest.CaptureFixture[str], name: s
     )
 
 
+def test_explain_a_name_of_trl_says_what_it_is_called_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "explain", "Sigmoid") == (2, "", "'Sigmoid' is called 'dpo' here: align explain dpo.\n")
+
+
 @pytest.mark.parametrize("name", ["objective.beta", "objective.0.beta"])
 def test_explain_a_field_of_objectives(capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, err = call(capsys, "explain", name)

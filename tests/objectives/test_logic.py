@@ -200,7 +200,7 @@ REFUSED = {
     ),
     "formula that cannot be read": (
         {"formula": "L >"},
-        "column 3 of 'L >': expected an operator or the end, got '>'.",
+        "column 3 of 'L >': expected an operator (& | ^ -> <->) or the end, got '>'.",
     ),
 }
 

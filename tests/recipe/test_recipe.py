@@ -420,7 +420,24 @@ BAD = {
     ),
     "objective as text": (
         change(DPO_LINE, "dpo"),
-        "r.yaml:5  objective: expected a mapping, got the text 'dpo'; write objective: {name: dpo}.",
+        "r.yaml:5  objective: expected a mapping, got the text 'dpo'; write {name: dpo}.",
+    ),
+    "objectives as TRL's texts": (
+        change(DPO_LINE, "[sigmoid, sft]"),
+        "r.yaml:5  objective.0: expected a mapping, got the text 'sigmoid'; write {name: dpo}.\n"
+        "r.yaml:5  objective.1: expected a mapping, got the text 'sft'; write {name: nll}.",
+    ),
+    "TRL's loss_type for the name": (
+        change(DPO_LINE, "{loss_type: sigmoid}"),
+        "r.yaml:5  objective: name is missing. loss_type: the loss is chosen by name; several are a list such as "
+        "[{name: dpo}, {name: nll, weight: 0.5}]. All: align list objectives.",
+    ),
+    "TRL's lists": (
+        change(DPO_LINE, "{name: dpo, loss_type: [sigmoid, sft], loss_weights: [1, 0.5]}"),
+        "r.yaml:5  objective.loss_type: the loss is chosen by name; several are a list such as [{name: dpo}, {name: "
+        "nll, weight: 0.5}].\n"
+        "r.yaml:5  objective.loss_weights: each loss of a list has a weight of its own, such as [{name: dpo}, {name: "
+        "nll, weight: 0.5}].",
     ),
     "no objective": (
         change(DPO_LINE, "[]"),
@@ -510,6 +527,15 @@ BAD = {
     "mix without moves": (
         GOOD + "reference: {sync_mix: 0.5}\n",
         "r.yaml:8  reference.sync_mix: the reference does not move; set reference.sync_every.",
+    ),
+    "moving reference of a loss without one": (
+        change(DPO_LINE, "{name: orpo}") + "reference: {sync_every: 10}\n",
+        "r.yaml:8  reference.sync_every: the objective has no reference that could move; remove this.",
+    ),
+    "alpha of another divergence": (
+        change(DPO_LINE, "{name: dpo, f_divergence_type: forward_kl, f_alpha_divergence_coef: 0.3}"),
+        "r.yaml:5  objective: f_alpha_divergence_coef has no effect with f_divergence_type: forward_kl; set "
+        "f_divergence_type: alpha_divergence, or remove it.",
     ),
     "adapter with a moving reference": (
         GOOD.replace(MODEL, "{id: m, lora: {}}") + "reference: {sync_every: 10}\n",

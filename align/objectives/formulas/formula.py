@@ -37,6 +37,7 @@ _BINARY: dict[str, tuple[int, Callable[[bool, bool], bool]]] = {
     "and": (4, operator.and_),
 }
 _END = "the end"
+_OPERATOR = "an operator (& | ^ -> <->)"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def parse(text: str) -> Formula:
     reader = _Reader(text)
     holds = reader.expression(0)
     if reader.token != _END:
-        raise reader.expected("an operator or the end")
+        raise reader.expected(f"{_OPERATOR} or the end")
     return Formula(frozenset(reader.atoms), holds)
 
 
@@ -106,7 +107,7 @@ class _Reader:
             self.take()
             inner = self.expression(0)
             if self.token != ")":
-                raise self.expected("an operator or ')'")
+                raise self.expected(f"{_OPERATOR} or ')'")
             self.take()
             return inner
         if self.token in ("true", "false"):
