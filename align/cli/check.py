@@ -17,6 +17,7 @@ from align.cli.check_parts import Part, alternates_lines, parts_of
 from align.cli.check_rows import check_rows
 from align.cli.findings import CheckReport, Finding, SetReport, finding_lines
 from align.cli.traits import Keys, collect
+from align.data.rows.sources import naming
 from align.data.tokens.tokenize import load_tokenizer, recognise_dataset
 from align.data.tokens.unlearning import is_plain
 from align.errors import UserError
@@ -56,25 +57,27 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
         others = {role: Keys() for role in _AGAINST.values()}
         for part, rows in loaded:
             if part.role in others:
-                collect(rows, recognise_dataset(rows, part.branches), others[part.role])
+                with naming(part.source):
+                    collect(rows, recognise_dataset(rows, part.branches), others[part.role])
         reports = []
         for part, rows in loaded:
             role = _AGAINST.get(part.role, "")
             compared = any(other.role == role for other, _ in loaded)
-            report = check_rows(
-                rows,
-                tokenizer,
-                part.branches,
-                system=part.source.system,
-                name=part.called(rows),
-                role=part.role,
-                held_out=others[role] if compared else None,
-                colour=colour,
-                max_length=recipe.data.max_length,
-                truncation=recipe.data.truncation,
-                config=config,
-                ends=ends,
-            )
+            with naming(part.source):
+                report = check_rows(
+                    rows,
+                    tokenizer,
+                    part.branches,
+                    system=part.source.system,
+                    name=part.called(rows),
+                    role=part.role,
+                    held_out=others[role] if compared else None,
+                    colour=colour,
+                    max_length=recipe.data.max_length,
+                    truncation=recipe.data.truncation,
+                    config=config,
+                    ends=ends,
+                )
             reports.append(report)
             for line in report.lines():
                 echo(line)

@@ -236,10 +236,13 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
     means = [sum(tokens) / len(tokens) for tokens in lengths]
     growth = (means[0] - means[1]) / means[1]
     biased = min(map(len, lengths)) >= _ENOUGH and abs(growth) >= LENGTH_BIAS
-    word = "longer" if growth >= 0 else "shorter"
+    word = "longer" if growth > 0 else "shorter"
     note = f"mean {means[0]:,.0f} and {means[1]:,.0f} tokens"
+    if not growth:
+        yield Finding("ok", "length_bias", f"{better} as long as {worse}", amount="+0%", note=note)
+        return
     if account.labels is None:
-        share = sum(c > r if growth >= 0 else c < r for c, r in zip(*lengths, strict=True)) / len(lengths[0])
+        share = sum(c > r if growth > 0 else c < r for c, r in zip(*lengths, strict=True)) / len(lengths[0])
         note += f", {word} in {share:.0%} of the pairs"
     if biased:
         note += f": expect {word} outputs"

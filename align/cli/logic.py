@@ -11,6 +11,7 @@ from align.cli.explain import wrapped
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Logic
 from align.objectives.formulas.closed_form import closed_form, coefficient
+from align.objectives.formulas.formula import base_of
 from align.objectives.formulas.structures import PRESETS, entailed, entailing, nearest, table
 from align.recipe.messages import did_you_mean
 
@@ -27,8 +28,8 @@ _NOT_CALLED = (
     "cannot be read as a formula: its loss needs more than the log-probs of one chosen and one rejected answer."
 )
 _NO_STRUCTURE = (
-    "is no such structure: no two sets of rows over W and L, with the reference or without, have its loss through a "
-    "logistic, squared or hinge link."
+    "cannot be read as a formula: no two sets of rows over W and L, with the reference or without, have its loss "
+    "through a logistic, squared or hinge link."
 )
 _INFERRED = "the name; its structure is the only one that fits the author's figure of the order"
 
@@ -68,7 +69,7 @@ def decompiled(name: str) -> dict[str, Any]:
     elif not terms:
         summary = _NO_STRUCTURE
     else:
-        others = ["a loss that is no such structure"] * (len(found) - len(terms))
+        others = ["a loss that is no formula"] * (len(found) - len(terms))
         summary = f"has, with {settings}, the loss of {' + '.join([t['recipe'] for t in terms] + others)}"
     return {"name": known, "kind": "decompiled", "summary": f"{known} {summary}", "terms": terms}
 
@@ -141,7 +142,9 @@ def _rows(entry: dict[str, Any]) -> list[str]:
     rows += wrapped("drho/da_w", entry["drho_da_w"]) + wrapped("drho/da_l", entry["drho_da_l"])
     rows += wrapped("where", _WHERE) + wrapped("pulls", _PULLS)
     if entry["version_of"]:
-        rows += wrapped("order", f"that of {entry['version_of']}, whose version with a reference it is")
+        real = any(base_of(atom) in ("Rw", "Rl") for atom in entry["atoms"])
+        of = "the reference" if real else "made-up reference probabilities (gamma)"
+        rows += wrapped("order", f"that of {entry['version_of']}, whose version with {of} it is")
     if entry["preset"]:
         rows += wrapped("entails", _listed(entry["entails"]))
         rows += wrapped("entailed", f"by {_listed(entry['entailed_by'])}")

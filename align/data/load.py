@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from align.data.batches.lengths import rows_with
 from align.data.rows.mixture import interleave, mix
-from align.data.rows.sources import load_source, source_name
+from align.data.rows.sources import load_source, naming, source_name
 from align.data.tokens.prompts import prompt_rows
 from align.data.tokens.tokenize import prepare
 from align.data.tokens.unlearning import alternate_texts, forget_rows, retain_rows
@@ -162,7 +162,8 @@ def _prepared(
             raise UserError("data.train cannot be streamed here: prompts are shared out. Give it `rows:` instead.")
         say(f"{what}: {source_name(source)}")
         return prompt_rows(rows, tokenizer, say, **_limits(recipe, source))
-    prepared, account = prepare(rows, tokenizer, branches, **_limits(recipe, source))
+    with naming(source):
+        prepared, account = prepare(rows, tokenizer, branches, **_limits(recipe, source))
     if hasattr(prepared, "__len__"):
         say(f"{what}: {source_name(source)}")
         for sentence in account.summary():

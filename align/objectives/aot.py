@@ -52,7 +52,7 @@ class AOT(Referenced):
 
     @property
     def coupled(self) -> str:
-        return "it sorts over the pairs of a micro-batch, so the loss depends on how many those are"
+        return "the loss sorts over the pairs of a micro-batch and so depends on how many those are"
 
     def terms(self, policy: Scores, reference: Scores | None) -> Terms:
         assert reference is not None

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from align.cli.check import run_check
 from align.cli.check_rows import check_rows
 from align.cli.findings import CheckReport
+from align.data.load import load_data
 from align.data.rows.sources import from_rows
 from align.data.tokens.preview import preview
 from align.data.tokens.prompts import prompt_of, prompt_rows
@@ -244,6 +245,11 @@ class TestTraits:
         rows = [row | {"rejected": row["rejected"] + " Really so."} for row in good(40)]
         assert found(rows, "length_bias").text == "chosen shorter than rejected"
 
+    def test_answers_of_one_length(self):
+        finding = found([{"prompt": "a", "chosen": " zq", "rejected": " qz"}], "length_bias")
+        assert (finding.severity, finding.text, finding.amount) == ("ok", "chosen as long as rejected", "+0%")
+        assert finding.note == "mean 4 and 4 tokens"
+
     @pytest.mark.parametrize(
         ("chosen", "rejected", "severity", "amount"),
         [
@@ -449,6 +455,16 @@ class TestRecipe:
         report = run_check(recipe.model_copy(update={"data": data, "train": train}), echo=said.append)
         assert [(f.severity, f.text) for f in report.recipe] == ([(severity, text)] if severity else [])
         assert (f"  {severity:<8} {text}" in said) is bool(severity)
+
+    def test_rows_of_another_format_are_told_with_their_file(self, recipe, tmp_path):
+        (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b", "label": True}) + "\n")
+        start = "The objective scores chosen and rejected, but the rows are: unpaired preference, standard"
+        with pytest.raises(UserError) as error:
+            run_check(recipe, echo=lambda _: None)
+        assert str(error.value).startswith(f"{tmp_path / 'held.jsonl'}: {start}")
+        with pytest.raises(UserError) as error:
+            load_data(recipe, tiny_tokenizer(), PAIR, lambda _: None)
+        assert str(error.value).startswith(f"{tmp_path / 'held.jsonl'}: {start}")
 
     def test_a_model_without_a_configuration(self, recipe, tmp_path):
         (tmp_path / "model" / "config.json").unlink()

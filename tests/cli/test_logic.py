@@ -75,7 +75,9 @@ def test_neighbours_in_the_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["entails"] == {"directly": ["CPO", "ORPO", "fUnl"], "beyond": ["unCPO", "cCPO", "cfUnl"]}
     assert entry["entailed_by"] == {"directly": ["CEUnl"], "beyond": []}
     out = call(capsys, "explain", "logic.DPO")[1]
-    assert "\n  order     that of CPO, whose version with a reference it is\n  entails   cCPO; through" in out
+    assert "\n  order     that of CPO, whose version with the reference it is\n  entails   cCPO; through" in out
+    out = call(capsys, "explain", "simpo", "--logic")[1]
+    assert "  order     that of CPO, whose version with made-up reference probabilities (gamma) it is\n" in out
     assert "  entailed  by no preset\n" in call(capsys, "explain", "logic.CEUnl")[1]
 
 
@@ -144,8 +146,8 @@ def test_what_objectives_are(capsys: pytest.CaptureFixture[str], name: str, reci
     [
         (
             "sppo_hard",
-            "sppo_hard is no such structure: no two sets of rows over W and L, with the reference or without, have "
-            "its loss through a logistic, squared or hinge link.",
+            "sppo_hard cannot be read as a formula: no two sets of rows over W and L, with the reference or without, "
+            "have its loss through a logistic, squared or hinge link.",
         ),
         (
             "npo",

@@ -311,7 +311,10 @@ def _unrecognised(names: Sequence[str], wanted: Sequence[str], candidates: Seque
     expected = f"Expected {', '.join(needed[:-1])} and {needed[-1]}, each text or a list of messages"
     if target == _PAIR:
         expected += " (prompt may be left out where both answers repeat it)"
-    return f"{head} {expected}. Where they have other names, map them: columns: {{{_suggestion(needed, shown)}}}."
+    cure = f"Where they have other names, map them: columns: {{{_suggestion(needed, shown)}}}."
+    if target == _PAIR and candidates and candidates[0].kind == "unpaired":
+        cure += " Answers with labels are trained on with objective: {name: kto}."
+    return f"{head} {expected}. {cure}"
 
 
 def _unlabelled(columns: str, names: Sequence[str], wanted: Sequence[str], candidates: Sequence[Format]) -> str:

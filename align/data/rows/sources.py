@@ -51,6 +51,15 @@ def load_source(source: Source, *, base: Path) -> AnyDataset:
     return _numbered(dataset)
 
 
+@contextmanager
+def naming(source: Source) -> Iterator[None]:
+    """Let what is wrong with the rows of a source say which source that is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source_name(source)}: {error}") from error
+
+
 def source_name(source: Source) -> str:
     """How a source is called in messages, for instance ``ultrafeedback_binarized/train_prefs``."""
     if getattr(source, "world", None):

@@ -137,7 +137,7 @@ def _label(value: Any) -> bool:
         return bool(value)
     key = str(value).strip().lower()
     if key not in words:
-        raise BadRow("label is not true or false")
+        raise BadRow("label is none of true, false, 1 and 0")
     return words[key]
 
 

@@ -244,7 +244,7 @@ class TestBadRows:
             (
                 {"prompt": "a", "completion": "b", "label": True},
                 {"prompt": "a", "completion": "b", "label": "perhaps"},
-                "label is not true or false",
+                "label is none of true, false, 1 and 0",
             ),
             (
                 {"prompt_ids": [1], "completion_ids": [2]},
@@ -318,6 +318,8 @@ class TestUnrecognised:
             "The objective scores chosen and rejected, but the rows are: prompt and completion, standard "
             "(columns: prompt, completion). Expected prompt, chosen and rejected"
         )
+        with pytest.raises(UserError, match=r"\. Answers with labels are trained on with objective: \{name: kto\}\.$"):
+            recognise({"prompt": "a", "completion": "b", "label": True}, branches=PAIR)
 
     def test_messages_written_into_a_string(self):
         row = {"prompt": '[{"role": "user", "content": "a"}]', "chosen": "b", "rejected": "c"}

@@ -186,7 +186,7 @@ def test_rows_with_any_other_label_are_dropped_and_counted(value: object) -> Non
         given = [row | {"label": str(row["label"])} for row in given]
     prepared, account = prepare(from_rows(given), TOKENIZER, APO_BRANCHES)
     assert len(prepared) == 2
-    assert "1 row dropped: label is not true or false (row 2)." in account.summary()
+    assert "1 row dropped: label is none of true, false, 1 and 0 (row 2)." in account.summary()
 
 
 def test_questions_with_a_label_are_read_as_questions() -> None:
