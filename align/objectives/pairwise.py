@@ -143,13 +143,6 @@ class Diverging(Referenced):
                 "f_divergence_type: alpha_divergence, or remove the coefficient."
             )
 
-    def __post_init__(self) -> None:
-        if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
-            raise ValueError(
-                f"f_alpha_divergence_coef has no effect with f_divergence_type: {self.f_divergence_type}; set "
-                "f_divergence_type: alpha_divergence, or remove it."
-            )
-
     def measured(self, policy: Scores, reference: Scores) -> tuple[Tensor, Tensor]:
         """f'(u) of either answer, [B]; its log-ratio d in nats for the reverse KL."""
         chosen, rejected = super().measured(policy, reference)

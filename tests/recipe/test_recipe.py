@@ -532,11 +532,6 @@ BAD = {
         change(DPO_LINE, "{name: orpo}") + "reference: {sync_every: 10}\n",
         "r.yaml:8  reference.sync_every: the objective has no reference that could move; remove this.",
     ),
-    "alpha of another divergence": (
-        change(DPO_LINE, "{name: dpo, f_divergence_type: forward_kl, f_alpha_divergence_coef: 0.3}"),
-        "r.yaml:5  objective: f_alpha_divergence_coef has no effect with f_divergence_type: forward_kl; set "
-        "f_divergence_type: alpha_divergence, or remove it.",
-    ),
     "adapter with a moving reference": (
         GOOD.replace(MODEL, "{id: m, lora: {}}") + "reference: {sync_every: 10}\n",
         "r.yaml:8  reference.sync_every: the reference of an adapter cannot move; remove model.lora or this.",
