@@ -19,7 +19,7 @@ from align.engine.probe import probe
 from align.engine.reads import Hidden
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
-from align.errors import Stopped, UserError
+from align.errors import Stopped
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
@@ -29,6 +29,7 @@ from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
 from align.trainers.reference import Coverage
+from align.trainers.returned import check_terms
 from align.trainers.running import RunningMeans
 from align.trainers.start import StartReading, compare_at_start, compute_dtype
 
@@ -210,11 +211,7 @@ class AlignMixin(_Trainer):
         if self.reference_rows is not None and self.objective.needs_reference:
             reference = policy.anchored(self.reference_rows)
         terms = self.objective(replace(policy, running=self.running.means), reference)
-        if not isinstance(terms, Terms):
-            raise UserError(
-                f"{type(self.objective).__name__} returned a {type(terms).__name__}; an objective returns "
-                "align.objectives.base.Terms: Terms((Term(losses),)) with the loss of each example, shape [examples]."
-            )
+        check_terms(self.objective, terms)
         return policy, terms
 
     def completed(self, window: list[dict]) -> list[dict]:

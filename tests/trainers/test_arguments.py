@@ -13,7 +13,7 @@ from trl import DPOConfig, SFTConfig
 
 from align import DPO
 from align.errors import UserError
-from align.objectives.base import Objective
+from align.objectives.base import Objective, Term, Terms
 from align.trainers.arguments import refuse, trl_arguments
 
 SCHEDULE = "What it needs goes into train.lr_scheduler_kwargs, a mapping such as {min_lr_rate: 0.1} or {num_decay_steps"
@@ -102,6 +102,35 @@ def test_an_objective_that_returns_a_tensor(tmp_path: Path) -> None:
         "Bare returned a Tensor; an objective returns align.objectives.base.Terms: Terms((Term(losses),)) with the "
         "loss of each example, shape [examples]."
     )
+
+
+@dataclass(frozen=True)
+class Averaged(Objective):
+    """The mean over the micro-batch, which the trainer would divide once more."""
+
+    unit: str = "examples"
+
+    def __call__(self, policy: Any, reference: Any) -> Terms:
+        losses = -policy.sum("chosen")
+        return Terms((Term(losses.mean() if self.unit == "examples" else losses, self.unit),))
+
+
+def test_an_objective_that_returns_a_mean_or_a_unit_that_it_does_not_name(tmp_path: Path) -> None:
+    for objective, sentence in (
+        (
+            Averaged(),
+            "Averaged returned one number as the loss of all examples, and that would be divided by their number in "
+            "the step once more. Return the loss of each, shape [examples], without a mean.",
+        ),
+        (
+            Averaged("tokens:chosen"),
+            "Averaged returned a term whose unit is 'tokens:chosen', which its property units does not name: "
+            "'examples'. Add it there.",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            trainer(tmp_path, objective, max_steps=1).train()
+        assert str(caught.value) == sentence
 
 
 def test_the_configuration_of_another_trainer(tmp_path: Path) -> None:
