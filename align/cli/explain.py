@@ -26,9 +26,7 @@ _WIDTH = 96
 
 def objective_entry(name: str, cls: type[Objective]) -> dict[str, Any]:
     """Everything about one objective as plain values. Raises UserError where a field has no default."""
-    if bare := [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]:
-        raise UserError(f"{name}: {', '.join(bare)} has no default; an objective is explained at its defaults.")
-    default = cls()
+    default = at_defaults(name, cls)
     schemas = TypeAdapter(cls).json_schema().get("properties", {})
     return {
         "name": name,
@@ -47,6 +45,18 @@ def objective_entry(name: str, cls: type[Objective]) -> dict[str, Any]:
         "reduction": reduction(default),
         "fields": [_field_entry(key, schemas[key]) for key in keys_of(cls)],
     }
+
+
+def at_defaults(name: str, cls: type[Objective]) -> Objective:
+    """An objective with its default fields. Raises UserError where one has no default."""
+    if bare := [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]:
+        raise UserError(f"{name}: {', '.join(bare)} has no default; an objective is explained at its defaults.")
+    return cls()
+
+
+def own_objective(name: str, *, allow_code: bool) -> type[Objective]:
+    """A class of the user's such as ``my_losses:MyLoss``, found from the working directory. Raises UserError."""
+    return load_objective(name, Code(Path.cwd(), allow_code))
 
 
 def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +91,7 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     if name.lower() in OBJECTIVES:
         return objective_entry(name.lower(), OBJECTIVES[name.lower()])
     if ":" in name:
-        return objective_entry(name, load_objective(name, Code(Path.cwd(), allow_code)))
+        return objective_entry(name, own_objective(name, allow_code=allow_code))
     from align.cli.terms import TERMS
     from align.cli.terms_online import ONLINE
     from align.cli.terms_unlearning import UNLEARNING

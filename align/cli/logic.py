@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from align.cli.explain import wrapped
+from align.cli.explain import at_defaults, own_objective, wrapped
 from align.errors import UserError
-from align.objectives import OBJECTIVES, Logic
+from align.objectives import OBJECTIVES, Logic, Objective
 from align.objectives.formulas.closed_form import closed_form, coefficient
 from align.objectives.formulas.formula import base_of
 from align.objectives.formulas.structures import PRESETS, entailed, entailing, nearest, table
@@ -44,13 +44,14 @@ def explain(name: str) -> dict[str, Any]:
     return {"name": name, "kind": "structure", **_structure(Logic(preset=preset))}  # type: ignore[arg-type]
 
 
-def decompiled(name: str) -> dict[str, Any]:
-    """What an objective with its default fields is as ``logic``, term by term; its name in any case of letters.
+def decompiled(name: str, *, allow_code: bool = False) -> dict[str, Any]:
+    """What an objective with its default fields is as ``logic``, term by term.
 
+    Names are read in any case of letters, save those of classes of the user's, such as ``my_losses:MyLoss``.
     Raises UserError with the nearest name where there is none.
     """
-    from align.objectives.decompile import can_be_called, decompile
-
+    if ":" in name:
+        return _decompiled(name, at_defaults(name, own_objective(name, allow_code=allow_code)))
     names = {known.lower(): known for known in [*OBJECTIVES, *(f"logic.{preset}" for preset in PRESETS)]}
     if name.lower() not in names:
         meant = did_you_mean(name, names.values())
@@ -58,7 +59,13 @@ def decompiled(name: str) -> dict[str, Any]:
         raise UserError(f"{name!r} is no objective, so there is no loss to read.{hint} All: align list objectives.")
     known = names[name.lower()]
     kind, _, preset = known.partition(".")
-    objective = OBJECTIVES[kind](**({"preset": preset} if preset else {}))
+    return _decompiled(known, OBJECTIVES[kind](**({"preset": preset} if preset else {})))
+
+
+def _decompiled(name: str, objective: Objective) -> dict[str, Any]:
+    """The entry of an objective with its default fields."""
+    from align.objectives.decompile import can_be_called, decompile
+
     bare = objective.bare  # such as the likelihood of an answer alone, without its prompt's
     changed = [f"{field} {value}" for field, value in vars(bare).items() if value != getattr(objective, field)]
     settings = " and ".join(["its default fields", *changed])
@@ -71,7 +78,7 @@ def decompiled(name: str) -> dict[str, Any]:
     else:
         others = ["a loss that is no formula"] * (len(found) - len(terms))
         summary = f"has, with {settings}, the loss of {' + '.join([t['recipe'] for t in terms] + others)}"
-    return {"name": known, "kind": "decompiled", "summary": f"{known} {summary}", "terms": terms}
+    return {"name": name, "kind": "decompiled", "summary": f"{name} {summary}", "terms": terms}
 
 
 def _structure(logic: Logic, weight: float = 1.0) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _explain(args: argparse.Namespace) -> int:
 
     page = logic if args.logic or args.name.startswith("logic.") else explain
     if args.logic:
-        entry = logic.decompiled(args.name)
+        entry = logic.decompiled(args.name, allow_code=args.allow_code)
     elif page is logic:
         entry = logic.explain(args.name)
     else:

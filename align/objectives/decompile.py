@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from align.engine.scores import Scores
 
 _PAIRS = 24
+_NEAR = 0.48  # nats by token: so likely that 1 - p is not 1, even for a whole answer
+_FAR = 60.0  # margins of 100 nats and more
 _LENGTHS = {"chosen": 2, "rejected": 3}  # unlike, so that log-probs of a whole answer and by token can be told apart
 
 
@@ -41,37 +43,46 @@ def decompile(objective: Objective) -> list[tuple[Logic, float] | None]:
 
     The objective's fields stay as they are, so beta and weight are found for these.
     """
-    policy, reference = _made_up(0), _made_up(1)
+    near, far = ((_made_up(0, width), _made_up(1, width)) for width in (_NEAR, _FAR))
+    both = zip(_terms(objective, *near), _terms(objective, *far), strict=True)
     return [
-        _structure_of(losses, weight, policy, reference, objective.needs_reference)
-        for losses, weight in _terms(objective, policy, reference)
+        _structure_of(losses, beyond, weight, near, far, objective.needs_reference)
+        for (losses, weight), (beyond, _) in both
     ]
 
 
 def _structure_of(
-    losses: Tensor, weight: float, policy: Scores, reference: Scores, needs_reference: bool
+    losses: Tensor,
+    beyond: Tensor,
+    weight: float,
+    near: tuple[Scores, Scores],
+    far: tuple[Scores, Scores],
+    needs_reference: bool,
 ) -> tuple[Logic, float] | None:
-    """What has these losses [B]; ``weight`` is what they are multiplied with already."""
+    """What has these losses [B] of ``near`` pairs and ``beyond`` of ``far`` ones; ``weight`` multiplies them already.
+
+    It is sought on near pairs and must hold on far ones: a loss may bend where the near ones do not come.
+    """
     import torch
 
     if losses.shape != (_PAIRS,) or bool((losses < 0).any()):
         return None
-    for logic, scale in _proposals(losses, policy, reference, needs_reference):
-        ((again, _),) = _terms(logic, policy, reference)
-        if torch.allclose(scale * again, losses, rtol=1e-8, atol=1e-10):
+    for logic, scale in _proposals(losses, *near, needs_reference):
+        again = [scale * _terms(logic, *pairs)[0][0] for pairs in (near, far)]
+        if all(torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(again, (losses, beyond), strict=True)):
             return logic, scale * weight
     return None
 
 
-def _made_up(seed: int) -> Scores:
-    """Scores of pairs whose answers are likely enough that 1 - p is not 1, even for a whole answer."""
+def _made_up(seed: int, width: float) -> Scores:
+    """Scores of pairs, the log-prob of a token uniform over ``width`` nats, up to -0.02."""
     import torch
 
     from align.engine.scores import Scores
 
     generator = torch.Generator().manual_seed(seed)
     logp = {
-        branch: -0.02 - 0.48 * torch.rand(_PAIRS, length, generator=generator, dtype=torch.float64)
+        branch: -0.02 - width * torch.rand(_PAIRS, length, generator=generator, dtype=torch.float64)
         for branch, length in _LENGTHS.items()
     }
     return Scores.from_rows(**{branch: list(rows) for branch, rows in logp.items()})

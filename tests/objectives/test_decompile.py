@@ -30,7 +30,16 @@ from align.objectives import (
 )
 from align.objectives.decompile import can_be_called, decompile
 from align.objectives.formulas.structures import PRESETS, compiled
-from align.objectives.pairwise import Pairwise
+from align.objectives.pairwise import Pairwise, Referenced
+
+
+@dataclass(frozen=True)
+class SquaredHinge(Referenced):
+    beta: float = 0.1
+
+    def losses(self, chosen: Tensor, rejected: Tensor, policy: Scores) -> Tensor:
+        return (1 - self.beta * (chosen - rejected)).relu() ** 2
+
 
 WHOLE = {"probability": "sequence"}
 FOUND: dict[str, tuple[Objective, list[tuple[Logic, float] | None]]] = {
@@ -49,6 +58,8 @@ FOUND: dict[str, tuple[Objective, list[tuple[Logic, float] | None]]] = {
     "flex_dpo": (FlexDPO(), [None]),
     "smoothed dpo": (DPO(label_smoothing=0.1), [None]),
     "sppo_hard": (SPPOHard(), [None]),
+    # as ipo up to a margin of 10 nats, and 0 from there on
+    "squared hinge": (SquaredHinge(), [None]),
 }
 
 
