@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field
 
+from align.errors import UserError
 from align.objectives.base import Objective, Term, Terms, pair_metrics
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ class Referenced(Pairwise):
         assert reference is not None
         chosen, rejected = self.measured(policy, reference)
         losses = self.losses(chosen, rejected, policy)
+        if losses.shape != chosen.shape:
+            raise UserError(
+                f"{type(self).__name__}.losses gave values of shape {list(losses.shape)}; expected the loss of each "
+                f"pair, {list(chosen.shape)}, neither summed nor averaged."
+            )
         if self.use_weighting:
             losses = losses * _likeliness(policy, "chosen") * _likeliness(policy, "rejected")
         return Terms((Term(losses),), self.metrics(chosen, rejected, policy))

@@ -112,6 +112,27 @@ def test_the_example_is_explained_checked_trained_and_resumed(folder: Path, caps
     assert all((last[name] == again[name]).all() for name in last)
 
 
+def test_a_loss_that_is_averaged_already_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (folder / "my_losses.py").read_text()
+    (folder / "my_losses.py").write_text(code.replace("** 2", ".mean()"))
+    assert main(["train", "own.yaml", "--allow-code"]) == 2
+    sentence = r"SquaredHinge\.losses gave values of shape \[\]; expected the loss of each pair, \[\d\], neither summed"
+    assert re.match(sentence + r" nor averaged\.\n$", capsys.readouterr().err)
+
+
+def test_the_example_is_read_as_a_formula(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "my_losses:SquaredHinge", "--logic"]) == 2
+    assert capsys.readouterr().err == NOT_ALLOWED + "\n"
+    said = _said(capsys, "explain", "my_losses:SquaredHinge", "--logic", "--allow-code")
+    assert said.startswith("my_losses:SquaredHinge cannot be read as a formula: no two sets of rows over W and L")
+    code = (folder / "my_losses.py").read_text()
+    (folder / "my_losses.py").write_text(code.replace(".relu() ** 2", ".relu()"))
+    sys.modules.pop("my_losses")
+    said = _said(capsys, "explain", "my_losses:SquaredHinge", "--logic", "--allow-code")
+    expected = "{name: logic, preset: DPO, link: hinge, beta: 10, probability: sequence, weight: 0.1}"
+    assert f"    objective: {expected}\n" in said
+
+
 def _said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
     assert main(list(words)) == 0
