@@ -493,7 +493,8 @@ def test_a_reference_that_follows_the_policy_starts_every_step_at_log_two(world:
         reference={"sync_every": 1, "sync_mix": 1.0},
         train={"max_steps": 3, "save_strategy": "no", "eval_strategy": "no"},
     )
-    quietly(made)
+    _, lines = quietly(made)
+    assert "note: the reference moves to the policy every 1 steps, so margins fall back there; no resuming" in lines
     for _, loss, _ in losses(tmp_path / "tiny"):
         assert loss == pytest.approx(0.6931472, abs=1e-6)
 
@@ -520,7 +521,9 @@ def test_a_reference_moves_at_every_second_step(world: Path, tmp_path: Path) -> 
 
 def test_a_run_whose_reference_moved_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
     made = recipe(world, tmp_path, reference={"sync_every": 2}, train={"max_steps": 4})
-    quietly(made)
+    _, lines = quietly(made)
+    moves = "0.6 policy + 0.4 reference every 2 steps"
+    assert f"note: the reference moves to {moves}, so margins fall back there; no resuming" in lines
     (tmp_path / "tiny" / "verdict.json").unlink()
     with pytest.raises(UserError, match="checkpoints do not hold the reference"):
         quietly(made, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,16 @@ def reading(config: Any, rows: Dataset, branches: Sequence[str]) -> Iterator[Fin
 
 
 def stepping(recipe: Recipe, examples: int) -> Iterator[Finding]:
-    """The examples of an epoch against those of an optimizer step on one device."""
+    """The examples of an epoch against those of an optimizer step on one device, and the steps against the settings."""
     batch = int(recipe.train.get("per_device_train_batch_size", 8))
     accumulation = int(recipe.train.get("gradient_accumulation_steps", 1))
+    steps = recipe.train.get("max_steps", -1)
+    if steps <= 0:
+        steps = math.ceil(recipe.train.get("num_train_epochs", 3) * math.ceil(examples / (batch * accumulation)))
+    every = recipe.reference.sync_every
+    if every is not None and every >= steps:
+        text = f"the reference moves every {plural(every, 'step')} and the run has {steps:,}, so it never moves"
+        yield Finding("warning", "sync", f"{text}: lower reference.sync_every")
     if examples >= batch * accumulation:
         return
     rows = plural(examples, "row")

@@ -98,7 +98,7 @@ def run(
             "it back (pin model.revision for one on the Hub), or start anew."
         )
     trainer.echo = say
-    _say_notes(objective, say)
+    _say_notes(objective, _sync(recipe), say)
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
     watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
@@ -119,12 +119,16 @@ def run(
     return finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
 
 
-def _say_notes(objective: Objective, say: Callable[[str], Any]) -> None:
-    """What one should know of the objective to read the lines of its run."""
+def _say_notes(objective: Objective, sync: tuple[int, float] | None, say: Callable[[str], Any]) -> None:
+    """What one should know of the objective and its reference to read the lines of a run."""
     if objective.coupled:
         say(f"note: {objective.coupled}")
     if reads_labels(objective.branches):
         say("note: below, chosen means desirable and rejected means undesirable; a pair is one answer of each")
+    if sync is not None:
+        every, mix = sync
+        to = "the policy" if mix == 1 else f"{mix:g} policy + {1 - mix:g} reference"
+        say(f"note: the reference moves to {to} every {every:,} steps, so margins fall back there; no resuming")
 
 
 def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool) -> dict[str, Any]:

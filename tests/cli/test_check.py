@@ -456,6 +456,23 @@ class TestRecipe:
         assert [(f.severity, f.text) for f in report.recipe] == ([(severity, text)] if severity else [])
         assert (f"  {severity:<8} {text}" in said) is bool(severity)
 
+    @pytest.mark.parametrize(
+        ("train", "every", "text"),
+        [
+            # 9 rows in batches of 4 are 3 steps an epoch; a move behind the last step changes nothing
+            ({"num_train_epochs": 2}, 6, "every 6 steps and the run has 6"),
+            ({"num_train_epochs": 2}, 5, ""),
+            ({"max_steps": 1}, 512, "every 512 steps and the run has 1"),
+        ],
+    )
+    def test_a_reference_that_never_moves(self, recipe, train, every, text):
+        data = recipe.data.model_copy(update={"train": recipe.data.train[:1], "held_out": None})
+        changes = {"data": data, "train": {"per_device_train_batch_size": 4} | train}
+        reference = recipe.reference.model_copy(update={"sync_every": every})
+        report = run_check(recipe.model_copy(update=changes | {"reference": reference}), echo=lambda _: None)
+        expected = f"the reference moves {text}, so it never moves: lower reference.sync_every"
+        assert [(f.severity, f.text) for f in report.recipe] == ([("warning", expected)] if text else [])
+
     def test_rows_of_another_format_are_told_with_their_file(self, recipe, tmp_path):
         (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b", "label": True}) + "\n")
         start = "The objective scores chosen and rejected, but the rows are: unpaired preference, standard"

@@ -75,6 +75,12 @@ def test_defaults(here: Path) -> None:
     assert recipe.base == here.resolve()
 
 
+@pytest.mark.parametrize(("objective", "rate"), [("dpo", 1e-6), ("kto", 1e-6), ("nll", 1e-5)])
+def test_the_learning_rate_of_a_silent_recipe(here: Path, objective: str, rate: float) -> None:
+    write(here, change("name: dpo", f"name: {objective}"))
+    assert load_recipe("r.yaml").train_values()["learning_rate"] == rate
+
+
 @pytest.mark.parametrize(
     ("written", "value"),
     [
