@@ -24,7 +24,7 @@ from align.data.tokens.chunks import split
 from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
 from align.data.tokens.endings import open_end
 from align.data.tokens.labelled import by_label, refuse_stream
-from align.data.tokens.preparation import Preparation
+from align.data.tokens.preparation import Preparation, plural
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
 from align.objectives.base import reads_labels
@@ -124,7 +124,7 @@ def prepare(
         dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
     )
     if is_table(dataset) and account.rows_kept == 0:
-        why = "; ".join(f"{tally.count:,} {reason}" for reason, tally in account.dropped.items())
+        why = "; ".join(f"{reason} ({plural(tally.count, 'row')})" for reason, tally in account.dropped.items())
         raise UserError(f"No row of {account.rows_in:,} can be used: {why or 'there are no rows'}.")
     return prepared, account
 
