@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from align.cli.facts import needs, reduction
 from align.cli.methods_page import BEGIN, END, methods_page
 from align.objectives import DPO, IDK, INPO, KL, KTO, NLL, OBJECTIVES, RMU, HyPO, Objective, SuperHF
 from align.objectives.formulas.closed_form import closed_form, coefficient
 from align.objectives.formulas.structures import PRESETS, entailed, nearest
+from align.recipe.objective import ELSEWHERE, parse_objective
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition(BEGIN)[2].partition(END)[0]
@@ -118,6 +120,16 @@ def test_the_decision_table_names_what_exists() -> None:
         named = re.findall(r"`(\w+)", cells(row)[2])
         assert set(named) & set(OBJECTIVES), row
         assert set(named) <= known | branches | {"reference"}, row
+
+
+def test_the_list_of_losses_that_stands_for_trls_can_be_written_so() -> None:
+    section = PAGE.split("**From TRL.**")[1]
+    written = re.search(r"`objective: (\[.*?\])`", section).group(1)  # type: ignore[union-attr]
+    parts, problems = parse_objective(yaml.safe_load(written))
+    assert problems == []
+    assert [(part.name, part.weight) for part in parts] == [("dpo", 1.0), ("nll", 0.5)]
+    for theirs, ours in re.findall(r"`(\w+)` is `(\w+)`", section.split("\n")[0]):
+        assert ELSEWHERE[theirs] == ours
 
 
 def test_presets_of_logic() -> None:
