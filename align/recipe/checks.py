@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from align.objectives.base import reads_labels
+from align.objectives.base import LABELLED, MISMATCH, reads_labels
 from align.recipe.checks_online import online_checks
 from align.recipe.checks_unlearning import branches_of, objective_of, unlearning_checks
 from align.recipe.messages import Path, Problem, unknown_choice
@@ -90,9 +90,13 @@ def _streaming(raw: Mapping[str, Any]) -> list[Problem]:
 
 def _labelled(raw: Mapping[str, Any]) -> list[Problem]:
     """What an objective on labelled answers cannot have."""
-    if not reads_labels(branches_of(raw.get("objective")) or ()):
+    branches = branches_of(raw.get("objective")) or set()
+    if not reads_labels(branches):
         return []
     problems = []
+    if others := sorted(branches - {*LABELLED, MISMATCH}):
+        text = f"reads {' and '.join(others)} beside labelled answers, and no row has both; leave that part out, or "
+        problems.append(Problem(("objective",), f"{text}let its branch be desirable or undesirable."))
     for path, source in _sources(raw, "train"):
         if source.get("streaming") is True:
             text = "labels are counted and answers compared with those of other rows; set rows: 10000 instead."

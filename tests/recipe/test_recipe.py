@@ -526,6 +526,11 @@ BAD = {
         "r.yaml:4  data.train.streaming: labels are counted and answers compared with those of other rows; set "
         "rows: 10000 instead.",
     ),
+    "labels beside pairs": (
+        change(DPO_LINE, "[{name: dpo}, {name: kto}]"),
+        "r.yaml:5  objective: reads chosen and rejected beside labelled answers, and no row has both; leave that part "
+        "out, or let its branch be desirable or undesirable.",
+    ),
     "labels with log-probs": (
         change("name: dpo", "name: kto") + "reference: {rows: initial}\n",
         "r.yaml:8  reference.rows: labelled answers bring no log-probs along; remove this.",
