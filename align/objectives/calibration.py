@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Loss = Callable[[Scores, Scores | None], Terms]
 
 _SIDES = ("chosen", "rejected")
+_MOST = 10.0  # a side's gradient is made at most so many times as long, or short
 
 
 class Balance(NamedTuple):
@@ -37,7 +38,8 @@ def calibrated(loss: Loss, policy: Scores, reference: Scores | None, *, per_pair
 
     a = sqrt(r* / r), with ``per_pair`` that of the pair itself: its two sides get gradients of equal length, and the
     product of the lengths stays. Else it is made of the means of log r* and log r over past steps, and 1 in the first.
-    A pair without a ratio, such as one that a hinge has let go, stays as it is.
+    It stays between 1/10 and 10, so that a pull next to nothing does not take the other side with it. A pair without a
+    ratio, such as one that a hinge has let go, stays as it is.
     """
     import torch
 
@@ -47,7 +49,7 @@ def calibrated(loss: Loss, policy: Scores, reference: Scores | None, *, per_pair
         means = policy.running
         past = means["log_wanted"] - means["log_r"] if means else gap.new_zeros(())
         gap = past.to(gap.dtype).nan_to_num(0.0).expand_as(gap)
-    factor = torch.where(balance.known, gap, 0.0).div(2).exp()
+    factor = torch.where(balance.known, gap, 0.0).div(2).exp().clamp(1 / _MOST, _MOST)
     terms = loss(_scaled(policy, factor), reference)
     count = balance.known.to(gap).sum()
 
@@ -62,6 +64,7 @@ def calibrated(loss: Loss, policy: Scores, reference: Scores | None, *, per_pair
         "calibration/log_wanted": mean(balance.log_wanted),
         "calibration/cosine": mean(balance.cosine),
         "calibration/in_band": mean((distance < bound).to(gap)),
+        "calibration/with_ratio": (count, gap.new_full((), float(gap.numel()))),
     }
     running = {"log_r": mean(balance.log_r), "log_wanted": mean(balance.log_wanted)}
     return replace(terms, metrics={**terms.metrics, **metrics}, running=running)

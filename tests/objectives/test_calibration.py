@@ -143,10 +143,19 @@ def test_a_pair_without_a_ratio_stays_as_it_is_and_is_not_counted() -> None:
     assert (w[0].item(), down[0].item()) == (plain_w[0].item(), plain_down[0].item()) == (0.0, 0.0)
     assert w[1].item() == pytest.approx(math.sqrt(1 / 3), rel=1e-12, abs=0)
     assert terms.metrics["calibration/factor"][1].item() == 1
+    assert [value.item() for value in terms.metrics["calibration/with_ratio"]] == [1, 2]
     # one that does not pull on the rejected answer at all has none either
     alone = pulls(FlexDPO(beta_plus=0.5, beta_minus=0.0, calibrate="per_pair"))
     assert torch.equal(alone[0], pulls(FlexDPO(beta_plus=0.5, beta_minus=0.0))[0])
     assert {n.item() for _, n in alone[2].running.values()} == {0.0}
+
+
+def test_a_pull_next_to_nothing_does_not_take_the_other_side_with_it() -> None:
+    nearly_none = FlexDPO(beta_plus=0.5, beta_minus=1e-9)
+    w, down, _ = pulls(nearly_none)
+    scaled_w, scaled_down, _ = pulls(replace(nearly_none, calibrate="per_pair"))
+    torch.testing.assert_close(scaled_w, w / 10, rtol=1e-12, atol=0)
+    torch.testing.assert_close(scaled_down, down * 10, rtol=1e-12, atol=0)
 
 
 def test_the_band() -> None:
