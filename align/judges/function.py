@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from align.data.tokens.samples import Prompt
-from align.errors import UserError
+from align.errors import UserError, told
 from align.judges.judge import CompareJudge, ScoreJudge
-from align.recipe.code import load_code, told
+from align.recipe.code import load_code
 
 Function = Callable[..., Any]
 

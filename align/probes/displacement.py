@@ -17,6 +17,7 @@ from torch import Tensor
 from align.engine.reads import LogProb
 from align.engine.scores import Scores
 from align.objectives.base import FRESH, Objective, WeightedSum
+from align.objectives.own import failures_told
 from align.probes.probe_set import OTHER_ROWS
 from align.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
 
@@ -261,7 +262,8 @@ def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) 
     branches = set(bare.branches) - set(FRESH)
     if branches != {"chosen", "rejected"} or set(bare.reads()) != {LogProb()} or bare.anchors:
         return None  # it judges answers one by one, or reads what the probe does not measure
-    pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
+    with failures_told(objective):
+        pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
     names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]
     return {name.removeprefix("rewards/"): torch.stack([pair[name][0] for pair in pairs]) for name in names} or None
 

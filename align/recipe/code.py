@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.errors import UserError
+from align.errors import UserError, told
 from align.recipe.messages import did_you_mean
 
 
@@ -47,12 +47,6 @@ def load_code(
         known = [key for key, found in vars(module).items() if fits(found)]
         raise UserError(f"{attribute} {fault} in {module.__file__}.{_hint(attribute, known)}")
     return value
-
-
-def told(error: Exception) -> str:
-    """Type and text of an error of the user's code, on one line."""
-    text = " ".join(str(error).split())[:200].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _imported(name: str, base: Path | None) -> Any:

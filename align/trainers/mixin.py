@@ -29,7 +29,7 @@ from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
 from align.trainers.reference import Coverage
-from align.trainers.returned import check_terms
+from align.trainers.returned import terms_of
 from align.trainers.running import RunningMeans
 from align.trainers.start import StartReading, compare_at_start, compute_dtype
 
@@ -210,8 +210,7 @@ class AlignMixin(_Trainer):
         policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
         if self.reference_rows is not None and self.objective.needs_reference:
             reference = policy.anchored(self.reference_rows)
-        terms = self.objective(replace(policy, running=self.running.means), reference)
-        check_terms(self.objective, terms)
+        terms = terms_of(self.objective, replace(policy, running=self.running.means), reference)
         return policy, terms
 
     def completed(self, window: list[dict]) -> list[dict]:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from align.engine.scores import Scores
 from align.errors import UserError
 from align.objectives.base import Objective, Terms
+from align.objectives.own import failures_told
+
+
+def terms_of(objective: Objective, policy: Scores, reference: Scores | None) -> Terms:
+    """The terms of a micro-batch. Raises ``UserError`` where the user's code fails or returns what cannot be used."""
+    with failures_told(objective):
+        terms = objective(policy, reference)
+    check_terms(objective, terms)
+    return terms
 
 
 def check_terms(objective: Objective, terms: Any) -> None:

@@ -120,6 +120,17 @@ def test_a_loss_that_is_averaged_already_is_refused(folder: Path, capsys: pytest
     assert re.match(sentence + r" nor averaged\.\n$", capsys.readouterr().err)
 
 
+def test_a_loss_that_fails_is_told_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (folder / "my_losses.py").read_text()
+    (folder / "my_losses.py").write_text(code.replace("** 2", ".squared()"))
+    line = 1 + next(i for i, text in enumerate(code.split("\n")) if "** 2" in text)
+    assert main(["train", "own.yaml", "--allow-code"]) == 2
+    assert capsys.readouterr().err == (
+        f"The objective failed in my_losses.py, line {line}: AttributeError: 'Tensor' object has no attribute "
+        "'squared'.\n"
+    )
+
+
 def test_the_example_is_read_as_a_formula(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "my_losses:SquaredHinge", "--logic"]) == 2
     assert capsys.readouterr().err == NOT_ALLOWED + "\n"
