@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from align.objectives.base import Objective
 from align.objectives.formulas.structures import PRESETS, Structure, formulas_of, two_atom_structures
 from align.objectives.logic import Link, Logic, Probability, rho
+from align.objectives.own import failures_told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,8 @@ def _made_up(seed: int, width: float) -> Scores:
 
 def _terms(objective: Objective, policy: Scores, reference: Scores) -> list[tuple[Tensor, float]]:
     """The losses of pairs, [B], and the weight of each term."""
-    terms = objective(policy, reference if objective.needs_reference else None).losses
+    with failures_told(objective):
+        terms = objective(policy, reference if objective.needs_reference else None).losses
     # answers of a branch are equally long, so that a mean over tokens is one over each pair's
     tokens = {f"tokens:{branch}": length for branch, length in _LENGTHS.items()}
     return [(term.losses / tokens.get(term.unit, 1), term.weight) for term in terms]

@@ -131,6 +131,30 @@ def test_a_loss_that_fails_is_told_with_its_line(folder: Path, capsys: pytest.Ca
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ("def losses(", "def loss(", "SquaredHinge does not say its loss: write the method losses."),
+        (
+            "beta:",
+            "scale:",
+            "The objective failed in my_losses.py, line",
+        ),
+    ],
+)
+def test_a_class_that_lacks_something_is_told(
+    before: str, after: str, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (folder / "my_losses.py").read_text()
+    assert before in code
+    (folder / "my_losses.py").write_text(code.replace(before, after))
+    if after == "scale:":
+        (folder / "own.yaml").write_text((folder / "own.yaml").read_text().replace("beta: 0.3", "scale: 0.3"))
+    for command in (["train", "own.yaml"], ["explain", "my_losses:SquaredHinge", "--logic"]):
+        assert main([*command, "--allow-code"]) == 2
+        assert capsys.readouterr().err.startswith(sentence)
+
+
 def test_the_example_is_read_as_a_formula(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "my_losses:SquaredHinge", "--logic"]) == 2
     assert capsys.readouterr().err == NOT_ALLOWED + "\n"
