@@ -28,6 +28,7 @@ TESTED: Mapping[str, str] = {
     "packaging": "26.3",
     "nltk": "3.10.4",
     "rouge-score": "0.1.2",
+    "scikit-learn": "1.9.1",
 }
 
 # Optional ones: name to (what it is for, how to install it).
@@ -35,6 +36,10 @@ OPTIONAL: Mapping[str, tuple[str, str]] = {
     "deepspeed": ("ZeRO-2 and ZeRO-3", f"pip install '{DISTRIBUTION}[deepspeed]'"),
     "bitsandbytes": ("model.load_in: 4bit or 8bit", "pip install bitsandbytes"),
     "liger-kernel": ("train.use_liger_kernel: fused layers on a GPU", f"pip install '{DISTRIBUTION}[gpu]'"),
+    "sentence-transformers": (
+        "sentence encoders: contrast pairs, ConvexDA, RewardFusion",
+        f"pip install '{DISTRIBUTION}[encoder]'",
+    ),
     "lm_eval": ("general benchmarks", f"pip install '{DISTRIBUTION}[eval]'"),
     "tensorboard": ("train.report_to: tensorboard", "pip install tensorboard"),
 }
