@@ -29,7 +29,7 @@ def test_words_that_the_corpus_lacks_count_for_nothing():
 
 
 def test_texts_without_words_are_refused():
-    with pytest.raises(UserError, match="^The texts have no words to compare them by"):
+    with pytest.raises(UserError, match=r"^The texts have no words to compare them by"):
         load_embedder(None, ["?", "!"], say=lambda _: None)
 
 
