@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from align.rounds.trainer import RoundTrainer as RoundTrainer
     from align.trainers.hypo import HyPOTrainer as HyPOTrainer
     from align.trainers.preference import PreferenceTrainer as PreferenceTrainer
+    from align.trainers.reward import RewardModelTrainer as RewardModelTrainer
     from align.trainers.superhf import SuperHFTrainer as SuperHFTrainer
     from align.trainers.unlearn import UnlearnTrainer as UnlearnTrainer
 
@@ -28,6 +29,7 @@ _TRAINERS = {
     "HyPOTrainer": "trainers.hypo",
     "INPOTrainer": "rounds.inpo",
     "PreferenceTrainer": "trainers.preference",
+    "RewardModelTrainer": "trainers.reward",
     "RoundTrainer": "rounds.trainer",
     "SuperHFTrainer": "trainers.superhf",
     "UnlearnTrainer": "trainers.unlearn",

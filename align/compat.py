@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -21,12 +21,14 @@ import trl
 from accelerate.utils import fsdp2_prepare_model
 from packaging.version import Version
 from transformers.integrations import deepspeed as _deepspeed
-from trl import SFTConfig, SFTTrainer
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 from align.errors import UserError
 
 __all__ = [
+    "RewardConfig",
+    "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
     "fixed",
@@ -37,17 +39,20 @@ __all__ = [
     "unwrap_model_for_generation",
 ]
 
+Config: TypeAlias = SFTConfig | RewardConfig
+
 if not Version("1.14") <= Version(trl.__version__) < Version("2"):
     raise UserError(f"align needs trl>=1.14,<2 and found {trl.__version__}: pip install 'trl>=1.14,<2'.")
 for _name in ("compute_loss", "prediction_step", "log", "evaluate", "get_batch_samples", "get_train_dataloader"):
-    if not callable(getattr(SFTTrainer, _name, None)):
-        raise UserError(f"trl {trl.__version__} no longer has SFTTrainer.{_name}, which align overrides.")
+    for _kind in (SFTTrainer, RewardTrainer):
+        if not callable(getattr(_kind, _name, None)):
+            raise UserError(f"trl {trl.__version__} no longer has {_kind.__name__}.{_name}, which align overrides.")
 if not hasattr(SFTTrainer, "loss_is_scaled_for_ga"):
     raise UserError("align needs transformers>=5.19, whose Trainer lets a trainer scale its own accumulation.")
 
 
-def training_config(**kwargs: Any) -> SFTConfig:
-    """TRL's configuration with what align fixes: rows come prepared, no column is dropped, no loss is hidden.
+def training_config(kind: Any = SFTConfig, **kwargs: Any) -> Any:
+    """TRL's configuration of ``kind`` with what align fixes: rows come prepared, no column or loss is hidden.
 
     Raises:
         UserError: where transformers refuses a value.
@@ -55,21 +60,24 @@ def training_config(**kwargs: Any) -> SFTConfig:
     # newer ones call checkpointing by another name, and warn of the old one even as TRL's own default
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
-        if new in SFTConfig.__dataclass_fields__:
-            given = kwargs.pop(old, SFTConfig.__dataclass_fields__[old].default)
+        if new in kind.__dataclass_fields__:
+            given = kwargs.pop(old, kind.__dataclass_fields__[old].default)
             kwargs.setdefault(new, given)
     try:
-        return fixed(SFTConfig(**{**kwargs, "max_length": None}))
+        return fixed(kind(**{**kwargs, "max_length": None}))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"train: {error}") from error
 
 
-def fixed(config: SFTConfig) -> SFTConfig:
+def fixed(config: Any) -> Any:
     """``config`` with what align needs of it: rows come prepared, and the loss is looked at when it is logged.
 
     Transformers' filter of losses that are not finite asks the device at every micro-batch; ``Guard`` does not.
     """
-    config.dataset_kwargs = {"skip_prepare_dataset": True}
+    if isinstance(config, SFTConfig):  # a reward trainer sees by the columns that rows are prepared
+        config.dataset_kwargs = {"skip_prepare_dataset": True}
+    else:
+        config.disable_dropout = False  # an adapter's dropout stays; the model's own is switched off in any case
     config.remove_unused_columns = False
     config.logging_nan_inf_filter = False
     return config

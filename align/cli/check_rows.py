@@ -54,6 +54,7 @@ def check_rows(
     colour: bool = False,
     config: Any = None,
     ends: Collection[int] | None = None,
+    values: Sequence[str] = (),
 ) -> SetReport:
     """Findings on raw rows for an objective that scores ``branches``; ``held_out`` are rows to compare them with.
 
@@ -65,7 +66,7 @@ def check_rows(
     table = asked(as_table(rows), tokenizer, branches)
     form = recognise_dataset(table, branches)
     prepared, account = prepare_rows(
-        table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
+        table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system, values=values
     )
     assert is_table(prepared)  # as `table` is
     keys = Keys()

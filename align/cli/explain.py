@@ -39,7 +39,7 @@ def objective_entry(name: str, cls: type[Objective]) -> dict[str, Any]:
         "needs_reference": default.needs_reference,
         "anchors": list(default.anchors),
         "coupled": default.coupled,
-        "margin": default.margin,
+        "margin": default.m,
         "pulls": default.pulls,
         "needs": needs(default),
         "reduction": reduction(default),

@@ -63,5 +63,5 @@ def _pulls(objective: Objective) -> tuple[str, str]:
     cells = [f"`{raised}`", "the same" if lowered == raised else f"`{lowered}`"]
     margin = next((i for i, pull in enumerate(objective.pulls) if re.search(r"\b[ms]\b", pull)), None)
     if margin is not None:
-        cells[margin] += f"<br>`m = {objective.margin}`"
+        cells[margin] += f"<br>`m = {objective.m}`"
     return cells[0], cells[1]

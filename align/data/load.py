@@ -18,7 +18,7 @@ from align.data.tokens.prompts import prompt_rows
 from align.data.tokens.tokenize import prepare
 from align.data.tokens.unlearning import alternate_texts, forget_rows, retain_rows
 from align.errors import UserError
-from align.objectives.base import LABELLED, sources_of
+from align.objectives.base import LABELLED, ROW_VALUES, sources_of
 from align.probes.probe_set import choose_rows, labelled_pair, with_other
 
 if TYPE_CHECKING:
@@ -126,8 +126,10 @@ def held_out_rows(data: Data, recipe: Recipe) -> list[dict]:
 
 
 def digest(dataset: Dataset) -> str:
-    """Hex digest of the token columns of a prepared data set."""
+    """Hex digest of the columns of a prepared data set that reach a loss: token ids, masks, numbers of rows."""
     hasher = hashlib.sha256()
+    for name in sorted(c for c in dataset.column_names if c in ROW_VALUES):
+        hasher.update(name.encode() + np.asarray(dataset[name][:], dtype=np.float64).tobytes())
     for name in sorted(c for c in dataset.column_names if c.endswith(("_ids", "_mask"))):
         hasher.update(name.encode())
         for chunk in dataset.with_format("arrow").select_columns([name]).iter(4096):
@@ -172,4 +174,5 @@ def _prepared(
 
 
 def _limits(recipe: Recipe, source: Source) -> dict[str, Any]:
-    return {"max_length": recipe.data.max_length, "truncation": recipe.data.truncation, "system": source.system}
+    limits = {"max_length": recipe.data.max_length, "truncation": recipe.data.truncation, "system": source.system}
+    return {**limits, "values": recipe.objective_value().row_values}

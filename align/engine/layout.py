@@ -50,10 +50,11 @@ class Tree:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a data set: its trees, and its row number for reports."""
+    """One row of a data set: its trees, its row number for reports, and numbers that it brings along, by name."""
 
     trees: tuple[Tree, ...]
     row: int = -1
+    values: Mapping[str, float] = field(default_factory=dict)
 
     def tokens(self) -> int:
         return sum(tree.tokens() for tree in self.trees)
@@ -113,6 +114,7 @@ class TreeBatch:
     feeds_last: bool = False
     anchors: dict[str, Tensor] = field(default_factory=dict)  # float32 [S] by name; nan where a branch has none
     places: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)  # float32 [B] by name; nan where an example has none
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
         """The same batch with its tensors on ``device``."""
@@ -135,6 +137,7 @@ class TreeBatch:
             self.feeds_last,
             {name: move(values) for name, values in self.anchors.items()},
             {name: move(places) for name, places in self.places.items()},
+            {name: move(values) for name, values in self.values.items()},
         )
 
     def pin_memory(self) -> TreeBatch:
@@ -144,6 +147,7 @@ class TreeBatch:
         self.sequences = {name: ids.pin_memory() for name, ids in self.sequences.items()}
         self.anchors = {name: values.pin_memory() for name, values in self.anchors.items()}
         self.places = {name: places.pin_memory() for name, places in self.places.items()}
+        self.values = {name: values.pin_memory() for name, values in self.values.items()}
         return self
 
     def only(self, branches: Sequence[str]) -> TreeBatch:
@@ -155,7 +159,7 @@ class TreeBatch:
             kept = ((tree, tuple(b for b in tree.branches if b.name in branches)) for tree in example.trees)
             trees = tuple(Tree(tree.prompt, some) for tree, some in kept if some)
             if trees:
-                examples.append(Example(trees, example.row))
+                examples.append(Example(trees, example.row, example.values))
         packed = pack(examples, branches=branches, feed_last=self.feeds_last)
         return packed.to(self.targets.device, non_blocking=True)
 
@@ -236,7 +240,14 @@ def pack(examples: Sequence[Example], *, branches: Sequence[str] = (), feed_last
         feed_last,
         _anchors(laid),
         {name: torch.from_numpy(np.flatnonzero(np.isin(owner, members))) for name, members in names.items()},
+        _values(examples),
     )
+
+
+def _values(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Numbers of every example by name."""
+    names = sorted({name for example in examples for name in example.values})
+    return {name: torch.tensor([example.values.get(name, math.nan) for example in examples]) for name in names}
 
 
 def _anchors(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from align.engine.kernels.choose import GROUPED, Call, choose, kernels_differ, r
 from align.engine.kernels.kernel import Run, UnsupportedAttention, first_line
 from align.engine.kernels.segments import segments
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
+from align.engine.reads import AnyRead, LogProb, feeds_last
 from align.engine.scoring import ScoringEngine, causal_model
 from align.errors import UserError, ran_out
 
@@ -68,7 +69,7 @@ def probe(
     model.eval()
     try:
         with torch.no_grad():
-            for kernel, said in _kernels(engine, model, device, agree):
+            for kernel, said in kernels_to_try(engine, model, device, agree):
                 engine.kernel = kernel
                 reason = _leak(engine, model, device, compute_dtype)
                 # agreed before the next forward: ranks of a sharded model must run equally many
@@ -95,10 +96,17 @@ def probe(
         model.train(was_training)
 
 
-def _kernels(
-    engine: ScoringEngine, model: nn.Module, device: torch.device, agree: Callable[[bool], bool]
+def kernels_to_try(
+    engine: ScoringEngine,
+    model: nn.Module,
+    device: torch.device,
+    agree: Callable[[bool], bool],
+    reads: tuple[AnyRead, ...] = (LogProb(),),
 ) -> Iterator[tuple[Run, str | None]]:
-    """Kernels to try with the whole model, and what is to be said of them; the fastest first, then the plainest."""
+    """Kernels to try with the whole model, and what is to be said of them; the fastest first, then the plainest.
+
+    ``reads`` are any that the model has a head for.
+    """
     if not kernels_differ(device):
         yield segments, None
         return
@@ -106,7 +114,7 @@ def _kernels(
     engine.kernel = recorded(calls)
     vocabulary = causal_model(model).config.get_text_config().vocab_size
     try:
-        engine(model, pack(_examples(vocabulary, 0)).to(device))
+        engine(model, pack(_examples(vocabulary, 0), feed_last=feeds_last(reads)).to(device), reads)
     except _STUMBLES as error:  # ``_leak`` says which, unless it is no trait of the model
         if ran_out(error):
             raise

@@ -30,6 +30,7 @@ class Scores:
     anchors: Mapping[str, Tensor] = field(default_factory=dict)  # [S]: log-probs that the rows brought along, by name
     places: Mapping[str, Tensor] = field(default_factory=dict)
     running: Mapping[str, Tensor] = field(default_factory=dict)  # means over past steps, as the trainer keeps them, []
+    values: Mapping[str, Tensor] = field(default_factory=dict)  # [B]: numbers of the rows; nan where a row has none
 
     def sum(self, branch: str, read: str = "logp") -> Tensor:
         """Sum of a read over the target tokens of ``branch``, [B]; for ``logp`` in nats, EOS in, prompt out."""
@@ -56,6 +57,16 @@ class Scores:
     def of_sequence(self, sequence: Tensor | int, read: str = "logp") -> Tensor:
         """Values of a read at the target tokens of one sequence, [T_i]."""
         return self.tokens[read][self.owner == sequence]
+
+    def score(self, branch: str) -> Tensor:
+        """Scores of ``branch`` by a reward model, [B]."""
+        return self.tokens["score"][self.sequences[branch]]
+
+    def value(self, name: str, like: Tensor, *, missing: float) -> Tensor:
+        """A number of each row, [B] in the type of ``like`` [B]; ``missing`` for rows without."""
+        if name not in self.values:
+            return torch.full_like(like, missing)
+        return self.values[name].to(like.dtype).nan_to_num(nan=missing)
 
     def anchor(self, branch: str, name: str) -> Tensor:
         """Log-prob of ``branch`` under the model ``name``, as its rows bring it along; [B] in nats."""

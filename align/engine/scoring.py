@@ -20,11 +20,13 @@ from align.engine.head import HeadJob, ReferenceHead, finish_of, read_head
 from align.engine.kernels.kernel import Run
 from align.engine.kernels.segments import segments
 from align.engine.layout import TreeBatch
+from align.engine.own import own_scores
 from align.engine.reads import AnyRead, HeadGradients, Hidden, LogProb, Read, Score
 from align.engine.scores import Scores
+from align.engine.tiles import no_autocast, wide
 from align.errors import UserError
 
-Mode = Literal["tree", "padded"]
+Mode = Literal["tree", "padded", "own"]
 
 
 class ScoringJob:
@@ -71,8 +73,11 @@ def attach(model: nn.Module) -> PreTrainedModel:
     inner = causal_model(model)
     if "_align_forward" in inner.__dict__:
         return inner
-    head = _head_of(inner)
-    if not isinstance(head, nn.Linear):
+    head: Any = _head_of(inner)
+    heads: list[Any] = [head]
+    if hasattr(head, "modules_to_save"):  # PEFT trains a copy
+        heads = [head.original_module, *head.modules_to_save.values()]
+    if not all(isinstance(one, nn.Linear) for one in heads):
         raise UserError(
             f"The output head is a {type(head).__name__}, but scoring needs a plain linear layer: remove it from the "
             "adapter's target modules (lora.targets) and do not quantise it."
@@ -85,8 +90,25 @@ def attach(model: nn.Module) -> PreTrainedModel:
         use_tree_attention(inner)
     inner._align_forward = inner.forward
     inner.forward = types.MethodType(_with_scoring(type(inner)), inner)
-    head.forward = types.MethodType(_head_forward, head)  # type: ignore[method-assign]
+    for one in heads:
+        one.forward = types.MethodType(_head_forward, one)
     return inner
+
+
+def scores_answers(model: nn.Module) -> bool:
+    """Whether this is a reward model: a sequence classifier, which has no head over the vocabulary."""
+    return causal_model(model).get_output_embeddings() is None
+
+
+def packs(model: nn.Module) -> bool:
+    """Whether a reward model's head is a linear ``score`` layer over a backbone, as of every decoder of transformers.
+
+    Of any other the engine knows no more than its own forward.
+    """
+    inner = causal_model(model)
+    head: Any = getattr(inner, "score", None)
+    head = getattr(head, "original_module", head)
+    return isinstance(head, nn.Linear) and inner.base_model is not inner
 
 
 def _with_scoring(kind: Any) -> Any:
@@ -101,7 +123,11 @@ def _with_scoring(kind: Any) -> Any:
     return forward
 
 
-def _head_forward(self: nn.Linear, x: Tensor, job: HeadJob | None = None) -> Tensor:
+def _head_forward(self: nn.Linear, x: Tensor, job: HeadJob | None = None, *, exact: bool = False) -> Tensor:
+    if exact:  # a score in 16 bits has three digits, and near ties are many
+        with no_autocast(x):
+            bias = None if self.bias is None else self.bias.to(wide(x.dtype))
+            return nn.functional.linear(x.to(wide(x.dtype)), self.weight.to(wide(x.dtype)), bias)
     if job is None:
         return type(self).forward(self, x)
     return read_head(self, x, job)
@@ -143,7 +169,7 @@ def _score(model: PreTrainedModel, job: ScoringJob, **kwargs: Any) -> dict[str, 
         elif isinstance(read, Score):
             if not job.batch.feeds_last:
                 raise ValueError("a score is read at the last token of each branch: make the batch with feed_last=True")
-            out[read.name] = head(hidden[job.batch.ends])[:, 0].float().clone()
+            out[read.name] = head(hidden[job.batch.ends], exact=True)[:, 0].clone()
     if router is not None:
         out["aux_loss"] = _router_loss(model, router)
     return out
@@ -253,7 +279,8 @@ class ScoringEngine:
     """``engine(model, batch, reads) -> Scores``: one forward of the wrapped model.
 
     ``mode`` starts as ``tree`` and is set to ``padded`` when the start-up probe finds that this model cannot share
-    prompts exactly; ``kernel`` is the attention of tree mode, which the probe chooses. ``sharded`` says that parameters
+    prompts exactly, and to ``own`` where a reward model's scores come of its own forward of padded rows alone;
+    ``kernel`` is the attention of tree mode, which the probe chooses. ``sharded`` says that parameters
     live in pieces between forwards: kept weights are then copied, and the padded fallback runs in one piece so that
     ranks stay in step.
     """
@@ -281,6 +308,9 @@ class ScoringEngine:
             reference: hidden states and head of the reference, for reads that compare distributions.
             keep: also return such hidden states and head of this model, as ``Scores.head``.
         """
+        if self.mode == "own":
+            self.tokens += sum(len(tree.prompt) + len(branch.ids) for tree, branch in batch.branches())
+            return _scores({"score": own_scores(model, batch)}, batch)
         job = ScoringJob(
             batch,
             reads,
@@ -295,4 +325,11 @@ class ScoringEngine:
         self.tokens += batch.input_ids.shape[1]
         aux = out.get("aux_loss")
         tokens = {read.name: out[read.name] for read in reads}
-        return Scores(tokens, batch.owner, batch.sequences, batch.lengths, aux, job.kept, batch.anchors, batch.places)
+        return _scores(tokens, batch, aux, job.kept)
+
+
+def _scores(
+    tokens: dict[str, Tensor], batch: TreeBatch, aux: Tensor | None = None, kept: ReferenceHead | None = None
+) -> Scores:
+    addresses = (batch.owner, batch.sequences, batch.lengths)
+    return Scores(tokens, *addresses, aux, kept, batch.anchors, batch.places, values=batch.values)

@@ -14,7 +14,7 @@ from align.compat import loaded_whole
 from align.data.rows.sources import quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.models.load import DType, adapter_base, first_line, model_folder, usual_type
+from align.models.load import DType, adapter_base, check_labels, first_line, made_as, model_folder, usual_type
 from align.recipe.sections import Model
 from align.runs.models import located
 
@@ -120,12 +120,11 @@ def _check_kind(key: str, kind: Any, name: str, source: str, revision: str | Non
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    made = ", ".join(getattr(config, "architectures", None) or ())
+    made = made_as(config)
     if "SequenceClassification" not in kind.__name__:
         if "SequenceClassification" in made:
             raise UserError(f"{key}: {name} is a {made}, which scores single answers: name it as judge.reward.")
         return
     if made and "SequenceClassification" not in made:
         raise UserError(f"{key}: {name} is a {made}; a reward model is a ...ForSequenceClassification with one label.")
-    if config.num_labels != 1:
-        raise UserError(f"{key}: {name} gives {config.num_labels} numbers (num_labels); a reward model gives one.")
+    check_labels(key, name, config)

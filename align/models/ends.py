@@ -58,6 +58,34 @@ def unnamed_ends(found: Counter[int], tokenizer: PreTrainedTokenizerBase, named:
     }
 
 
+def name_pad(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Let tokenizer and model name a pad token that ends no answer, so that plain transformers scores as align does.
+
+    A classifier of transformers reads the last token that is no pad token: where EOS pads, that before EOS. Returns
+    sentences about it.
+    """
+    config = causal_model(model).config.get_text_config()
+    ends = {tokenizer.eos_token_id, turn_end(tokenizer)}
+    before, sentences = tokenizer.pad_token, []
+    if tokenizer.pad_token_id in ends:
+        named = [token for token in (tokenizer.unk_token, tokenizer.bos_token) if token is not None]
+        usable = [token for token in named if tokenizer.convert_tokens_to_ids(token) not in ends]
+        if usable:
+            tokenizer.pad_token = usable[0]
+            sentences.append(
+                f"{usable[0]} becomes the pad token of what is saved, since {before} ends answers: plain transformers "
+                "would read the score before it"
+            )
+        else:
+            sentences.append(
+                f"warning: {before} ends answers and pads, and the tokenizer has no other token to pad with: align "
+                "reads scores at the end of an answer, but plain transformers will read them one token before it. Give "
+                "the tokenizer a pad token of its own."
+            )
+    config.pad_token_id = tokenizer.pad_token_id
+    return sentences
+
+
 def name_ends(model: Any, tokenizer: PreTrainedTokenizerBase, tables: Iterable[Any]) -> list[str]:
     """Let the model's generation config name the tokens that answers end in, so that what is saved stops there.
 

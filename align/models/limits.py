@@ -73,20 +73,25 @@ def has_position_table(model: Any) -> bool:
     return False
 
 
-def skeleton(config: Any, **options: Any) -> Any:
+def skeleton(config: Any, *, reward: bool = False, **options: Any) -> Any:
     """The model of a configuration without any weights; None for an architecture that needs them to be made.
+
+    With ``reward`` it is the one with a head that scores answers.
 
     ``options`` are of ``from_config``. Raises what transformers raises for an attention that it cannot use.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     logger = logging.getLogger("transformers")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+            if reward:
+                config.num_labels = 1
+            kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+            return kind.from_config(config, trust_remote_code=False, **options)
     except (RuntimeError, NotImplementedError, TypeError):  # it computes with weights while it is being made
         return None
     finally:

@@ -79,6 +79,26 @@ def adapter_base(adapter: Path) -> str:
     return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
 
 
+def made_as(config: Any) -> str:
+    """The architectures that a checkpoint names, as text; empty where it names none."""
+    return ", ".join(getattr(config, "architectures", None) or ())
+
+
+def check_labels(key: str, name: str, config: Any) -> None:
+    """Refuse a classifier that gives several numbers. Raises UserError."""
+    if "SequenceClassification" in made_as(config) and config.num_labels != 1:
+        raise UserError(f"{key}: {name} gives {config.num_labels} numbers (num_labels); a reward model gives one.")
+
+
+def refuse_classifier(key: str, name: str, config: Any) -> None:
+    """Refuse a classifier where a language model is meant: its head over the vocabulary would be random."""
+    if "SequenceClassification" in made_as(config):
+        raise UserError(
+            f"{key}: {name} is a {made_as(config)}, which scores answers and writes none: name a language model. A "
+            "reward model is trained with objective: {name: bradley_terry} and judges as judge.reward."
+        )
+
+
 def usual_type() -> DType:
     """The type of weights where nobody asks for one: the checkpoint's own, and float32 on a CPU.
 
@@ -92,7 +112,10 @@ def _model(base: str, source: str, dtype: DType) -> Any:
 
     try:
         with quiet_hub():
-            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False, **hub_options(base))
+            options = {"dtype": dtype, "trust_remote_code": False, **hub_options(base)}
+            model = AutoModelForCausalLM.from_pretrained(base, **options)
+            refuse_classifier("model", base, model.config)
+            return model
     except (OSError, ValueError, KeyError, ImportError) as error:
         under = "" if base == source else f", which the adapter {source} was trained on,"
         raise UserError(

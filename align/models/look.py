@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from align.data.rows.sources import quiet_hub
 from align.errors import UserError
 from align.models.limits import skeleton
-from align.models.load import first_line
+from align.models.load import check_labels, first_line, refuse_classifier
 from align.models.policy import check_folders, check_train_only, lora_config, not_loaded
 from align.runs.models import hub_options, located, require_model
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align.recipe.sections import Model
 
 
-def look(section: Model, base: Path | None) -> None:
+def look(section: Model, base: Path | None, *, reward: bool = False) -> None:
     """Refuse what can be seen without weights: folders, the attention, the names in ``train_only`` and ``lora``.
 
     Raises:
@@ -31,18 +31,18 @@ def look(section: Model, base: Path | None) -> None:
     require_model(section, base)
     check_folders(section, base)
     _check_generation(section, base)
-    model = _structure(section, base)
+    model = _structure(section, base, reward)
     if model is None:
         return
     if section.train_only is not None:
         check_train_only(model, section.train_only)
-    config = lora_config(section.lora)
+    config = lora_config(section.lora, reward=reward)
     check_targets(model, config)
     if config is not None:
         _put_on(model, config)
 
 
-def _structure(section: Model, base: Path | None) -> PreTrainedModel | None:
+def _structure(section: Model, base: Path | None, reward: bool) -> PreTrainedModel | None:
     """The recipe's model without weights; see ``skeleton``."""
     name = located(section.id, base)
     attention = {} if section.attention is None else {"attn_implementation": section.attention}
@@ -52,8 +52,12 @@ def _structure(section: Model, base: Path | None) -> PreTrainedModel | None:
             config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(not_loaded(section.id, None, error)) from error
+    if reward:
+        check_labels("model.id", section.id, config)
+    else:
+        refuse_classifier("model.id", section.id, config)
     try:
-        return skeleton(config, **attention)
+        return skeleton(config, reward=reward, **attention)
     except (ImportError, ValueError) as error:
         raise UserError(not_loaded(section.id, section.attention, error)) from error
 
@@ -93,7 +97,8 @@ def check_targets(model: nn.Module, config: Any) -> None:
     targets = getattr(config, "target_modules", None)
     if targets and targets != "all-linear":
         _check_names(model, "model.lora.targets", targets)
-    if kept := getattr(config, "modules_to_save", None):
+    heads = ("classifier", "score") if getattr(config, "task_type", None) == "SEQ_CLS" else ()  # PEFT adds both
+    if kept := [name for name in getattr(config, "modules_to_save", None) or () if name not in heads]:
         _check_names(model, "model.lora.modules_to_save", kept)
 
 

@@ -11,15 +11,18 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from align.data.rows.sources import quiet_hub
 from align.engine.scoring import causal_model
 from align.errors import UserError
-from align.models.load import adapter_base, first_line, usual_type
+from align.models.load import adapter_base, first_line, refuse_classifier, usual_type
+from align.models.reward import read_reward_model
 from align.runs.models import hub_options, is_adapter, located
 
 if TYPE_CHECKING:
     from align.recipe.sections import Lora, Model
 
 
-def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
-    """Load the policy. With ``lora.adapter`` the adapter is loaded on top, and trainable.
+def load_model(section: Model, *, base: Path | None = None, reward: bool = False) -> PreTrainedModel:
+    """Load the policy, or with ``reward`` a model with a head that scores answers.
+
+    With ``lora.adapter`` the adapter is loaded on top, and trainable.
 
     Full fine-tuning keeps its weights in float32 unless the recipe names a type; under an adapter they stay in the
     checkpoint's own, on a CPU in float32.
@@ -38,7 +41,7 @@ def load_model(section: Model, *, base: Path | None = None) -> PreTrainedModel:
         options["attn_implementation"] = section.attention
     if section.load_in is not None:
         options["quantization_config"] = _quantization(section)
-    model = read_model(located(section.id, base), **options)
+    model = (read_reward_model if reward else read_model)(located(section.id, base), **options)
     if section.lora is not None and section.lora.adapter is not None:
         return _with_adapter(model, section.lora.adapter, base)
     if section.train_only is not None:
@@ -63,6 +66,7 @@ def read_model(name: str, **options: Any) -> PreTrainedModel:
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(not_loaded(name, options.get("attn_implementation"), error)) from error
+    refuse_classifier("model.id", name, model.config)
     if getattr(model, "_hf_peft_config_loaded", False):  # of a Hub id, only loading tells
         raise UserError(_adapter_sentence(name, model.config._name_or_path))
     return model
@@ -125,7 +129,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
 
     name = located(adapter, base)
     head, embedding = (type(part) for part in (model.get_output_embeddings(), model.get_input_embeddings()))
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = getattr(model.get_output_embeddings(), "weight", None) is model.get_input_embeddings().weight
     try:
         with quiet_hub():
             adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
@@ -161,8 +165,8 @@ def check_train_only(model: PreTrainedModel, parts: list[str]) -> None:
         )
 
 
-def lora_config(lora: Lora | None) -> Any:
-    """PEFT's configuration of a fresh adapter, or None."""
+def lora_config(lora: Lora | None, *, reward: bool = False) -> Any:
+    """PEFT's configuration of a fresh adapter, or None. That of a ``reward`` model trains the head in full."""
     if lora is None or lora.adapter is not None:
         return None
     from peft import LoraConfig
@@ -173,7 +177,7 @@ def lora_config(lora: Lora | None) -> Any:
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         modules_to_save=list(lora.modules_to_save) or None,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
     )
 
 

@@ -11,6 +11,7 @@ from align.objectives.base import Term as Term
 from align.objectives.base import Terms as Terms
 from align.objectives.base import WeightedSum as WeightedSum
 from align.objectives.bco_pair import BCOPair as BCOPair
+from align.objectives.bradley_terry import BradleyTerry as BradleyTerry
 from align.objectives.cpo import CPO as CPO
 from align.objectives.dco import DCO as DCO
 from align.objectives.discopop import DiscoPOP as DiscoPOP

@@ -28,7 +28,7 @@ class APODown(Referenced):
         "When the model already writes better than the chosen answers: both get less likely, the rejected ones more so."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = (
         "beta * s * (1 - s) - beta * sigmoid(beta * d_w) * sigmoid(-beta * d_w)",
         "beta * s * (1 - s)",

@@ -27,7 +27,7 @@ class APOZero(Referenced):
         "rejected ones, each to a limit of its own."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = (
         "beta * sigmoid(beta * d_w) * sigmoid(-beta * d_w)",
         "beta * sigmoid(beta * d_l) * sigmoid(-beta * d_l)",

@@ -64,8 +64,8 @@ class Objective:
     when: ClassVar[str] = ""  # when to use it, one or two sentences
 
     @property
-    def margin(self) -> str:
-        """What ``m`` stands for in ``pulls``; a class writes ``margin: ClassVar = "..."``."""
+    def m(self) -> str:
+        """What ``m`` stands for in ``pulls``; a class writes ``m: ClassVar = "..."``."""
         return ""
 
     @property
@@ -88,6 +88,18 @@ class Objective:
     def branches(self) -> tuple[str, ...]:
         """Branches of a row that must be scored."""
         return ("chosen", "rejected")
+
+    @property
+    def row_values(self) -> tuple[str, ...]:
+        """Numbers of a row that are used where it has a column of that name; see ``Scores.value``."""
+        return ()
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether it reads the scores of a reward model, which has no log-probs."""
+        from align.engine.reads import Score
+
+        return Score() in self.reads()
 
     @property
     def needs_reference(self) -> bool:
@@ -163,6 +175,10 @@ class WeightedSum(Objective):
     @property
     def branches(self) -> tuple[str, ...]:
         return _unique(b for o, _ in self.parts for b in o.branches)
+
+    @property
+    def row_values(self) -> tuple[str, ...]:
+        return _unique(v for o, _ in self.parts for v in o.row_values)
 
     @property
     def needs_reference(self) -> bool:
@@ -273,6 +289,7 @@ def _wins(margin: Tensor) -> Tensor:
     return ((margin > 0).float() + 0.5 * (margin == 0).float()).sum()
 
 
+ROW_VALUES = ("preference", "margin")  # numbers of a row that an objective may read
 LABELLED = ("desirable", "undesirable")  # branches of which a row has one: its completion, by its label
 MISMATCH = "mismatch"  # beside them: the completion of a row with another prompt
 FRESH = ("sample", "survivor")  # branches that are drawn from the policy while it trains: rows have no columns for them

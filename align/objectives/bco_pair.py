@@ -30,7 +30,7 @@ class BCOPair(Referenced):
         "above, and the chosen answer is pulled up by itself, however far down the rejected one is."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = ("beta * sigmoid(-beta * d_w)", "beta * sigmoid(beta * d_l)")
 
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1

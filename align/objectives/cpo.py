@@ -56,7 +56,7 @@ class CPO(Pairwise):
         _smoothes(self.label_smoothing, self.form)
 
     @property
-    def margin(self) -> str:
+    def m(self) -> str:
         return "l_w / T_w - l_l / T_l" if self.form == "ipo" else "beta * (l_w - l_l)"
 
     @property

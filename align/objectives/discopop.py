@@ -30,7 +30,7 @@ class DiscoPOP(Diverging):
         "is not convex: at tau 0.05 margins from -0.12 to 0.07 are pushed down, and all pairs start at 0."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = (
         "beta * (sigmoid(-m / discopop_tau) * s + sigmoid(m / discopop_tau) * exp(-m) + sigmoid(m / discopop_tau) "
         "* sigmoid(-m / discopop_tau) / discopop_tau * (log(1 + exp(-m)) - exp(-m)))",

@@ -48,7 +48,7 @@ class DPO(Diverging):
     ] = 0.0
 
     @property
-    def margin(self) -> str:
+    def m(self) -> str:
         penalty = " + dpop_lambda * (d_w < 0) * d_w" if self.dpop_lambda else ""
         return f"beta * (d_w - d_l{penalty})" + (" + length_alpha * (T_w - T_l)" if self.length_alpha else "")
 

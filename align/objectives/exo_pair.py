@@ -34,7 +34,7 @@ class EXOPair(Diverging):
         "The margin has a finite target, log((1 - e) / e), and pairs far on the wrong side hardly pull."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = (
         "beta * s * (1 - s) * (log((1 - label_smoothing) / label_smoothing) - m)",
         "beta * s * (1 - s) * (log((1 - label_smoothing) / label_smoothing) - m)",

@@ -37,7 +37,7 @@ class FlexDPO(Diverging):
         "beta_plus and lower beta_minus a little; much lower turns it into imitation of the chosen answers."
     )
 
-    margin: ClassVar = "beta_plus * d_w - beta_minus * d_l"
+    m: ClassVar = "beta_plus * d_w - beta_minus * d_l"
     pulls: ClassVar = ("beta_plus * s", "beta_minus * s")
 
     beta_plus: Annotated[float, Field(gt=0, description="scale of the chosen answer's log-ratio")] = 0.1

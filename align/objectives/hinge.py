@@ -24,7 +24,7 @@ class Hinge(Diverging):
     equation: ClassVar = "loss = max(0, 1 - beta (d_w - d_l)) with d = log pi(y|x) - log pi_ref(y|x)"
     when: ClassVar = "When pairs that are already well separated should no longer move the model."
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = ("beta * (m < 1)", "beta * (m < 1)")
 
     beta: Annotated[float, Field(gt=0, description="reciprocal of the margin, in nats, that is asked for")] = 0.1

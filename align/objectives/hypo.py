@@ -30,7 +30,7 @@ class HyPO(Pairwise):
         "the answers that it would give itself. Costs sampling at every step."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = ("beta * (s - label_smoothing)", "beta * (s - label_smoothing)")  # samples apart
 
     beta: Annotated[float, Field(gt=0, description="DPO's: larger stays closer to the reference on the pairs")] = 0.1

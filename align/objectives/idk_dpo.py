@@ -29,7 +29,7 @@ class IdkDPO(Objective):
         "model made up itself (AltPO). With refusals it tends to refuse retained questions as well."
     )
 
-    margin: ClassVar = "beta * (d_a - d_f)"
+    m: ClassVar = "beta * (d_a - d_f)"
     pulls: ClassVar = ("2 * s", "2 * s")
 
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1

@@ -46,7 +46,7 @@ class INPO(Pairwise):
         "other beats, held near the initial one by tau."
     )
 
-    margin: ClassVar = "(l_w - l_l) - tau_ratio * (a_w - a_l) - (1 - tau_ratio) * (b_w - b_l)"
+    m: ClassVar = "(l_w - l_l) - tau_ratio * (a_w - a_l) - (1 - tau_ratio) * (b_w - b_l)"
     pulls: ClassVar = ("2 * (1 / (2 * eta) - m)", "2 * (1 / (2 * eta) - m)")
 
     eta: Annotated[float, Field(gt=0, description="the target margin is 1/(2 eta) nats; smaller goes further")] = 0.005

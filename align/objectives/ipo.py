@@ -35,7 +35,7 @@ class IPO(Diverging):
     )
 
     @property
-    def margin(self) -> str:
+    def m(self) -> str:
         return "d_w / T_w - d_l / T_l" if self.own_scales else "d_w - d_l"
 
     @property

@@ -30,7 +30,7 @@ class KTOForget(Objective):
     )
     when: ClassVar = "As a baseline beside npo, which is the logsigmoid form with z = 0. Alternates only set its scale."
 
-    margin: ClassVar = "mean(d_a) - beta * d_f"
+    m: ClassVar = "mean(d_a) - beta * d_f"
 
     form: Annotated[Literal["logsigmoid", "sigmoid"], Field(description="which of the two released losses")] = (
         "logsigmoid"

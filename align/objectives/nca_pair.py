@@ -30,7 +30,7 @@ class NCAPair(Referenced):
         "whatever the rejected answer does."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = ("beta * (1 - 1.5 * sigmoid(beta * d_w))", "beta * 0.5 * sigmoid(beta * d_l)")
 
     beta: Annotated[float, Field(gt=0, description="larger stays closer to the reference")] = 0.1

@@ -28,7 +28,7 @@ class NPO(Objective):
         "on the branch retain to hold the rest up."
     )
 
-    margin: ClassVar = "-beta * d_f"
+    m: ClassVar = "-beta * d_f"
     pulls: ClassVar = ("0", "2 * s")
 
     beta: Annotated[float, Field(gt=0, description="larger stops sooner; towards 0 it is gradient ascent")] = 0.1

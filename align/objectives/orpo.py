@@ -31,7 +31,7 @@ class ORPO(Pairwise):
         "Most of its pull is likelihood, so the chosen answers are imitated."
     )
 
-    margin: ClassVar = "l_w / T_w - log(1 - exp(l_w / T_w)) - l_l / T_l + log(1 - exp(l_l / T_l))"
+    m: ClassVar = "l_w / T_w - log(1 - exp(l_w / T_w)) - l_l / T_l + log(1 - exp(l_l / T_l))"
 
     beta: Annotated[float, Field(gt=0, description="weight of the odds ratio's loss")] = 0.1
     positions: Annotated[

@@ -30,7 +30,7 @@ class Robust(Diverging):
         "are far apart, and the loss has no lower bound; dpo with label_smoothing stops at a finite margin instead."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = (
         "beta * ((1 - label_smoothing) * s + label_smoothing * (1 - s)) / (1 - 2 * label_smoothing)",
         "beta * ((1 - label_smoothing) * s + label_smoothing * (1 - s)) / (1 - 2 * label_smoothing)",

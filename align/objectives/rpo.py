@@ -34,7 +34,7 @@ class RPO(Pairwise):
         "of poor quality it teaches them."
     )
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
 
     preset: Annotated[
         Literal["handbook", "openrlhf"], Field(description="which released normalisation of the SFT term")

@@ -32,7 +32,7 @@ class SigmoidNorm(Diverging):
         "larger than DPO's by about an answer's length (its authors: 5)."
     )
 
-    margin: ClassVar = "beta * (d_w / T_w - d_l / T_l)"
+    m: ClassVar = "beta * (d_w / T_w - d_l / T_l)"
     pulls: ClassVar = ("beta * s / T_w", "beta * s / T_l")
 
     beta: Annotated[float, Field(gt=0, description="scale of the mean log-ratio; TRL's default is 0.1")] = 5.0

@@ -25,7 +25,7 @@ class SimNPO(Objective):
         "nll on retain with weight 1 (TOFU forget10; forget05: beta 2.5, weight 0.1375)."
     )
 
-    margin: ClassVar = "-beta * (l_f / T_f + delta)"
+    m: ClassVar = "-beta * (l_f / T_f + delta)"
     pulls: ClassVar = ("0", "2 * s / T_f")
 
     beta: Annotated[float, Field(gt=0, description="scale of the mean log-prob; authors use 2.5 to 4.5")] = 4.5

@@ -41,7 +41,7 @@ class SimPO(Pairwise):
     ] = 0.0
 
     @property
-    def margin(self) -> str:
+    def m(self) -> str:
         if not self.alpha:
             return "beta * (l_w / T_w - l_l / T_l) - gamma"
         return "beta * (exp(-alpha * l_l / T_l) - exp(-alpha * l_w / T_w)) / alpha - gamma"

@@ -31,7 +31,7 @@ class SPPOHard(Referenced):
         "own, so it is raised and not only set apart from the rejected one."
     )
 
-    margin: ClassVar = "d_w - d_l"
+    m: ClassVar = "d_w - d_l"
     pulls: ClassVar = ("2 * (1 / (2 * beta) - d_w)", "2 * (1 / (2 * beta) + d_l)")
 
     beta: Annotated[float, Field(gt=0, description="targets are plus and minus 1/(2 beta) nats")] = 0.1

@@ -37,7 +37,7 @@ from align.recipe.train_keys import LAYERS, OURS, check_train, spelled, train_ke
 from align.recipe.yaml import Document, override, parse, refusal
 
 if TYPE_CHECKING:
-    from align.compat import SFTConfig
+    from align.compat import Config
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 _MISSING = {
@@ -178,12 +178,12 @@ class Recipe(Section):
         )
         return {**defaults, **self.train}
 
-    def training_arguments(self, output_dir: str | Path | None = None, **extra: Any) -> SFTConfig:
+    def training_arguments(self, output_dir: str | Path | None = None, **extra: Any) -> Config:
         """TRL's configuration of this run: our defaults, then the ``train`` section, then ``extra``.
 
         Imports torch. Raises UserError where this machine has no device for a precision, or transformers refuses.
         """
-        from align.compat import training_config
+        from align.compat import RewardConfig, SFTConfig, training_config
 
         given = {key: value for key, value in self.train_values().items() if key not in OURS}
         arguments = {"seed": self.seed, "run_name": self.name, **given, **extra}
@@ -192,7 +192,7 @@ class Recipe(Section):
         if problem := precision_problem(arguments):
             raise UserError(f"{where}  {problem}")
         try:
-            return training_config(**arguments)
+            return training_config(RewardConfig if self.objective_value().scores_answers else SFTConfig, **arguments)
         except (UserError, ValueError, TypeError, KeyError, ImportError) as error:
             what = str(error).strip().removeprefix("train: ").split("\n")[0]
             raise UserError(f"{where}  train: transformers refuses these settings: {what}") from error

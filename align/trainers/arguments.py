@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments, get_scheduler
 
-from align.compat import SFTConfig, SFTTrainer, fixed, training_config
+from align.compat import Config, RewardConfig, SFTConfig, SFTTrainer, fixed, training_config
 from align.errors import UserError
 from align.objectives.base import Objective
 
@@ -30,21 +30,29 @@ def check_kinds(objective: Any, *datasets: Any) -> None:
             )
 
 
-def trl_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
-    """TRL's arguments; ours where none are given. Raises UserError for a configuration with a loss of its own."""
+def trl_arguments(args: TrainingArguments | None, model: Any, kind: type[Config] = SFTConfig) -> Any:
+    """TRL's arguments, one of ``kind``; ours where none are given.
+
+    Raises UserError for a configuration with a loss of its own.
+    """
     if args is None:
         name = model if isinstance(model, str) else model.config._name_or_path
         wide = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return training_config(output_dir=f"{Path(name).name or 'model'}-align", bf16=wide, report_to="none")
-    if isinstance(args, SFTConfig):
+        return training_config(kind, output_dir=f"{Path(name).name or 'model'}-align", bf16=wide, report_to="none")
+    if getattr(args, "center_rewards_coefficient", None) is not None:
+        raise UserError(
+            "args has a center_rewards_coefficient; give it to the loss: objective=BradleyTerry(center=0.01)."
+        )
+    if isinstance(args, kind):
         return fixed(copy.copy(args))  # the caller may build a second trainer from it
-    if hasattr(args, "beta") or hasattr(args, "loss_type"):
+    if hasattr(args, "beta") or (hasattr(args, "loss_type") and not isinstance(args, SFTConfig)):
         raise UserError(
             f"args is a {type(args).__name__}, which holds a loss of its own. Pass transformers.TrainingArguments or "
             "trl.SFTConfig, and the loss as objective=, for example objective=DPO(beta=0.1)."
         )
     values = {k: v for k, v in args.to_dict().items() if not (isinstance(v, str) and v.startswith("<"))}
-    return training_config(**values)
+    others = {*SFTConfig.__dataclass_fields__, *RewardConfig.__dataclass_fields__} - set(kind.__dataclass_fields__)
+    return training_config(kind, **{key: value for key, value in values.items() if key not in others})
 
 
 def _check_optimizer(args: SFTConfig) -> None:
@@ -143,7 +151,7 @@ def refuse(args: SFTConfig, peft_config: Any = None) -> None:
             "use_liger_kernel in args would let TRL change the model a second time, and its loss. Leave it out there "
             "and give the trainer layers=Layers(use_liger_kernel=True); in a recipe it is train.use_liger_kernel."
         )
-    if args.packing or args.padding_free:
+    if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise UserError(
             "packing and padding_free are TRL's; rows are always packed here, without padding. Leave them out."
         )

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from align.compat import SFTConfig, SFTTrainer
-from align.data.batches.collator import TreeCollator
-from align.data.batches.lengths import rows_with
-from align.data.batches.packing import Order, packs_for_budget
-from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
-from align.data.tokens.tokenize import prepare
-from align.engine.reads import feeds_last
-from align.engine.scoring import ScoringEngine, attach
-from align.errors import UserError
+from align.compat import SFTTrainer
+from align.data.batches.packing import Order
+from align.engine.scoring import attach
 from align.models.ends import name_ends
-from align.models.limits import refuse_beyond
-from align.objectives.base import Objective, sources_of
-from align.recipe.template_arguments import dated
+from align.objectives.base import Objective
 from align.reference.policy import ReferencePolicy, Strategy
-from align.reference.rows import check_anchors
 from align.reference.sync import SyncReference
-from align.report.card import CardFacts, model_card
-from align.runs.directory import write_atomically
-from align.runs.launch import check_launch
 from align.runs.quiet import silent
-from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
-from align.trainers.guard import Guard
-from align.trainers.layers import Layers, compile_wanted, fuse_layers
-from align.trainers.mixin import AlignMixin, order_seed
-from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
+from align.trainers.layers import Layers, compile_wanted
 from align.trainers.reference import Kept, keep_reference
-from align.versions import installed
-
-Data = Dataset | IterableDataset
+from align.trainers.tree import Data, TreeTrainer
 
 
-class AlignTrainer(AlignMixin, SFTTrainer):
+class AlignTrainer(TreeTrainer, SFTTrainer):
     """Trains ``model`` on an objective over branches of prompts.
 
     ``model``, ``args``, ``train_dataset``, ``eval_dataset``, ``processing_class``, ``peft_config``, ``callbacks`` and
@@ -79,7 +52,6 @@ class AlignTrainer(AlignMixin, SFTTrainer):
     """
 
     digest: str | None  # of the reference, where one is kept
-    _tag_names: ClassVar = ["trl", "align"]
     stores_reference: ClassVar = True  # whether rows come back, so that keeping their log-probs on disk is of use
 
     def __init__(
@@ -105,55 +77,40 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         layers: Layers | None = None,
         template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        check_kinds(objective, train_dataset, eval_dataset)
-        args = trl_arguments(args, model)
-        refuse(args, peft_config)
-        check_launch(args)
-        set_seed(args.seed)
-        model = load(model, args, peft_config)
-        processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
-        switch_dropout_off(model)
-        self.objective, self.order, self.reference_rows = objective, order, reference_rows
-        collator = self.make_collator()
-        say = print if args.process_index == 0 else silent
-        _give_arguments(processing_class, template_arguments, say)
-        how = (processing_class, order_seed(args), say)
-        limits = {"max_length": max_length, "truncation": truncation}
-        train_dataset, eval_dataset = (self._ready_rows(d, *how, **limits) for d in (train_dataset, eval_dataset))
-        self._check_rows(model, collator, *self.tables(train_dataset), *self.tables(eval_dataset))
-        self._check_balance(train_dataset, say)
-        self.token_budget = max_tokens_per_microbatch
-        self._set_step(args, train_dataset, collator)
         layers = layers or Layers()
-        fuse_layers(model, args, layers, say)  # before the reference is copied, so that both compute alike
+        self.reference_rows = reference_rows
+        ready = self.make_ready(
+            model,
+            objective,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            max_length=max_length,
+            truncation=truncation,
+            order=order,
+            max_tokens_per_microbatch=max_tokens_per_microbatch,
+            layers=layers,
+            template_arguments=template_arguments,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
         kept, self.digest = None, None
         if objective.needs_reference and reference_rows is None:
             # what moves, and rows that never come back, are not worth keeping on disk
             kept_in = store_dir if self.stores_reference and reference_sync is None else None
-            kept = keep_reference(objective, model, args, reference, kept_in, peft_config, train_dataset, eval_dataset)
+            data = (ready["train_dataset"], ready["eval_dataset"])
+            kept = keep_reference(objective, ready["model"], ready["args"], reference, kept_in, peft_config, *data)
             self.digest, self.coverage = kept.digest, kept.coverage
-
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-        )
-        check_trained(self.model)
-        self.ends = name_ends(self.model, processing_class, self.tables(train_dataset))
-        check_launch(self.accelerator)
-        leave_outputs_wide(self.accelerator)
+        super().__init__(**ready)
+        self.check_ready()
+        self.ends = name_ends(self.model, ready["processing_class"], self.tables(ready["train_dataset"]))
         attach(self.model)
+        say = print if self.args.process_index == 0 else silent
         compile_wanted(layers, self.model, kept and kept.model, self._sharded(), say)
-        self.engine = ScoringEngine(sharded=self._sharded())
+        self.get_started()
         self.reference = kept and self._policy_at_start(kept, moves=reference_sync is not None)
-        self._start()
-        self.add_callback(Guard(self))
         if reference_sync is not None:
             self.add_callback(SyncReference(self, *reference_sync))
 
@@ -162,93 +119,3 @@ class AlignTrainer(AlignMixin, SFTTrainer):
         branches = self.objective.reference_branches
         options = {"complete": kept.complete, "moves": moves}
         return ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store, **options)
-
-    def _check_rows(self, model: PreTrainedModel, collator: TreeCollator, *tables: Data) -> None:
-        """Raises UserError for rows that the model cannot read, or that lack what the objective reads of them."""
-        for rows in tables:
-            refuse_beyond(model, rows, sources_of(self.objective.branches))
-            check_positions(model, rows, collator)
-            check_anchors(self.objective, self.reference_rows, rows)
-
-    def _check_balance(self, rows: Data, say: Callable[[str], Any]) -> None:
-        """Say what is wrong with how often the rows of an epoch have each branch."""
-        branches = sources_of(self.objective.branches)
-        if not isinstance(rows, Dataset) or not {f"{name}_ids" for name in branches} <= set(rows.column_names):
-            return
-        epoch = self.order(0) if self.order else slice(None)
-        if found := self.objective.balance({name: int(rows_with(rows, name)[epoch].sum()) for name in branches}):
-            say(f"warning: {found}")
-
-    def make_collator(self) -> TreeCollator:
-        """What turns prepared rows into batches."""
-        return TreeCollator(self.objective.branches, feed_last=feeds_last(self.objective.reads()))
-
-    def prepared(self, data: Data, tokenizer: Any, seed: int, say: Callable[[str], Any], **limits: Any) -> Data:
-        """Prepared rows as they are, raw ones tokenised with a word on what became of them."""
-        columns = data.column_names or list(next(iter(data)))
-        branches = sources_of(self.objective.branches)
-        if all(f"{name}_ids" in columns for name in branches):
-            return data
-        rows, account = prepare(data, tokenizer, branches, **limits)
-        for sentence in account.summary():
-            say(sentence)
-        return rows
-
-    def _ready_rows(self, data: Any, *how: Any, **limits: Any) -> Any:
-        """``prepared`` of every table in ``data``."""
-        if data is None or isinstance(data, dict):
-            return data and {name: self._ready_rows(part, *how, **limits) for name, part in data.items()}
-        return self.prepared(data, *how, **limits)
-
-    def tables(self, data: Any) -> list[Data]:
-        """Every table of prepared rows that ``data`` stands for."""
-        return list(data.values()) if isinstance(data, dict) else [] if data is None else [data]
-
-    def _set_step(self, args: SFTConfig, train_dataset: Any, collator: TreeCollator) -> None:
-        """Fix the examples of an optimizer step, and with a token budget the number of micro-batches that it takes."""
-        world = args.world_size
-        self.step_examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        check_steps(args, train_dataset, self.step_examples)
-        if self.token_budget is None:
-            return
-        if not hasattr(train_dataset, "__len__"):
-            raise UserError("train.max_tokens_per_microbatch needs data of known size; with streaming, leave it out.")
-        _, lengths, order = self.training_rows(train_dataset, collator, args)
-        steps_per_epoch = max(1, len(order(0)) // self.step_examples)
-        epochs = math.ceil(args.num_train_epochs if args.max_steps < 0 else args.max_steps / steps_per_epoch)
-        packs = packs_for_budget(lengths, self.step_examples, order, epochs, self.token_budget, world)
-        args.gradient_accumulation_steps = packs // world
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None, verdict: Sequence[str] = ()
-    ) -> None:
-        """Write ``README.md`` of the output directory; called by the Trainer at every checkpoint."""
-        if not self.is_world_process_zero():
-            return
-        base = self.model.config._name_or_path
-        shown = ("learning_rate", "lr_scheduler_type", "warmup_steps", "seed")
-        done = {"steps": self.state.global_step, "epochs": round(self.state.epoch or 0, 2)}
-        facts = CardFacts(
-            model_name or Path(self.args.output_dir).name,
-            self.objective,
-            base_model=None if not base or Path(base).exists() else base,
-            adapter=hasattr(self.model, "peft_config"),
-            data=[str(dataset_name)] if dataset_name else [],
-            settings={**done, "examples per step": self.step_examples, **{k: getattr(self.args, k) for k in shown}},
-            versions={name: installed(name) for name in ("torch", "transformers", "trl", "peft")},
-            verdict=verdict,
-            tags=tuple(self._tag_names) + tuple([tags] if isinstance(tags, str) else tags or ()),
-        )
-        write_atomically(Path(self.args.output_dir) / "README.md", model_card(facts))
-
-    def _sharded(self) -> bool:
-        kind = self.accelerator.distributed_type
-        return kind == "FSDP" or (kind == "DEEPSPEED" and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
-
-
-def _give_arguments(tokenizer: Any, arguments: Mapping[str, Any] | None, say: Callable[[str], Any]) -> None:
-    """Let the tokenizer hold the template arguments of this run, or those that it was saved with."""
-    if arguments is not None or not kept_arguments(tokenizer):
-        keep_arguments(tokenizer, dated(arguments or {}))
-    for sentence in unused_arguments(tokenizer, arguments or {}):
-        say(f"warning: {sentence}")

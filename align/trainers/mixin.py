@@ -15,8 +15,9 @@ from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import row_lengths
 from align.data.batches.packing import Order, shuffled
 from align.engine.layout import TreeBatch
-from align.engine.probe import probe
-from align.engine.reads import Hidden
+from align.engine.probe import kernels_to_try, probe
+from align.engine.reads import Hidden, Score
+from align.engine.score_probe import probe_scores
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
 from align.errors import Stopped
@@ -140,7 +141,8 @@ class AlignMixin(_Trainer):
             batch = inputs["tree"].to(self.args.device)
             self.get_ready(model, batch)
             missing = self.needs_reference_pass([batch])
-            _, terms = self.score(model, batch, compute_reference=missing[0])
+            policy, terms = self.score(model, batch, compute_reference=missing[0])
+            self.look_at(policy)
         self._eval_meter.add(terms.metrics)
         for i, term in enumerate(terms.losses):
             total = term.weight * term.losses.sum()
@@ -213,6 +215,9 @@ class AlignMixin(_Trainer):
         terms = terms_of(self.objective, replace(policy, running=self.running.means), reference)
         return policy, terms
 
+    def look_at(self, policy: Scores) -> None:
+        """What a trainer adds up of the scores of an evaluation, beside the objective's metrics."""
+
     def completed(self, window: list[dict]) -> list[dict]:
         """The micro-batches of one optimizer step, with what can only be added now that the policy is known."""
         return window
@@ -264,9 +269,13 @@ class AlignMixin(_Trainer):
             return self.sum_over_ranks(torch.tensor([float(not flag)], device=self.args.device)).item() == 0
 
         # a model that nobody has wrapped yet computes in another type than it will be trained in
+        how = (self.engine, model, self.args.device, agree)
         with self.accelerator.autocast():
-            result = probe(self.engine, model, self.args.device, agree, compute_dtype(self))
-        self.say(result.sentence())
+            if self.objective.scores_answers:
+                found = probe_scores(*how, compute_dtype(self), kernels_to_try(*how, (Score(),)))
+                self.say(f"scoring: {found.sentence()}")
+            else:
+                self.say(probe(*how, compute_dtype(self)).sentence())
         if self.reference is not None and (sentence := self.reference.prepare(self.accelerator)):
             self.say(sentence)
 

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from align.compat import SFTConfig
+from align.compat import Config
 from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import longest_sequence
 from align.errors import UserError
 from align.models.look import check_targets
 from align.models.policy import read_model
+from align.models.reward import check_classifier, read_reward_model
 from align.runs.models import located
 
 _LOAD_ADAPTER = (
@@ -25,12 +26,20 @@ _LOAD_ADAPTER = (
 _NOISE = ("dropout", "_pdrop", "layerdrop", "jitter_noise")
 
 
-def load(model: Any, args: SFTConfig, peft_config: Any) -> Any:
+def load(model: Any, args: Config, peft_config: Any, *, reward: bool = False) -> Any:
     """The model itself, or the one that a name stands for. Raises UserError where it cannot take the adapter."""
     if isinstance(model, str):
         options = {"dtype": "float32", **(args.model_init_kwargs or {})}
         args.model_init_kwargs = None
-        model = read_model(located(model, None), **options)
+        model = (read_reward_model if reward else read_model)(located(model, None), **options)
+    if reward:
+        check_classifier(model)
+        kind = getattr(peft_config, "task_type", None)
+        if peft_config is not None and kind != "SEQ_CLS":
+            raise UserError(
+                f"peft_config has the task_type {getattr(kind, 'value', kind)}, with which the head that scores would "
+                "not be trained: set task_type='SEQ_CLS'."
+            )
     check_targets(model, peft_config)
     return model
 
@@ -83,7 +92,7 @@ def switch_dropout_off(model: nn.Module) -> int:
     return changed
 
 
-def compute_type(args: SFTConfig, model: PreTrainedModel) -> str:
+def compute_type(args: Config, model: PreTrainedModel) -> str:
     """What forwards compute in: the arguments' mixed precision, else the launcher's, else the weights' own type."""
     mixed = "bf16" if args.bf16 else "fp16" if args.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(model.dtype).removeprefix("torch."))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from align.data.load import held_out_rows, load_data
 from align.data.tokens.arguments import kept_arguments, unused_arguments
@@ -34,6 +34,7 @@ from align.trainers.collapse import Collapse
 from align.trainers.evaluation import FOLDER, Evaluation, Suite
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.layers import Layers
+from align.trainers.reward import RewardModelTrainer
 from align.trainers.superhf import SuperHFTrainer
 from align.trainers.unlearn import UnlearnTrainer
 from align.trainers.watch import Watch
@@ -79,7 +80,8 @@ def run(
     quieten(main)
     say = echo if main else silent
 
-    _look(recipe, say)
+    reward = objective.scores_answers
+    _look(recipe, reward, say)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=_arguments(recipe, directory, args, resume))
     for sentence in unused_arguments(tokenizer, recipe.data.template_arguments):
         say(f"warning: {sentence}")
@@ -89,8 +91,9 @@ def run(
     # before the model: a retain model is measured and gone by then
     suite = _suite(recipe, directory, tokenizer, make_suite, say)
     judge = _scoring_judge(recipe, args, allow_code, say)
-    lora = lora_config(recipe.model.lora)
-    model = load_model(recipe.model, base=recipe.base)
+    lora = lora_config(recipe.model.lora, reward=reward)
+    set_seed(recipe.seed)  # a reward model's new head is drawn
+    model = load_model(recipe.model, base=recipe.base, reward=reward)
     trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge)
     if resume and directory.lock["reference"] != trainer.digest:
         raise UserError(
@@ -138,9 +141,9 @@ def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool)
     return World.of(args).shared(kept or dated(recipe.data.template_arguments))
 
 
-def _look(recipe: Recipe, say: Callable[[str], Any]) -> None:
+def _look(recipe: Recipe, reward: bool, say: Callable[[str], Any]) -> None:
     """Refuse what can be seen of the model before its weights are read."""
-    look(recipe.model, recipe.base)
+    look(recipe.model, recipe.base, reward=reward)
     if note := adapter_note(recipe.model, recipe.base):
         say(note)
 
@@ -151,6 +154,17 @@ def _trainer(
     """The trainer that goes with the rows."""
     kind: Any = AlignTrainer
     own: dict[str, Any] = {}
+    shared: dict[str, Any] = {
+        "train_dataset": data.train,
+        "eval_dataset": data.held_out,
+        "processing_class": tokenizer,
+        "peft_config": lora,
+        "order": data.order,
+        "max_tokens_per_microbatch": recipe.max_tokens_per_microbatch,
+        "layers": Layers(**recipe.layers),
+    }
+    if objective.scores_answers:
+        return RewardModelTrainer(model, objective, args, **shared)
     if recipe.data.forget:
         kind = UnlearnTrainer
         own = {"retain_dataset": data.retain, "partner": recipe.data.partner, "alternates_each": data.each}
@@ -163,17 +177,11 @@ def _trainer(
         objective,
         args,
         **own,
-        train_dataset=data.train,
-        eval_dataset=data.held_out,
-        processing_class=tokenizer,
-        peft_config=lora,
+        **shared,
         reference=recipe.reference.strategy,
         reference_sync=_sync(recipe),
         store_dir=_store_dir(recipe),
         reference_rows=recipe.reference.rows,
-        order=data.order,
-        max_tokens_per_microbatch=recipe.max_tokens_per_microbatch,
-        layers=Layers(**recipe.layers),
     )
 
 

@@ -110,7 +110,6 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(
 
 def test_a_prompt_is_computed_once(tmp_path: Path) -> None:
     judge = RewardModel(save_reward(tmp_path), say=silent)
-    assert judge.engine is not None
     before = judge.engine.tokens
     answers = [f" {n} apples." for n in ("ten", "six", "two", "no")]
     judge.score([FRANCE] * 4, answers)
@@ -128,7 +127,7 @@ def test_the_last_token_is_found_by_length_where_eos_pads(name: str, tmp_path: P
     config.write_text(json.dumps({**json.loads(config.read_text()), "pad_token_id": eos, "eos_token_id": eos}))
     judge = RewardModel(folder, say=silent)
     assert judge.score(PROMPTS, RESPONSES) == pytest.approx(usual, abs=1e-6)
-    judge.engine = None  # as with a head of another kind: the model's own forward
+    judge.engine.mode = "own"  # as with a head of another kind: the model's own forward
     assert judge.score(PROMPTS, RESPONSES) == pytest.approx(usual, abs=1e-6)
     own = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():  # which takes the EOS for padding and reads one token before it

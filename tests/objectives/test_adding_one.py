@@ -49,7 +49,7 @@ class SquaredHinge(Referenced):
     equation: ClassVar = "loss = max(0, 1 - beta (d_w - d_l))^2"
     when: ClassVar = "To show that a new loss is one file."
 
-    margin: ClassVar = "beta * (d_w - d_l)"
+    m: ClassVar = "beta * (d_w - d_l)"
     pulls: ClassVar = ("2 * beta * (1 - m) * (m < 1)", "2 * beta * (1 - m) * (m < 1)")
 
     beta: Annotated[float, Field(gt=0, description="reciprocal of the margin")] = 0.1

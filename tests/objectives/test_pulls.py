@@ -68,8 +68,8 @@ def told(objective: Objective, policy: Scores, reference: Scores) -> tuple[Tenso
     def value(text: str) -> Tensor:
         return torch.as_tensor(eval(text, {"__builtins__": {}}, known), dtype=torch.float64).expand(ROWS)
 
-    if objective.margin:
-        known["m"] = value(objective.margin)
+    if objective.m:
+        known["m"] = value(objective.m)
         known["s"] = torch.sigmoid(-known["m"])
     assert isinstance(objective.pulls, tuple)
     raised, lowered = objective.pulls

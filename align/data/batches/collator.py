@@ -24,11 +24,13 @@ class TreeCollator:
     Args:
         branches: names of the branches that an objective reads.
         feed_last: also feed the last token of each branch, for heads that score whole sequences.
+        values: columns with a number, or null, that examples take along.
     """
 
-    def __init__(self, branches: Sequence[str], *, feed_last: bool = False) -> None:
+    def __init__(self, branches: Sequence[str], *, feed_last: bool = False, values: Sequence[str] = ()) -> None:
         self.branches = tuple(branches)
         self.feed_last = feed_last
+        self.values = tuple(values)
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
         batch = self.pack([self.example(row) for row in rows])
@@ -76,7 +78,8 @@ class TreeCollator:
             raise UserError(f"Row {row.get('row', '?')} has neither desirable_ids nor undesirable_ids.")
         if shared:
             trees.insert(0, Tree(row["prompt_ids"], tuple(shared)))
-        return Example(tuple(trees), int(row.get("row", -1)))
+        values = {name: float(row[name]) for name in self.values if row.get(name) is not None}
+        return Example(tuple(trees), int(row.get("row", -1)), values)
 
     def length(self, row: Mapping[str, Any]) -> int:
         """Positions that a row takes in a pack."""

@@ -1,13 +1,12 @@
 """What a row of data is, said aloud, and its translation to one canonical form: TRL's columns with an explicit prompt.
 
 A canonical row holds ``prompt`` and one entry per branch, all of them strings or all of them lists of messages
-(``{"role": ..., "content": ...}``), and where given ``tools``, ``chat_template_kwargs``, ``label`` and ``margin``. An
+(``{"role": ..., "content": ...}``), and where given ``tools``, ``chat_template_kwargs`` and ``label``. An
 already tokenised row keeps its ``*_ids`` and ``*_mask`` columns instead, and the log-probs of its branches.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from align.data.rows.values import (
     first_role,
     is_messages,
     messages,
+    number,
     rendered_turns,
     string,
 )
@@ -226,15 +226,8 @@ class _Tokenised:
                 if not isinstance(mask, list) or len(mask) != len(ids):
                     raise BadRow(f"{name}_mask and {name}_ids differ in length")
                 out[f"{name}_mask"] = [int(bool(m)) for m in mask]
-            out |= {key: _number(row, key) for key in row if key.startswith(f"{name}_logp_") and name != "prompt"}
+            out |= {key: number(row, key) for key in row if key.startswith(f"{name}_logp_") and name != "prompt"}
         return out | extras(row, row.get("label") is not None)
-
-
-def _number(row: Mapping[str, Any], name: str) -> float:
-    value = row[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRow(f"{name} is not a finite number")
-    return float(value)
 
 
 def _text(row: Mapping[str, Any]) -> Row:

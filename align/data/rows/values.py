@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def string(row: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> 
 
 
 def extras(row: Mapping[str, Any], label: bool = False) -> Row:
-    """Tools, template arguments, label and margin of a row, as far as it has them; raises ``BadRow``."""
+    """Tools, template arguments and label of a row, as far as it has them; raises ``BadRow``."""
     out: Row = {}
     if row.get("tools"):
         tools = row["tools"]
@@ -126,9 +127,17 @@ def extras(row: Mapping[str, Any], label: bool = False) -> Row:
         out["chat_template_kwargs"] = without_none(row["chat_template_kwargs"])
     if label:
         out["label"] = _label(row.get("label"))
-    if isinstance(row.get("margin"), int | float):
-        out["margin"] = float(row["margin"])
     return out
+
+
+def number(row: Mapping[str, Any], name: str) -> float:
+    """The number in a column; a ``preference`` is a probability. Raises ``BadRow``."""
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"{name} is not a finite number")
+    if name == "preference" and not 0 <= value <= 1:
+        raise BadRow("preference is not between 0 (rejected is better) and 1 (chosen is better)")
+    return float(value)
 
 
 def _label(value: Any) -> bool:

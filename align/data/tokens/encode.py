@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.formats import BadRow, Format
+from align.data.rows.values import number
 from align.data.tokens.chat import (
     Rendered,
     Request,
@@ -16,7 +17,7 @@ from align.data.tokens.chat import (
     turn_mask,
     turn_requests,
 )
-from align.data.tokens.endings import marks, turn_end
+from align.data.tokens.endings import marks, text_end, turn_end
 from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED
 from align.data.tokens.truncation import fit
 from align.data.tokens.unseen import lines_of, speaks, unknown_arguments, unseen
@@ -45,6 +46,7 @@ class Encoder:
     truncation: str
     system: str | None
     columns: tuple[str, ...]
+    values: tuple[str, ...] = ()  # columns with a number that prepared rows keep
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         names = list(batch)
@@ -59,17 +61,17 @@ class Encoder:
         else:
             encoded = self._texts(canonical)
         out: dict[str, list] = {name: [] for name in (*self.columns, STATUS, FLAGS, UNSEEN)}
-        for row, ids, number in zip(canonical, encoded, numbers, strict=True):
+        for row, ids, place in zip(canonical, encoded, numbers, strict=True):
             finished, flags = (ids, 0) if isinstance(ids, BadRow) else self._finish(ids)
             bad = isinstance(finished, BadRow)
             values: dict[str, Any] = {} if isinstance(finished, BadRow) else dict(finished)
             if not isinstance(row, BadRow):
-                values |= {name: row[name] for name in row if name in ("label", "margin") or "_logp_" in name}
+                values |= {name: row[name] for name in row if name in ("label", *self.values) or "_logp_" in name}
                 if not bad and flags & TRUNCATED and any("_logp_" in name for name in row):
                     bad, finished = True, BadRow(CUT_ANCHOR)
             for name in self.columns:
                 empty: Any = [] if name.endswith(("_ids", "_mask")) else None
-                out[name].append(number if name == "row" else values.get(name, empty))
+                out[name].append(place if name == "row" else values.get(name, empty))
             out[STATUS].append(str(finished) if bad else "")
             out[FLAGS].append(0 if bad else flags)
             out[UNSEEN].append([] if isinstance(ids, BadRow) else ids.unseen)
@@ -77,7 +79,8 @@ class Encoder:
 
     def _canonical(self, row: Mapping[str, Any]) -> dict[str, Any] | BadRow:
         try:
-            out = self.form.canonical(row)
+            numbers = {name: number(row, name) for name in self.values if row.get(name) is not None}
+            out = self.form.canonical(row) | numbers
         except BadRow as bad:
             return bad
         if self.system is not None and out["prompt"][0]["role"] not in ("system", "developer"):
@@ -90,7 +93,7 @@ class Encoder:
 
     def _texts(self, rows: Sequence[dict[str, Any] | BadRow]) -> list[_Ids | BadRow]:
         """Tokenise rows of plain text, all texts of the batch in one call."""
-        eos = self.tokenizer.eos_token
+        end = text_end(self.tokenizer) or ""
         texts: list[str] = []
         for row in rows:
             if isinstance(row, BadRow):
@@ -98,7 +101,7 @@ class Encoder:
             texts.append(row["prompt"])
             for name in self.branches:
                 text = row["prompt"] + row[name]
-                texts.append(text if row[name].endswith(eos) else text + eos)
+                texts.append(text if row[name].endswith(end) else text + end)
         only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         encoded = iter(self.tokenizer(texts, **only_ids)["input_ids"] if texts else ())
         return [

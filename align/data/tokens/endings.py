@@ -28,6 +28,12 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return last if last in marks(tokenizer) else None
 
 
+def text_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What a text is given at its end: EOS, nothing where the tokenizer closes texts itself; None where it has none."""
+    plain, whole = (tokenizer(_ANSWER, add_special_tokens=flag).input_ids for flag in (False, True))
+    return tokenizer.eos_token if plain[-1:] == whole[-1:] else ""
+
+
 def open_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The text behind an answer where the chat template closes it with no token of its own; else None."""
     ids = _rendered(tokenizer)

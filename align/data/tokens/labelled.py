@@ -40,7 +40,6 @@ def by_label(prepared: Dataset, account: Preparation, branches: Sequence[str]) -
     if not len(prepared):
         return prepared
     rows = _taken_apart(prepared) if "chosen_ids" in prepared.column_names else prepared
-    rows = rows.select_columns([name for name in rows.column_names if name != "margin"])
     if MISMATCH in branches:
         rows = _with_mismatch(rows, account)
     labels = rows["label"][:]

@@ -22,7 +22,7 @@ from align.data.tokens.arguments import keep_arguments
 from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
 from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
-from align.data.tokens.endings import open_end
+from align.data.tokens.endings import open_end, text_end
 from align.data.tokens.labelled import by_label, refuse_stream
 from align.data.tokens.preparation import Preparation, plural
 from align.data.tokens.truncation import check_policy
@@ -108,12 +108,13 @@ def prepare(
     max_length: int | None = None,
     truncation: str = "drop",
     system: str | None = None,
+    values: Sequence[str] = (),
 ) -> tuple[AnyDataset, Preparation]:
     """Tokenise raw rows. Returns the prepared data set and an account of what happened to the rows.
 
     Prepared columns are ``prompt_ids`` (at least one token), ``<branch>_ids`` (at least one), ``<branch>_mask`` (1 for
-    target tokens; only where not all are targets), ``row``, ``label`` or ``margin`` where the rows have them, and
-    ``<branch>_logp_<model>`` where they are tokenised already.
+    target tokens; only where not all are targets), ``row``, ``label`` where the rows have it, the numbers ``values``,
+    null where a row has none, and ``<branch>_logp_<model>`` where rows are tokenised already.
     Branches of labelled answers come of one completion and its label, or of pairs, see ``align.data.tokens.labelled``.
     ``max_length`` counts tokens of prompt and branch together. ``system`` is put before every conversation that has no
     system message of its own. Streams stay streams, and their account grows as they are read.
@@ -121,7 +122,7 @@ def prepare(
     Raises ``UserError`` where the format is not recognised, does not offer the branches, or no row is left.
     """
     prepared, account = prepare_rows(
-        dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system
+        dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system, values=values
     )
     if is_table(dataset) and account.rows_kept == 0:
         why = "; ".join(f"{reason} ({plural(tally.count, 'row')})" for reason, tally in account.dropped.items())
@@ -137,6 +138,7 @@ def prepare_rows(
     max_length: int | None = None,
     truncation: str = "drop",
     system: str | None = None,
+    values: Sequence[str] = (),
 ) -> tuple[AnyDataset, Preparation]:
     """``prepare`` for callers that go on where no row is left."""
     check_policy(truncation, max_length)
@@ -149,11 +151,11 @@ def prepare_rows(
         branches = form.branches
     _check_tokenizer(form, tokenizer, system, columns)
     masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
-    features = _features(form, branches, columns, masked)
+    features = _features(form, branches, columns, masked, values)
     limit = None if truncation == "split" else max_length
-    encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features))
+    encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features), tuple(values))
     account = Preparation(form.name, tuple(branches), max_length, truncation)
-    account.unread = unread_columns(form, list(islice(iter(dataset), _SAMPLE)))
+    account.unread = [name for name in unread_columns(form, list(islice(iter(dataset), _SAMPLE))) if name not in values]
     if form.conversational and branches:
         account.open_end = open_end(tokenizer)
     if truncation == "split" and (len(wanted) != 1 or not is_table(dataset)):
@@ -217,13 +219,15 @@ def _check_tokenizer(
         )
     if form.conversational:
         require_template(tokenizer)
-    elif not form.tokenised and form.branches and tokenizer.eos_token is None:
+    elif not form.tokenised and form.branches and text_end(tokenizer) is None:
         raise UserError(
             "The tokenizer has no EOS token, so no answer could be ended; set one in the tokenizer's files."
         )
 
 
-def _features(form: Format, branches: Sequence[str], columns: Sequence[str], masked: bool) -> Features:
+def _features(
+    form: Format, branches: Sequence[str], columns: Sequence[str], masked: bool, values: Sequence[str]
+) -> Features:
     from datasets import Features, List, Value
 
     features: Any = Features()
@@ -236,8 +240,7 @@ def _features(form: Format, branches: Sequence[str], columns: Sequence[str], mas
             features.update({key: Value("float64") for key in columns if key.startswith(f"{name}_logp_")})
     if form.kind == "unpaired":
         features["label"] = Value("bool")
-    if "margin" in columns:
-        features["margin"] = Value("float64")
+    features.update({name: Value("float64") for name in values})
     features["row"] = Value("int64")
     return features
 

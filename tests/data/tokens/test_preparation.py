@@ -11,7 +11,7 @@ from sample_rows import PAIR, assistant, decoded, hh_rows, pair, user
 from tiny import tiny_tokenizer
 
 from align.data.rows.sources import from_rows
-from align.data.tokens.tokenize import load_tokenizer, prepare
+from align.data.tokens.tokenize import load_tokenizer, prepare, prepare_rows
 from align.errors import UserError
 
 disable_progress_bars()
@@ -154,9 +154,31 @@ class TestAccount:
         assert account.dropped["chosen is empty"].first == [1]
 
     def test_columns_are_what_the_collator_reads(self):
-        ours, _ = prepare(from_rows([pair() | {"margin": 2, "note": "x"}]), tiny_tokenizer(chat=False), PAIR)
+        rows = from_rows([pair() | {"margin": 2, "note": "x"}, pair() | {"margin": None, "note": "y"}])
+        ours, account = prepare(rows, tiny_tokenizer(chat=False), PAIR, values=["margin"])
         assert ours.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "margin", "row"]
-        assert ours[0]["margin"] == 2.0
+        assert ours["margin"][:] == [2.0, None]
+        assert account.unread == ["note"]
+
+    def test_numbers_that_nobody_asked_for_are_said_to_be_unread(self):
+        ours, account = prepare(from_rows([pair() | {"margin": 2}]), tiny_tokenizer(chat=False), PAIR)
+        assert "margin" not in ours.column_names
+        assert account.unread == ["margin"]
+
+    @pytest.mark.parametrize(
+        ("value", "reasons"),
+        [
+            (0.5, []),
+            (None, []),
+            (1.5, ["preference is not between 0 (rejected is better) and 1 (chosen is better)"]),
+            ("A", ["preference is not a finite number"]),
+            (True, ["preference is not a finite number"]),
+        ],
+    )
+    def test_a_preference_is_a_probability(self, value, reasons):
+        rows = from_rows([pair() | {"preference": value}])
+        _, account = prepare_rows(rows, tiny_tokenizer(chat=False), PAIR, values=["preference"])
+        assert list(account.dropped) == reasons
 
     def test_any_branch_that_an_objective_names(self):
         rows = [{"prompt": "Who is it?", "forget": " Anna.", "alternate": " Nobody knows."}]

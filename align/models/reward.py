@@ -1,0 +1,67 @@
+"""Reward models as trainers and judges load them: sequence classifiers with one label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from align.data.rows.sources import quiet_hub
+from align.errors import UserError
+from align.models.load import check_labels, first_line, made_as
+from align.runs.models import hub_options
+
+
+def new_head(config: Any) -> bool:
+    """Whether a checkpoint has no head of a classifier, so that training begins with a new one."""
+    return "SequenceClassification" not in made_as(config)
+
+
+def check_classifier(model: Any) -> None:
+    """Refuse a model in memory that is no reward model. Raises UserError."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    kind = type(inner).__name__
+    if "SequenceClassification" not in kind:
+        raise UserError(
+            f"{kind} has no head that scores answers: load the model with "
+            "transformers.AutoModelForSequenceClassification.from_pretrained(name, num_labels=1), or give its name."
+        )
+    if inner.config.num_labels != 1:
+        raise UserError(
+            f"This {kind} gives {inner.config.num_labels} numbers (num_labels); a reward model gives one: num_labels=1."
+        )
+
+
+def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
+    """The reward model that a folder or a Hub id holds, with ``options`` of transformers.
+
+    A language model or an encoder gets a new head, drawn from torch's generator: seed it first.
+
+    Raises:
+        UserError: where there is none, it has several labels, or weights of more than the head are missing.
+    """
+    shared = {"trust_remote_code": False, **hub_options(name)}
+    try:
+        with quiet_hub():
+            config = AutoConfig.from_pretrained(name, revision=options.get("revision"), **shared)
+            check_labels("model.id", name, config)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, **{**shared, **options, "num_labels": 1, "output_loading_info": True}
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"model.id: {name!r} cannot be loaded as a reward model ({first_line(error)}). It must be a run, a folder "
+            "with config.json and safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
+        ) from error
+    backbone = f"{model.base_model_prefix}."
+    missing = sorted(info["missing_keys"])
+    if lost := [weight for weight in missing if weight.startswith(backbone) and "pooler" not in weight]:
+        raise UserError(
+            f"model.id: {name!r} has no weights for {', '.join(lost[:3])}, which would be random; name another model."
+        )
+    if missing and not new_head(config):
+        raise UserError(
+            f"model.id: {name!r} says that it is a {made_as(config)}, but has no weights for "
+            f"{', '.join(missing[:3])}; name a whole one, or the model under it."
+        )
+    return model
