@@ -14,7 +14,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from zoo import VOCABULARY, tiny_model, token_ids
+from zoo import VOCABULARY, tiny_classifier, tiny_model, token_ids
 
 from align.compat import training_config
 from align.judges.judge import ScoreJudge
@@ -23,6 +23,7 @@ from align.recipe.sampling import Sampling
 from align.trainers.base import AlignTrainer
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.preference import PreferenceTrainer
+from align.trainers.reward import RewardModelTrainer
 from align.trainers.superhf import SuperHFTrainer
 
 # The Trainer collects garbage at the end of every run; what is imported by now need not be looked through each time.
@@ -155,6 +156,9 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
     elif "survivor" in branches:
         kind, mine = SuperHFTrainer, {"sampling": SAMPLING, "judge": Longest(), **mine}
         rows = prompts(20) if rows is None else rows
+    elif getattr(objective, "scores_answers", False):
+        kind, model = RewardModelTrainer, tiny_classifier() if model is None else model
+        mine.pop("store_dir", None)  # there is no reference
     return kind(
         tiny_model() if model is None else model,
         objective,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.engine.layout import Branch, Example, Tree, TreeBatch, pack
 from align.objectives import OBJECTIVES, Objective
@@ -103,6 +103,14 @@ def tiny_model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind, **{**settings, **changes}))
     return stirred(model, seed).to(dtype).eval()
+
+
+def tiny_classifier(name: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """A tiny sequence classifier of an architecture, or of one of transformers' names; one label by default."""
+    kind, settings = HYBRID if name == "qwen3_next" else ARCHITECTURES.get(name, (name, {}))
+    torch.manual_seed(seed)
+    config = tiny_config(kind, **{**settings, "num_labels": 1, **changes})
+    return stirred(AutoModelForSequenceClassification.from_config(config)).eval()
 
 
 def stirred(model: nn.Module, seed: int = 0) -> Any:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from align.data.rows.sources import quiet_hub
 from align.errors import UserError
 from align.models.limits import skeleton
-from align.models.load import check_labels, first_line, refuse_classifier
+from align.models.load import check_labels, first_line, made_as, refuse_classifier
 from align.models.policy import check_folders, check_train_only, lora_config, not_loaded
 from align.runs.models import hub_options, located, require_model
 
@@ -60,6 +60,16 @@ def _structure(section: Model, base: Path | None, reward: bool) -> PreTrainedMod
         return skeleton(config, reward=reward, **attention)
     except (ImportError, ValueError) as error:
         raise UserError(not_loaded(section.id, section.attention, error)) from error
+
+
+def new_head(section: Model, base: Path | None) -> bool:
+    """Whether the model of a recipe has no head that scores answers, so that a reward model begins with a new one."""
+    name = located(section.id, base)
+    with quiet_hub():
+        config = AutoConfig.from_pretrained(
+            name, revision=section.revision, trust_remote_code=False, **hub_options(name)
+        )
+    return "SequenceClassification" not in made_as(config)
 
 
 def _check_generation(section: Model, base: Path | None) -> None:

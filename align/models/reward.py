@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
@@ -10,11 +11,6 @@ from align.data.rows.sources import quiet_hub
 from align.errors import UserError
 from align.models.load import check_labels, first_line, made_as
 from align.runs.models import hub_options
-
-
-def new_head(config: Any) -> bool:
-    """Whether a checkpoint has no head of a classifier, so that training begins with a new one."""
-    return "SequenceClassification" not in made_as(config)
 
 
 def check_classifier(model: Any) -> None:
@@ -40,11 +36,14 @@ def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
     Raises:
         UserError: where there is none, it has several labels, or weights of more than the head are missing.
     """
+    logger = logging.getLogger("transformers")
+    level = logger.level
     shared = {"trust_remote_code": False, **hub_options(name)}
     try:
         with quiet_hub():
             config = AutoConfig.from_pretrained(name, revision=options.get("revision"), **shared)
             check_labels("model.id", name, config)
+            logger.setLevel(logging.ERROR)  # what is new is said by us, and what is missing is refused
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, **{**shared, **options, "num_labels": 1, "output_loading_info": True}
             )
@@ -53,13 +52,15 @@ def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
             f"model.id: {name!r} cannot be loaded as a reward model ({first_line(error)}). It must be a run, a folder "
             "with config.json and safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
         ) from error
+    finally:
+        logger.setLevel(level)
     backbone = f"{model.base_model_prefix}."
     missing = sorted(info["missing_keys"])
     if lost := [weight for weight in missing if weight.startswith(backbone) and "pooler" not in weight]:
         raise UserError(
             f"model.id: {name!r} has no weights for {', '.join(lost[:3])}, which would be random; name another model."
         )
-    if missing and not new_head(config):
+    if missing and "SequenceClassification" in made_as(config):
         raise UserError(
             f"model.id: {name!r} says that it is a {made_as(config)}, but has no weights for "
             f"{', '.join(missing[:3])}; name a whole one, or the model under it."

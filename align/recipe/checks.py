@@ -8,6 +8,7 @@ from typing import Any
 
 from align.objectives.base import LABELLED, MISMATCH, reads_labels
 from align.recipe.checks_online import online_checks
+from align.recipe.checks_reward import reward_checks
 from align.recipe.checks_unlearning import branches_of, objective_of, unlearning_checks
 from align.recipe.messages import Path, Problem, unknown_choice
 
@@ -256,4 +257,5 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _watch,
     unlearning_checks,
     online_checks,
+    reward_checks,
 )

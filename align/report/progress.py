@@ -50,6 +50,13 @@ FORGETTING: Columns = (
 HYBRID: Columns = (*PAIRS[:4], ("kl", "kl/sampled", 6, 3, 2), *PAIRS[4:])
 # of labelled answers, which have no accuracy; z is the reference point in nats
 LABELLED: Columns = (*PAIRS[:3], ("z", "kto/z", 6, 3, 2), *PAIRS[4:])
+# of a reward model: mean scores of both sides
+SCORES: Columns = (
+    *PAIRS[:4],
+    ("chosen", "rewards/chosen", 6, 3, 2),
+    ("rejected", "rewards/rejected", 8, 3, 2),
+    *_SPEED,
+)
 # the judge's scores of all samples and of those kept, and how alike the kept ones are
 SURVIVORS: Columns = (
     ("step", "step", 5, 0, 0),
@@ -66,6 +73,8 @@ SURVIVORS: Columns = (
 def columns_for(objective: Objective) -> Columns:
     """The columns that suit an objective: what it does not have would be a dash in every line."""
     branches = set(objective.branches)
+    if objective.scores_answers:
+        return SCORES
     if "survivor" in branches:
         return SURVIVORS
     if {"forget", "alternate"} & branches:

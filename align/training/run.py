@@ -16,7 +16,7 @@ from align.data.tokens.chat import Rendered, Request, render
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.judges.loading import load_judge
-from align.models.look import look
+from align.models.look import look, new_head
 from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject, positions
 from align.objectives.base import Objective, reads_labels
@@ -104,7 +104,7 @@ def run(
     _say_notes(objective, _sync(recipe), say)
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
-    watch = _watch(recipe, trainer, directory, held_out_rows(data, recipe), say)
+    watch = _watch(recipe, trainer, directory, [] if reward else held_out_rows(data, recipe), say)
     trainer.add_callback(watch)
     if "survivor" in objective.branches:
         limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
@@ -144,6 +144,8 @@ def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool)
 def _look(recipe: Recipe, reward: bool, say: Callable[[str], Any]) -> None:
     """Refuse what can be seen of the model before its weights are read."""
     look(recipe.model, recipe.base, reward=reward)
+    if reward and new_head(recipe.model, recipe.base):
+        say(f"model: {recipe.model.id} has no head that scores answers, so a new one is drawn (seed {recipe.seed})")
     if note := adapter_note(recipe.model, recipe.base):
         say(note)
 

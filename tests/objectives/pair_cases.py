@@ -17,6 +17,7 @@ from align.objectives import (
     APODown,
     APOZero,
     BCOPair,
+    BradleyTerry,
     DiscoPOP,
     EXOPair,
     NCAPair,
@@ -54,6 +55,24 @@ PAIR_CASES: dict[str, tuple[Case, ...]] = {
             0.9536667000,
             (0.1207064506, 0.1230670414),
             (0.1230670414, 0.125),
+        ),
+    ),
+    "bradley_terry": (
+        # scores are the sums: gaps 0.25 and 0.5, sums of both -3.75 and -4.5
+        Case(
+            BradleyTerry(),
+            (0.5759394199, 0.4740769842),
+            0.5250082020,
+            (0.4378234991, 0.3775406688),
+            (0.4378234991, 0.3775406688),
+        ),
+        # rows without a margin have 0; 2 * 0.01 * sum is added to one pull and taken off the other
+        Case(
+            BradleyTerry(margin=True, center=0.01),
+            (0.7165644199, 0.6765769842),
+            0.6965707020,
+            (0.5128234991, 0.4675406688),
+            (0.3628234991, 0.2875406688),
         ),
     ),
     "bco_pair": (

@@ -16,7 +16,7 @@ from objectives.cases import CASES, SUMS
 from objectives.worked import ANCHORS, POLICY, REFERENCE, Case
 from torch import Tensor
 
-from align.engine.reads import CollisionProbability, Hidden, KLToReference, LogProb
+from align.engine.reads import CollisionProbability, Hidden, KLToReference, LogProb, Score
 from align.engine.scores import Scores
 from align.objectives import (
     DPO,
@@ -60,7 +60,13 @@ def scored(
     for name, values in (anchors or {}).items():
         for branch, sums in values.items():
             known[name][scores.sequences[branch]] = torch.tensor(sums, dtype=torch.float64)
-    return replace(scores, tokens={**scores.tokens, **reads, **hidden}, anchors=known)
+    # a reward model's score of an answer is the sum of its log-probs, so that gradients and pulls go the same way
+    score = {
+        Score().name: scores.tokens["logp"]
+        .new_zeros(len(scores.lengths))
+        .index_add(0, scores.owner, scores.tokens["logp"])
+    }
+    return replace(scores, tokens={**scores.tokens, **reads, **hidden, **score}, anchors=known)
 
 
 def worked(dtype: torch.dtype = torch.float64) -> tuple[dict[str, list[Tensor]], Scores, Scores]:
@@ -191,7 +197,7 @@ def test_objectives_are_values(case: Case) -> None:
     objective = case.objective
     assert pickle.loads(pickle.dumps(objective)) == objective == copy.deepcopy(objective)
     assert hash(objective) == hash(copy.deepcopy(objective))
-    assert LogProb() in objective.reads()
+    assert {LogProb(), Score()} & set(objective.reads())
     if not isinstance(objective, WeightedSum):
         assert objective.title
         assert objective.paper

@@ -16,25 +16,17 @@ from torch import Tensor
 from training import arguments, history, pairs, weights, word_tokenizer
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
-from zoo import ARCHITECTURES, HYBRID, stirred, tiny_config, tiny_model
+from zoo import tiny_classifier, tiny_model
 
 from align import DPO, BradleyTerry, PreferenceTrainer, RewardModelTrainer
 from align.errors import UserError
-
-
-def classifier(name: str = "llama", vocabulary: int = 97, *, labels: int = 1, seed: int = 0, **changes: Any) -> Any:
-    """A tiny classifier in float32, the same weights every time."""
-    kind, settings = HYBRID if name == "qwen3_next" else ARCHITECTURES.get(name, (name, {}))
-    torch.manual_seed(seed)
-    config = tiny_config(kind, **{**settings, "vocab_size": vocabulary, "num_labels": labels, **changes})
-    return stirred(AutoModelForSequenceClassification.from_config(config)).eval()
 
 
 def trainer(folder: Path, rows: Dataset, *, model: Any = None, objective: Any = None, **options: Any) -> Any:
     own = ("eval_dataset", "peft_config", "processing_class", "order", "max_tokens_per_microbatch")
     mine = {key: options.pop(key) for key in own if key in options}
     return RewardModelTrainer(
-        classifier() if model is None else model,
+        tiny_classifier() if model is None else model,
         objective,
         arguments(folder, **options),
         train_dataset=rows,
@@ -78,12 +70,18 @@ def both(tmp_path: Path, rows: list[dict], tokenizer: Any, objective: Any, **cha
     lora = changes.pop("peft_config", None)
     vocabulary = len(tokenizer)
     theirs = oracle(
-        tmp_path / "theirs", rows, tokenizer, classifier("llama", vocabulary), peft_config=lora, **size, **changes
+        tmp_path / "theirs",
+        rows,
+        tokenizer,
+        tiny_classifier(vocab_size=vocabulary),
+        peft_config=lora,
+        **size,
+        **changes,
     )
     ours = trainer(
         tmp_path / "ours",
         Dataset.from_list(rows),
-        model=classifier("llama", vocabulary),
+        model=tiny_classifier(vocab_size=vocabulary),
         objective=objective,
         processing_class=copy.deepcopy(tokenizer),
         peft_config=lora,
@@ -142,7 +140,7 @@ def test_another_pad_token_makes_plain_transformers_agree(tmp_path: Path, capsys
     tokenizer = tokenizer_of(rows)
     tokenizer.unk_token, tokenizer.pad_token = "<|endoftext|>", tokenizer.eos_token
     ours = trainer(
-        tmp_path, Dataset.from_list(rows), model=classifier("llama", len(tokenizer)), processing_class=tokenizer
+        tmp_path, Dataset.from_list(rows), model=tiny_classifier(vocab_size=len(tokenizer)), processing_class=tokenizer
     )
     assert "<|endoftext|> becomes the pad token of what is saved, since <|im_end|> ends" in capsys.readouterr().out
     ours.save_model(str(tmp_path / "model"))
@@ -221,7 +219,7 @@ def test_steps_do_not_depend_on_accumulation_and_packing(name: str, tmp_path: Pa
             {"max_tokens_per_microbatch": 60},
         ]
     ):
-        ours = trainer(tmp_path / str(i), pairs(20), model=classifier(name), **options)
+        ours = trainer(tmp_path / str(i), pairs(20), model=tiny_classifier(name), **options)
         ours.train()
         runs.append((history(ours, "loss", "grad_norm"), weights(ours)))
     for losses, trained in runs[1:]:
@@ -241,19 +239,19 @@ def test_steps_do_not_depend_on_accumulation_and_packing(name: str, tmp_path: Pa
     ],
 )
 def test_how_scores_are_computed_is_said(name: str, said: str, tmp_path: Path, capsys: Any) -> None:
-    ours = trainer(tmp_path, pairs(8), model=classifier(name), max_steps=1)
+    ours = trainer(tmp_path, pairs(8), model=tiny_classifier(name), max_steps=1)
     ours.train()
     assert f"scoring: {said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_the_score_is_that_of_the_plain_model_on_single_rows(name: str, tmp_path: Path) -> None:
-    ours = trainer(tmp_path, pairs(5), model=classifier(name), per_device_train_batch_size=5)
+    ours = trainer(tmp_path, pairs(5), model=tiny_classifier(name), per_device_train_batch_size=5)
     batch = next(iter(ours.get_train_dataloader()))["tree"]
     ours.get_ready(ours.model, batch)
     with torch.no_grad():
         policy, _ = ours.score(ours.model, batch)
-        plain = classifier(name)
+        plain = tiny_classifier(name)
         plain.config.pad_token_id = None
         alone = [plain(input_ids=torch.tensor([[*t.prompt, *b.ids]])).logits.item() for t, b in batch.branches()]
     assert policy.tokens["score"].tolist() == pytest.approx(alone, abs=1e-5)
@@ -324,7 +322,7 @@ REFUSED = {
         "transformers.AutoModelForSequenceClassification.from_pretrained(name, num_labels=1), or give its name.",
     ),
     "two labels": (
-        lambda: classifier(labels=2),
+        lambda: tiny_classifier(num_labels=2),
         "This LlamaForSequenceClassification gives 2 numbers (num_labels); a reward model gives one: num_labels=1.",
     ),
 }
@@ -359,4 +357,4 @@ def test_objectives_of_the_other_kind_are_refused(tmp_path: Path) -> None:
 def test_a_weight_that_trl_keeps_in_its_arguments_is_not_lost(tmp_path: Path) -> None:
     args = RewardConfig(str(tmp_path), center_rewards_coefficient=0.01, use_cpu=True, bf16=False, report_to="none")
     with pytest.raises(UserError, match=r"objective=BradleyTerry\(center=0\.01\)\.$"):
-        RewardModelTrainer(classifier(), args=args, train_dataset=pairs(4), processing_class=word_tokenizer())
+        RewardModelTrainer(tiny_classifier(), args=args, train_dataset=pairs(4), processing_class=word_tokenizer())
