@@ -106,6 +106,21 @@ def leave_outputs_wide(accelerator: Any) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
 
 
+def shard_embeddings_once(accelerator: Any, model: Any) -> None:
+    """Keep FSDP2 from sharding what lies around the input embedding, which accelerate 1.15 shards by itself.
+
+    Encoders name such a part among those that are not to be split; sharding both fails.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.transformer_cls_names_to_wrap is not None:
+        return
+    embedding = model.get_input_embeddings()
+    named = set(getattr(model, "_no_split_modules", None) or ())
+    around = {type(m).__name__ for m in model.modules() if m is not embedding and embedding in set(m.modules())}
+    if named & around:
+        plugin.transformer_cls_names_to_wrap = sorted(named - around)
+
+
 def check_positions(model: PreTrainedModel, dataset: Any, collator: TreeCollator) -> None:
     """Refuse rows for which the positional encoding depends on what else is in the batch."""
     config = model.config.get_text_config()

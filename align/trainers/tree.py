@@ -34,7 +34,14 @@ from align.trainers.arguments import check_kinds, check_steps, refuse, trl_argum
 from align.trainers.guard import Guard
 from align.trainers.layers import Layers, fuse_layers
 from align.trainers.mixin import AlignMixin, order_seed
-from align.trainers.policy import check_positions, check_trained, leave_outputs_wide, load, switch_dropout_off
+from align.trainers.policy import (
+    check_positions,
+    check_trained,
+    leave_outputs_wide,
+    load,
+    shard_embeddings_once,
+    switch_dropout_off,
+)
 from align.versions import installed
 
 Data = Dataset | IterableDataset
@@ -105,6 +112,7 @@ class TreeTrainer(AlignMixin):
         check_trained(self.model)
         check_launch(self.accelerator)
         leave_outputs_wide(self.accelerator)
+        shard_embeddings_once(self.accelerator, self.model)
 
     def get_started(self) -> None:
         """The engine, the state of training and its guard."""

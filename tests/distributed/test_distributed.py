@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from saved_model import save_model
+from zoo import tiny_classifier
 
 from align.sampling.files import read_tables
 
@@ -36,6 +37,7 @@ CONFIGS = {
 CASES = ("calibrated", "full", "lora", "kl-full", "unlearn")
 MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter", "unlearn-kl")
 FRESH = ("hypo", "superhf")
+SCORES = ("reward", "reward-lora", "own-reward")
 STORE = ("full-store-seed", "full-store", "full-store-again")
 
 # where DeepSpeed compiles: in the user's cache a build that was killed leaves a lock, and every later run waits for it
@@ -73,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("distributed")
     save_model(made / "model")
     save_model(made / "tied", tie_word_embeddings=True)
+    tiny_classifier("bert").save_pretrained(made / "encoder")
     return made
 
 
@@ -292,3 +295,27 @@ def test_a_command_that_would_run_something_else_stops_with_its_cure(
     assert done.returncode != 0
     assert said in done.stderr
     assert not (folder / "runs/refused").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_reward_models_have_the_losses_of_one_process(launch: Launch, label: str) -> None:
+    """A new head, one under an adapter, and an encoder's, whose rows are padded; ties and soft labels among them."""
+    launch("single", SCORES)
+    folder = launch(label, SCORES)
+    for case in SCORES:
+        one, two = _result(folder, "single", case), _result(folder, label, case)
+        for key in ("loss", "eval_loss", "grad_norm", "margins"):
+            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5)
+        assert len(set(one["loss"])) == len(one["loss"])
+        assert two["mode"] == one["mode"] == ("own" if case.startswith("own") else "tree")
+        assert WRAPPERS[label] in two["wrapper"]
+        assert two["calibration"][0] == pytest.approx(one["calibration"][0], abs=1e-4)
+        assert [found["n"] for found in two["calibration"][1]] == [found["n"] for found in one["calibration"][1]]
+        mine, theirs = _weights(folder, label, case), _weights(folder, "single", case)
+        # transformers writes a BERT that was loaded in pieces with the names of its first release
+        mine = {name.replace("gamma", "weight").replace("beta", "bias"): tensor for name, tensor in mine.items()}
+        assert set(mine) == set(theirs)
+        assert any(name.endswith(("score.weight", "classifier.weight")) for name in mine)
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")

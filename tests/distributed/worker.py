@@ -26,10 +26,11 @@ from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
 
 from align.compat import training_config  # noqa: E402
 from align.judges.judge import ScoreJudge  # noqa: E402
-from align.objectives import DPO, KL, NLL, NPO, RMU, HyPO, SuperHF, WeightedSum  # noqa: E402
+from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum  # noqa: E402
 from align.recipe.sampling import Sampling  # noqa: E402
 from align.trainers.hypo import HyPOTrainer  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
+from align.trainers.reward import RewardModelTrainer  # noqa: E402
 from align.trainers.superhf import SuperHFTrainer  # noqa: E402
 from align.trainers.unlearn import UnlearnTrainer  # noqa: E402
 
@@ -66,6 +67,10 @@ class Hybrid(Watching, HyPOTrainer):
 
 class Imitating(Watching, SuperHFTrainer):
     """Prompts, and the best fresh samples."""
+
+
+class Scoring(Watching, RewardModelTrainer):
+    """Pairs, and a head that scores them."""
 
 
 class Words(ScoreJudge):
@@ -128,6 +133,17 @@ def build(folder: Path, label: str, case: str) -> Any:
     if "adapter" in words:  # one that has learned something, so that the reference is base and adapter
         learned = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(model), learned)
+    lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    if "reward" in words:
+        return Scoring(
+            str(folder / ("encoder" if "own" in words else "model")),
+            BradleyTerry(center=0.1),
+            args,
+            train_dataset=data.add_column("preference", [(0.9, 0.5, None)[i % 3] for i in range(ROWS)]),
+            eval_dataset=data.select(range(11)),
+            processing_class=tokenizer(),
+            peft_config=LoraConfig(**lora, task_type="SEQ_CLS") if "lora" in words else None,
+        )
     if {"hypo", "superhf"} & set(words):
         kind, options = online(words, data)
         return kind(model, args=args, processing_class=tokenizer(), **options)
@@ -140,7 +156,7 @@ def build(folder: Path, label: str, case: str) -> Any:
         train_dataset=data.select(range(GLOBAL_BATCH)) if "seed" in words else data,
         eval_dataset=data.select(range(11)),
         processing_class=tokenizer(),
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear") if "lora" in words else None,
+        peft_config=LoraConfig(**lora) if "lora" in words else None,
         store_dir=folder / f"store-{label}" if "store" in words else None,
     )
 
@@ -152,8 +168,9 @@ def run(folder: Path, label: str, case: str) -> None:
     history = trainer.state.log_history
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
     trainer.save_model(str(folder / f"{label}-{case}"))
-    store = trainer.reference.store
-    mine = {"flags": trainer.flags, "computed": trainer.reference.rows_computed}
+    reference = trainer.reference
+    store = reference and reference.store
+    mine = {"flags": trainer.flags, "computed": reference.rows_computed if reference else 0}
     if store is not None:
         mine["in store"] = len(store)
         store.flush()
@@ -171,8 +188,9 @@ def run(folder: Path, label: str, case: str) -> None:
         "eval_loss": evaluated.get("eval_loss", 0.0),
         "start_gap": trainer.start_gap,
         "mode": trainer.engine.mode,
-        "strategy": trainer.reference.strategy,
-        "held": trainer.reference.model is not None,
+        "strategy": reference and reference.strategy,
+        "held": reference is not None and reference.model is not None,
+        "calibration": [evaluated.get("eval_calibration_error"), getattr(trainer, "calibration", None)],
         "wrapper": [c.__name__ for c in type(trainer.model_wrapped).__mro__],
         "type": str(trainer.accelerator.distributed_type.value),
         "ranks": ranks,
