@@ -43,13 +43,14 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
     ends = checkpoint_ends(recipe.model, recipe.base)
     colour = echo is print and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     whole: list[Finding] = []
+    objective = recipe.objective_value()
     config = None
     try:
         config = model_config(recipe.model, recipe.base)
     except UserError as error:  # the rows are looked at all the same
         whole.append(Finding("error", "model", str(error)))
     else:
-        look(recipe.model, recipe.base)
+        look(recipe.model, recipe.base, reward=objective.scores_answers)
         if note := adapter_note(recipe.model, recipe.base):
             echo(note)
     with _quiet():
@@ -77,6 +78,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
                     truncation=recipe.data.truncation,
                     config=config,
                     ends=ends,
+                    values=objective.row_values,
                 )
             reports.append(report)
             for line in report.lines():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.engine.reads import Hidden, LogProb
+from align.engine.reads import Hidden, LogProb, Score
 from align.objectives import Objective
 from align.objectives.base import FRESH, sources_of
 
@@ -23,7 +23,11 @@ def needs(objective: Objective) -> list[str]:
         found.append("no reference")
     if any(isinstance(read, Hidden) for read in reads):
         found.append("hidden states")
-    if any(not isinstance(read, Hidden | LogProb) and not read.needs_reference for read in reads):
+    if objective.scores_answers:
+        found.append("a head that scores answers")
+    if objective.row_values:
+        found.append(f"{' and '.join(objective.row_values)} of rows that have one")
+    if any(not isinstance(read, Hidden | LogProb | Score) and not read.needs_reference for read in reads):
         found.append("whole distributions of the policy")
     if objective.anchors:
         found.append(f"log-probs under the {' and the '.join(objective.anchors)} policy, which rounds write to rows")
