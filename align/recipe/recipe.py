@@ -170,9 +170,10 @@ class Recipe(Section):
 
     def train_values(self) -> dict[str, Any]:
         """The ``train`` section over our defaults. Imports torch."""
+        objective = self.objective_value()
         defaults = train_defaults(
             self.train,
-            pairs=self.objective_value().compares_pairs,
+            pairs=objective.compares_pairs and not objective.scores_answers,
             adapter=self.model.lora is not None,
             held_out=self.data.held_out is not None,
         )

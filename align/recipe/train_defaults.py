@@ -9,7 +9,8 @@ from typing import Any
 EXPLAINED = {
     "report_to": "`none`: nothing leaves the machine; metrics.jsonl is the record",
     "logging_steps": "10",
-    "learning_rate": "1e-6 for objectives on pairs or labels, 1e-5 for others; ten times that with an adapter",
+    "learning_rate": "1e-6 for policies on pairs or labels, 1e-5 for reward models and others; ten times that with an "
+    "adapter",
     "lr_scheduler_type": "`cosine`",
     "warmup_steps": "0.1: a tenth of all steps",
     "bf16": "true where the device computes in bfloat16, else false",
@@ -23,7 +24,7 @@ EXPLAINED = {
 }
 
 
-# (objective that compares answers, adapter): learning rate
+# (policy that compares answers, adapter): learning rate
 _RATES = {(True, False): 1e-6, (True, True): 1e-5, (False, False): 1e-5, (False, True): 1e-4}
 
 
@@ -33,7 +34,7 @@ def train_defaults(train: Mapping[str, Any], *, pairs: bool, adapter: bool, held
     A strategy and its interval are filled in together, so that one given alone still means what it says.
 
     Args:
-        pairs: whether the objective compares answers, in pairs or by their labels.
+        pairs: whether a policy is trained to compare answers, in pairs or by their labels; a reward model is none.
         adapter: whether an adapter is trained.
         held_out: whether there are held-out rows.
     """
