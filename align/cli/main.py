@@ -13,6 +13,7 @@ from typing import Any
 
 from align import __version__
 from align.cli.evaluate import EVAL
+from align.cli.probe import PROBE
 from align.cli.sample import SAMPLE, SHOW
 from align.cli.verbs import ALLOW_CODE, Parser, Verb, argument, flag, path
 from align.errors import Exit, UserError
@@ -206,6 +207,7 @@ VERBS = (
         ),
     ),
     EVAL,
+    PROBE,
     SAMPLE,
     SHOW,
     Verb("doctor", "say what this machine has and what is missing", ("align doctor", "align doctor --json"), _doctor),

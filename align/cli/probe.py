@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from align.cli.probe_stability import ARGUMENTS as STABILITY
+from align.cli.probe_stability import run_stability
 from align.cli.verbs import Verb, argument, path
 from align.runs.quiet import calm
 from align.runs.terminal import echo
@@ -41,7 +43,15 @@ def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
 PROBE = Verb(
     "probe",
     "ask what a reward model's scores depend on",
-    (),
-    verbs=(),
+    ("align probe stability runs/reward --pairs held_out.jsonl",),
+    verbs=(
+        Verb(
+            "stability",
+            "whether its order of two answers survives changes that should not matter",
+            ("align probe stability runs/reward --pairs held_out.jsonl --rows 200",),
+            run_stability,
+            (*JUDGE, *STABILITY),
+        ),
+    ),
     of="PROBE",
 )
