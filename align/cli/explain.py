@@ -94,9 +94,10 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
         return objective_entry(name, own_objective(name, allow_code=allow_code))
     from align.cli.terms import TERMS
     from align.cli.terms_online import ONLINE
+    from align.cli.terms_stability import STABILITY
     from align.cli.terms_unlearning import UNLEARNING
 
-    terms = TERMS | UNLEARNING | ONLINE
+    terms = TERMS | UNLEARNING | ONLINE | STABILITY
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()

@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 from sample_rows import hh_rows, talk_rows
 
+from align.cli.explain import explain
 from align.cli.main import main
+from align.cli.terms import TERMS
+from align.cli.terms_online import ONLINE
+from align.cli.terms_stability import STABILITY
+from align.cli.terms_unlearning import UNLEARNING
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
 from align.eval.stability import PADDING, Pair, measure, read_pairs
+from align.objectives import OBJECTIVES
 from align.probes.stability import Row, Stability
 
+PROMPT = "You can perhaps tell me something about animals."
 WORDS = ["they", "also", "need", "some", "fresh", "water", "and", "perhaps", "another", "place", "without", "noise"]
 
 
@@ -137,6 +144,12 @@ def test_the_prompt_is_changed_where_the_user_speaks() -> None:
     assert hh.replace("tell me more about animals.", '"tell me more about animals."') in texts
 
 
+def test_its_words_are_explained() -> None:
+    assert not set(STABILITY) & {*TERMS, *UNLEARNING, *ONLINE, *OBJECTIVES}
+    for word in STABILITY:
+        assert explain(word)["kind"] == "term"
+
+
 def write(folder: Path, rows: list[dict]) -> str:
     file = folder / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -194,7 +207,7 @@ def test_the_command_on_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     from zoo import tiny_config
 
     tokenizer = tiny_tokenizer()
-    config = tiny_config("llama", vocab_size=len(tokenizer), num_labels=1)
+    config = tiny_config("llama", vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=1024)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in PAIRS[:6]]
