@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.probe_stability import ARGUMENTS as STABILITY
-from align.cli.probe_stability import run_stability
 from align.cli.verbs import Verb, argument, path
+from align.errors import Exit, UserError
+from align.runs.directory import write_atomically
 from align.runs.quiet import calm
 from align.runs.terminal import echo
 
@@ -40,6 +42,31 @@ def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
     return partial(echo, file=sys.stderr if args.json else sys.stdout)
 
 
+def run_stability(args: argparse.Namespace) -> int:
+    """``align probe stability``."""
+    if args.rows is not None and args.rows < 1:
+        raise UserError(f"--rows: must be at least 1, got {args.rows}.")
+    if args.out and not Path(args.out).parent.is_dir():
+        raise UserError(f"--out {args.out}: there is no folder {Path(args.out).parent}.")
+    from align.eval.stability import measure, read_pairs
+
+    say = say_of(args)
+    pairs = read_pairs(args.pairs, args.rows, args.seed, say)  # before the weights, which take longer
+    found = measure(pairs, load(args).score, args.seed, say)
+    text = json.dumps(found.to_json(), indent=1)
+    if args.out:
+        write_atomically(Path(args.out), text + "\n")
+    echo(text if args.json else "\n".join(["", *found.lines()]))
+    return Exit.OK
+
+
+_STABILITY = (
+    *JUDGE,
+    path("--pairs", metavar="FILE", required=True, help="preference pairs: any file or folder that align reads"),
+    argument("--rows", metavar="N", type=int, help="only N pairs, drawn by the seed"),
+    argument("--seed", metavar="SEED", type=int, default=0, help="which pairs, and what is rewritten; 0 by default"),
+    path("--out", metavar="FILE", help="write the result as JSON"),
+)
 PROBE = Verb(
     "probe",
     "ask what a reward model's scores depend on",
@@ -50,7 +77,7 @@ PROBE = Verb(
             "whether its order of two answers survives changes that should not matter",
             ("align probe stability runs/reward --pairs held_out.jsonl --rows 200",),
             run_stability,
-            (*JUDGE, *STABILITY),
+            _STABILITY,
         ),
     ),
     of="PROBE",

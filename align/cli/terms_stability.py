@@ -21,8 +21,8 @@ STABILITY: dict[str, Explanation] = {
     ),
     "length-biased": Explanation(
         "The reward model is right far more often where the chosen answer is the longer (or the shorter) one.",
-        "Accuracy on pairs whose chosen answer has more characters, minus accuracy on those where it has fewer: a gap of "
-        f"at least {GAP:g} either way whose interval (Newcombe) does not reach 0.",
+        "Accuracy on pairs whose chosen answer has more characters, minus accuracy on those where it has fewer: a gap "
+        f"of at least {GAP:g} either way whose interval (Newcombe) does not reach 0.",
         "Balance the training pairs by length, and hold the length of what is trained on this reward in view.",
     ),
     "null model": Explanation(

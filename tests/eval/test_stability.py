@@ -34,7 +34,7 @@ def made_pairs(count: int = 60) -> list[Pair]:
         short, long = (" ".join(draw.choices(WORDS, k=n)) for n in (8, 20))
         good, bad = (long, short) if i % 2 else (short, long)
         pairs.append(
-            Pair("Perhaps you can tell me something about animals.", f"A Bird it is. {good}.", f"A Fish it is. {bad}.")
+            Pair("You can perhaps tell me something about animals.", f"A Bird it is. {good}.", f"A Fish it is. {bad}.")
         )
     return pairs
 
@@ -210,6 +210,7 @@ def test_the_command_on_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     config = tiny_config("llama", vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=1024)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
+    capsys.readouterr()
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in PAIRS[:6]]
     call = ["probe", "stability", str(tmp_path / "rm"), "--pairs", write(tmp_path, rows), "--rows", "4"]
     assert main([*call, "--json", "--out", str(tmp_path / "out.json")]) == 0
