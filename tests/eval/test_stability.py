@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,13 +118,20 @@ def test_one_that_reads_the_case_of_letters_is_caught() -> None:
     assert "capitals (both): 0.500 of 60 pairs keep their order (threshold 0.95): unstable." in found.sentences()
 
 
-def test_one_that_depends_on_the_rows_beside_it_is_caught() -> None:
-    def by_place(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return [float("Bird" in text) + place / 1000 for place, text in enumerate(responses)]
+@pytest.mark.parametrize(
+    ("place", "rows", "order"),
+    # in a long call the 41st row gains 1, which is pair 40 first and pair 19 in reverse: mean 61/120, mean square 63/120
+    [(40, 120, 1 / math.sqrt(63 / 120 - (61 / 120) ** 2)), (0, 1, 2.0)],
+)
+def test_one_that_depends_on_the_rows_beside_it_is_caught(place: int, rows: int, order: float) -> None:
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        return [("Bird" in text) + float((i, len(responses)) == (place, rows)) for i, text in enumerate(responses)]
 
-    found = measure(PAIRS, by_place, 0, lambda _: None)
-    assert found.order > 0.05
-    assert found.sentences()[0].startswith("order: SCORES DEPEND ON OTHER ROWS (largest change ")
+    found = measure(PAIRS, score, 0, lambda _: None)
+    assert found.order == pytest.approx(order, rel=1e-12)
+    assert found.sentences()[0] == (
+        f"order: SCORES DEPEND ON OTHER ROWS (largest change {order:.1e} standard deviations, threshold 0.001)."
+    )
 
 
 def test_the_prompt_is_changed_where_the_user_speaks() -> None:
