@@ -120,7 +120,7 @@ def test_one_that_reads_the_case_of_letters_is_caught() -> None:
 
 @pytest.mark.parametrize(
     ("place", "rows", "order"),
-    # in a long call the 41st row gains 1, which is pair 40 first and pair 19 in reverse: mean 61/120, mean square 63/120
+    # in a long call the 41st row gains 1: pair 40 first, pair 19 in reverse; mean of all 61/120, mean square 63/120
     [(40, 120, 1 / math.sqrt(63 / 120 - (61 / 120) ** 2)), (0, 1, 2.0)],
 )
 def test_one_that_depends_on_the_rows_beside_it_is_caught(place: int, rows: int, order: float) -> None:
