@@ -57,8 +57,8 @@ def run_muse(args: argparse.Namespace) -> int:
 
 def run_relearn(args: argparse.Namespace) -> int:
     """``align eval relearn``."""
-    _check_out(args.out)
-    _check_limit(args.limit)
+    check_out(args.out)
+    check_limit(args.limit)
     calm()
     from align.eval.finished_run import attack_run
 
@@ -155,22 +155,24 @@ def _check_subject(args: argparse.Namespace, suite: str) -> None:
     ignored = [f"--{key.replace('_', '-')}" for key in _OF_MODELS if getattr(args, key, None) and not measures]
     if ignored:
         raise UserError(f"A log was measured already, and {ignored[0]} says how to measure a model: leave it out.")
-    _check_out(args.out)
-    _check_limit(args.limit)
+    check_out(args.out)
+    check_limit(args.limit)
     if args.out and args.log and Path(args.out).resolve() == Path(args.log).resolve():
         raise UserError(f"--out {args.out} would overwrite the log that is read: name another file.")
 
 
-def _check_limit(limit: int | None) -> None:
+def check_limit(limit: int | None) -> None:
+    """Refuse a trial of no rows. Raises UserError."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit: must be at least 1, got {limit}.")
 
 
-def _check_out(out: str | None) -> None:
+def check_out(out: str | None, option: str = "--out") -> None:
+    """Whether a file can be written there, before anything is measured. Raises UserError."""
     if out and not Path(out).parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {Path(out).parent}.")
+        raise UserError(f"{option} {out}: there is no folder {Path(out).parent}.")
     if out and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
-        raise UserError(f"--out {out}: no file can be written there; name another.")
+        raise UserError(f"{option} {out}: no file can be written there; name another.")
 
 
 def _retain_file(args: argparse.Namespace) -> str | None:

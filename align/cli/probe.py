@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.cli.evaluate import check_limit, check_out
 from align.cli.verbs import Verb, argument, path
 from align.errors import Exit, UserError
+from align.errors import Exit
 from align.runs.directory import write_atomically
 from align.runs.quiet import calm
 from align.runs.terminal import echo
@@ -65,6 +67,36 @@ _STABILITY = (
     path("--pairs", metavar="FILE", required=True, help="preference pairs: any file or folder that align reads"),
     argument("--rows", metavar="N", type=int, help="only N pairs, drawn by the seed"),
     argument("--seed", metavar="SEED", type=int, default=0, help="which pairs, and what is rewritten; 0 by default"),
+def run_benchmark(args: argparse.Namespace) -> int:
+    """``align probe benchmark``."""
+    check_out(args.out)
+    check_limit(args.limit)
+    from align.data.rows.questions import talks
+    from align.eval.reward_bench import measure
+    from align.eval.reward_bench_rows import TITLES, load_benchmark
+
+    kind, items, notes = load_benchmark(args.data, args.kind, args.limit)  # first, since it is read in a moment
+    say_of(args)(f"{args.data}: {TITLES[kind]}, {len(items):,} rows")
+    judge = load(args)
+    tokenizer: Any = getattr(judge, "tokenizer", None)
+    conversational = tokenizer is not None and talks(tokenizer)
+    result = measure(judge, kind, items, conversational=conversational, notes=notes, limit=args.limit)
+    text = json.dumps(result.to_json(), indent=1)
+    if args.out:
+        write_atomically(Path(args.out), text + "\n")
+    echo(text if args.json else "\n".join(["", *result.lines()]))
+    return Exit.OK
+
+
+_BENCHMARK = (
+    *JUDGE,
+    path("--data", metavar="DATA", required=True, help="the benchmark: a file (jsonl, json, parquet, csv) or a folder"),
+    argument(
+        "--kind",
+        choices=("rm_bench", "rewardbench", "rewardbench2", "m_rewardbench"),
+        help="which one it is, where its columns do not tell",
+    ),
+    argument("--limit", metavar="N", type=int, help="ask only N rows of each subset: a trial, no result"),
     path("--out", metavar="FILE", help="write the result as JSON"),
 )
 PROBE = Verb(
@@ -78,6 +110,17 @@ PROBE = Verb(
             ("align probe stability runs/reward --pairs held_out.jsonl --rows 200",),
             run_stability,
             _STABILITY,
+    ("align probe benchmark runs/reward --data RM-Bench/total_dataset.json",),
+    verbs=(
+        Verb(
+            "benchmark",
+            "RM-Bench, RewardBench 1 and 2 or M-RewardBench, beside the longest and the shortest answer",
+            (
+                "align probe benchmark runs/reward --data RM-Bench/total_dataset.json",
+                "align probe benchmark some/reward-model --data reward-bench-2 --limit 20 --json",
+            ),
+            run_benchmark,
+            _BENCHMARK,
         ),
     ),
     of="PROBE",
