@@ -98,6 +98,10 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     from align.cli.terms_unlearning import UNLEARNING
 
     terms = TERMS | UNLEARNING | ONLINE | STABILITY
+    from align.cli.terms_reward import REWARD
+    from align.cli.terms_unlearning import UNLEARNING
+
+    terms = TERMS | UNLEARNING | ONLINE | REWARD
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()

@@ -1,4 +1,4 @@
-"""Where the words of a verdict on pairs begin. ``docs/diagnostics.md`` says why each number is where it is."""
+"""Where the words of verdicts on pairs and on reward models begin; see ``docs/diagnostics.md``."""
 
 from __future__ import annotations
 
@@ -14,3 +14,7 @@ STILL_NATS_PER_TOKEN = 0.05  # ... nor by this much per token: the run hardly tr
 FEW_PAIRS = 30  # fewer held-out pairs say nothing about what was learned
 WIDE_ACCURACY = 0.1  # half width of the accuracy's interval beyond which more pairs are the first advice
 NO_MARGIN = 0.01  # start and reference are one model up to rounding: accuracy at the start is chance
+# of reward models
+MISCALIBRATED = 0.05  # confidence: mean confidence and accuracy differ by this much, and not by chance
+WILD_SCORES = 5.0  # scores: their centre lies this many margins from 0 (margins below 1 count as 1)
+OVERFIT = 0.1  # overfit: accuracy on training pairs above that on held-out ones
