@@ -18,7 +18,7 @@ from align.cli.markdown import table
 from align.cli.methods_page import METHODS, methods_page
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe
-from align.recipe.sampling import Endpoint, Judge, Rounds, Sampling, Select, Server
+from align.recipe.sampling import Endpoint, Fusion, Judge, Rounds, Sampling, Select, Server
 from align.recipe.sections import Alternates, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import TABLE, generate, rendered, train_keys
@@ -39,7 +39,7 @@ _PAGES: tuple[tuple[str, type[Section]], ...] = (
     ("model", Model),
     ("model.lora", Lora),
     ("data", Data),
-    ("data.train, data.forget, data.retain, data.held_out, evaluate.source", Source),
+    ("data.train, data.forget, data.retain, data.held_out, evaluate.source, judge.fusion.corpus", Source),
     ("data.alternates", Alternates),
     ("reference", Reference),
     ("watch", Watch),
@@ -48,6 +48,7 @@ _PAGES: tuple[tuple[str, type[Section]], ...] = (
     ("sampling.server", Server),
     ("judge", Judge),
     ("judge.endpoint", Endpoint),
+    ("judge.fusion", Fusion),
     ("select", Select),
     ("rounds", Rounds),
 )

@@ -13,6 +13,7 @@ from align.errors import UserError
 from align.judges.checkpoint import find_judge_model
 from align.judges.endpoint import EndpointJudge
 from align.judges.function import Function, FunctionComparison, FunctionJudge, load_function, parameters
+from align.judges.fusion import corpus_of, fused
 from align.judges.judge import CompareJudge, Judging, ScoreJudge
 from align.judges.pair import PairModel, letters
 from align.judges.reward import RewardModel
@@ -43,6 +44,18 @@ def load_judge(
     if len(given) != 1:
         found = " and ".join(given) if given else "none of them"
         raise UserError(f"judge needs exactly one of reward, pair, endpoint and function; found {found}.")
+    judge = _asked_for(settings, base, allow_code, device, say)
+    if settings.fusion is None:
+        return judge
+    if isinstance(judge, CompareJudge):
+        raise UserError(f"judge.fusion: scores are averaged, and {judge.name} compares answers; remove it.")
+    return fused(judge, settings.fusion, base=base, say=say)
+
+
+def _asked_for(
+    settings: Judge, base: Path | None, allow_code: bool, device: torch.device | None, say: Callable[[str], Any]
+) -> Judging:
+    """The judge without its fusion."""
     if settings.endpoint is not None:
         return EndpointJudge(settings.endpoint, say, base=base)
     if settings.function is not None:
@@ -85,6 +98,8 @@ def early_judge(
 
     if settings.reward is not None and settings.pair is None:
         find_judge_model("judge.reward", AutoModelForSequenceClassification, settings.reward, settings.revision, base)
+        if settings.fusion is not None:
+            corpus_of(settings.fusion, base=base, say=lambda _: None)
     elif settings.pair is not None and settings.reward is None:
         found = find_judge_model("judge.pair", AutoModelForCausalLM, settings.pair, settings.revision, base)
         letters(settings.pair, found.tokenizer)

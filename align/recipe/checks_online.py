@@ -23,6 +23,7 @@ def online_checks(raw: Mapping[str, Any]) -> list[Problem]:
     branches = set(objective.branches) if objective is not None else None
     return [
         *_judge(raw),
+        *_fusion(raw),
         *_used(raw, branches),
         *_fresh(raw, branches),
         *_survivor(raw, branches),
@@ -63,6 +64,27 @@ def _judge(raw: Mapping[str, Any]) -> list[Problem]:
         return []
     extra = [key for key, default in (("revision", None), ("dtype", "auto")) if judge.get(key, default) != default]
     return [Problem(("judge", key), f"a judge by {kinds[0]} loads no weights; remove it.") for key in extra]
+
+
+def _fusion(raw: Mapping[str, Any]) -> list[Problem]:
+    """RewardFusion averages scores, and reads its corpus whole and once."""
+    fusion = _section(raw, "judge").get("fusion")
+    if not isinstance(fusion, Mapping):
+        return []
+    here: Path = ("judge", "fusion")
+    text = "scores are averaged, and this judge compares answers; remove it."
+    problems = [Problem(here, text)] if set(_kinds(raw)) & {"pair", "endpoint"} else []
+    corpus = _section(fusion, "corpus")
+    given = [key for key in ("id", "path", "world") if corpus.get(key) is not None]
+    if fusion.get("corpus") is not None and len(given) != 1:
+        text = f"gives {' and '.join(given) or 'no source'}; give one of id, path and world."
+        problems.append(Problem((*here, "corpus"), text))
+    if corpus.get("streaming") is True:
+        text = "the corpus is searched for neighbours; set rows: 10000 instead of streaming."
+        problems.append(Problem((*here, "corpus", "streaming"), text))
+    if corpus.get("weight", 1) != 1:
+        problems.append(Problem((*here, "corpus", "weight"), "every text of the corpus counts once; remove it."))
+    return problems
 
 
 def _used(raw: Mapping[str, Any], branches: set[str] | None) -> list[Problem]:

@@ -60,6 +60,17 @@ class Endpoint(Server):
     )
 
 
+class Fusion(Section):
+    """RewardFusion: a score is averaged with those of training answers that say about the same."""
+
+    corpus: Source = Field(description="rows whose preferred answers are compared with: those the judge was trained on")
+    neighbours: int = Field(5, ge=1, description="most of them that count for an answer")
+    similarity: float = Field(0.9, gt=0, le=1, description="least cosine similarity of a neighbour")
+    encoder: Place | None = Field(
+        None, description="a sentence encoder, a folder or a Hub id; null compares the words that texts share (TF-IDF)"
+    )
+
+
 class Judge(Section):
     """Who scores or compares completions: exactly one of these."""
 
@@ -71,6 +82,7 @@ class Judge(Section):
     function: str | None = Field(
         None, description="MODULE:FUNCTION of yours; code is only run with --allow-code on the command line"
     )
+    fusion: Fusion | None = Field(None, description="average scores with those of similar training answers")
     revision: str | None = Field(None, description="commit, tag or branch of a model on the Hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="type of a model's weights")
 
@@ -115,6 +127,8 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     ("sampling", "server"): Server,
     ("judge",): Judge,
     ("judge", "endpoint"): Endpoint,
+    ("judge", "fusion"): Fusion,
+    ("judge", "fusion", "corpus"): Source,
     ("select",): Select,
     ("rounds",): Rounds,
 }

@@ -25,6 +25,7 @@ SUPERHF: dict[str, Any] = {
 }
 SERVER = {"url": "http://localhost:8000/v1"}
 ENDPOINT = {**SERVER, "model": "judge"}
+FUSION = {"corpus": {"path": "pairs.jsonl"}}
 
 
 def made(values: dict[str, Any], **changes: Any) -> Recipe:
@@ -47,6 +48,7 @@ def made(values: dict[str, Any], **changes: Any) -> Recipe:
         {**HYPO, "objective": [{"name": "ipo"}, {"name": "sampled_kl", "weight": 0.1}]},
         SUPERHF,
         {**SUPERHF, "select": None},
+        {**SUPERHF, "judge": {"reward": "me/reward", "fusion": FUSION}},
         {**SUPERHF, "sampling": {"samples": 4, "temperature": 0.7}},
         {"objective": {"name": "inpo"}},
         {"objective": {"name": "dpo"}, "reference": {"rows": "initial"}},
@@ -96,6 +98,37 @@ def test_what_goes_together_is_accepted_and_written_out_the_same(values: dict[st
             "select.length_penalty: a tournament has no scores",
         ),
         (ROUNDS, {"select": {"keep": 2}}, "select.keep: goes with how: top"),
+        # fusion
+        (
+            ROUNDS,
+            {"judge": {"pair": "a", "fusion": FUSION}, "select": {"how": "tournament"}},
+            "judge.fusion: scores are averaged, and this judge compares answers; remove it.",
+        ),
+        (
+            ROUNDS,
+            {"judge": {"endpoint": ENDPOINT, "fusion": FUSION}, "select": {"how": "tournament"}},
+            "judge.fusion: scores are averaged, and this judge compares answers; remove it.",
+        ),
+        (
+            SUPERHF,
+            {"judge": {"reward": "a", "fusion": {"corpus": {"path": "a", "id": "b"}}}},
+            "judge.fusion.corpus: gives id and path; give one of id, path and world.",
+        ),
+        (
+            SUPERHF,
+            {"judge": {"reward": "a", "fusion": {"corpus": {}}}},
+            "judge.fusion.corpus: gives no source; give one of id, path and world.",
+        ),
+        (
+            SUPERHF,
+            {"judge": {"reward": "a", "fusion": {"corpus": {"id": "a", "streaming": True}}}},
+            "judge.fusion.corpus.streaming: the corpus is searched for neighbours; set rows: 10000 instead of streaming.",
+        ),
+        (
+            SUPERHF,
+            {"judge": {"reward": "a", "fusion": {"corpus": {"id": "a", "weight": 2.0}}}},
+            "judge.fusion.corpus.weight: every text of the corpus counts once; remove it.",
+        ),
         # fresh samples
         (HYPO, {"sampling": None}, "sampling: missing: the objective reads fresh samples"),
         (HYPO, {"sampling": {"temperature": 0.7}}, "sampling.temperature: the KL term needs draws from the policy as"),

@@ -68,6 +68,13 @@ def _message(message: Any, name: str) -> Row:
     return out
 
 
+def with_system(prompt: list[Row], text: str) -> list[Row]:
+    """A conversation with a system message in front, unless it has one."""
+    if prompt[0]["role"] in ("system", "developer"):
+        return prompt
+    return [{"role": "system", "content": text}, *prompt]
+
+
 def rendered_turns(turns: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Messages by which two conversations are compared: without keys that no template renders (id, weight, ...)."""
     return [{key: value for key, value in turn.items() if key in _RENDERED} for turn in turns]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.rows.formats import BadRow, Format
 from align.data.rows.values import number
+from align.data.rows.values import with_system
 from align.data.tokens.chat import (
     Rendered,
     Request,
@@ -83,8 +84,8 @@ class Encoder:
             out = self.form.canonical(row) | numbers
         except BadRow as bad:
             return bad
-        if self.system is not None and out["prompt"][0]["role"] not in ("system", "developer"):
-            out["prompt"] = [{"role": "system", "content": self.system}, *out["prompt"]]
+        if self.system is not None:
+            out["prompt"] = with_system(out["prompt"], self.system)
         return out
 
     def _given(self, row: Mapping[str, Any]) -> _Ids:

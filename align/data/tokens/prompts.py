@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.questions import asked
-from align.data.rows.values import BadRow
+from align.data.rows.values import BadRow, with_system
 from align.data.tokens.tokenize import prepare, recognise_dataset
 
 if TYPE_CHECKING:
@@ -51,6 +51,4 @@ def prompt_of(text: str) -> str | list[dict[str, str]]:
 
 def _text(prompt: Any, system: str | None) -> str:
     assert not isinstance(prompt, BadRow)
-    if system is not None and prompt[0]["role"] not in ("system", "developer"):
-        prompt = [{"role": "system", "content": system}, *prompt]
-    return json.dumps(prompt, ensure_ascii=False)
+    return json.dumps(prompt if system is None else with_system(prompt, system), ensure_ascii=False)
