@@ -19,7 +19,7 @@ from align.cli.methods_page import METHODS, methods_page
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe
 from align.recipe.sampling import Endpoint, Fusion, Judge, Rounds, Sampling, Select, Server
-from align.recipe.sections import Alternates, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
+from align.recipe.sections import Alternates, ConvexDA, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import TABLE, generate, rendered, train_keys
 from align.recipe.train_refused import REFUSED
@@ -41,6 +41,7 @@ _PAGES: tuple[tuple[str, type[Section]], ...] = (
     ("data", Data),
     ("data.train, data.forget, data.retain, data.held_out, evaluate.source, judge.fusion.corpus", Source),
     ("data.alternates", Alternates),
+    ("data.convex", ConvexDA),
     ("reference", Reference),
     ("watch", Watch),
     ("evaluate", Evaluate),

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.batches.lengths import rows_with
+from align.data.rows.convex_rows import convex_rows
 from align.data.rows.mixture import interleave, mix
-from align.data.rows.sources import load_source, naming, source_name
+from align.data.rows.sources import is_table, load_source, naming, source_name
 from align.data.tokens.prompts import prompt_rows
-from align.data.tokens.tokenize import prepare
+from align.data.tokens.tokenize import prepare, recognise_dataset
 from align.data.tokens.unlearning import alternate_texts, forget_rows, retain_rows
 from align.errors import UserError
 from align.objectives.base import LABELLED, ROW_VALUES, sources_of
@@ -165,6 +166,10 @@ def _prepared(
         say(f"{what}: {source_name(source)}")
         return prompt_rows(rows, tokenizer, say, **_limits(recipe, source))
     with naming(source):
+        if what == "train" and recipe.data.convex is not None:
+            assert is_table(rows)  # the recipe's checks refuse streams
+            form = recognise_dataset(rows, branches)
+            rows = convex_rows(rows, form, recipe.data.convex, seed=recipe.seed, base=recipe.base, say=say)
         prepared, account = prepare(rows, tokenizer, branches, **_limits(recipe, source))
     if hasattr(prepared, "__len__"):
         say(f"{what}: {source_name(source)}")

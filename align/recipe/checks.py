@@ -107,6 +107,24 @@ def _labelled(raw: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def _convex(raw: Mapping[str, Any]) -> list[Problem]:
+    """ConvexDA rewrites texts of training pairs, all of which are there before training starts."""
+    data = _section(raw, "data")
+    if data.get("convex") is None:
+        return []
+    here: Path = ("data", "convex")
+    if data.get("forget") is not None:
+        return [Problem(here, "rewrites training pairs, and data.forget has none; remove it.")]
+    if raw.get("rounds") is not None:
+        return [Problem(here, "rewrites training pairs, and rounds make their own; remove it.")]
+    objective = objective_of(raw.get("objective"))
+    if objective is not None and not {"chosen", "rejected"} <= (branches_of(raw.get("objective")) or set()):
+        return [Problem(here, "rewrites both answers of pairs, and the objective compares no pairs; remove it.")]
+    text = "data.convex compares all texts before training; set rows: 10000 instead of streaming."
+    streamed = [path for path, source in _sources(raw, "train") if source.get("streaming") is True]
+    return [Problem((*path, "streaming"), text) for path in streamed]
+
+
 def _held_out(raw: Mapping[str, Any]) -> list[Problem]:
     if _section(raw, "data").get("held_out") is not None:
         return []
@@ -245,6 +263,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _source,
     _streaming,
     _labelled,
+    _convex,
     _held_out,
     _best_model,
     _quantised,

@@ -7,7 +7,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from align.recipe.sections import Alternates, Data, Evaluate, Lora, Model, Place, Reference, Section, Source, Watch
+from align.recipe.sections import (
+    Alternates,
+    ConvexDA,
+    Data,
+    Evaluate,
+    Lora,
+    Model,
+    Place,
+    Reference,
+    Section,
+    Source,
+    Watch,
+)
 
 
 class Server(Section):
@@ -119,6 +131,7 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     ("data", "retain"): Source,
     ("data", "alternates"): Alternates,
     ("data", "held_out"): Source,
+    ("data", "convex"): ConvexDA,
     ("evaluate",): Evaluate,
     ("evaluate", "source"): Source,
     ("reference",): Reference,

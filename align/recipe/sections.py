@@ -132,6 +132,45 @@ class Alternates(Section):
     )
 
 
+Rewrite = Literal[
+    "swapped_letters",
+    "dropped_letter",
+    "doubled_letter",
+    "neighbour_key",
+    "lower_case",
+    "capital_words",
+    "extra_spaces",
+    "no_break_end",
+    "quotation_marks",
+    "contractions_expanded",
+    "contractions",
+    "synonyms",
+    "numbers_as_words",
+]
+
+
+class ConvexDA(Section):
+    """Texts of pairs are replaced by rewrites at the edge of what they mean (docs/reward-models.md)."""
+
+    of: Literal["answers", "prompt"] = Field(
+        "answers", description="what is replaced: both answers, each for itself, or the last words of the prompt"
+    )
+    variants: int = Field(5, ge=1, description="rewrites of each text; with the text itself they are the points")
+    dims: int = Field(2, ge=1, le=8, description="principal components in which the hull is taken")
+    pick: Literal["random", "farthest", "all"] = Field(
+        "random",
+        description="random: one vertex, drawn by the seed; farthest: the vertex farthest from the text as it was; "
+        "all: a row for each vertex, so an epoch is longer",
+    )
+    kinds: list[Rewrite] | None = Field(
+        None, min_length=1, description="kinds of rewrites; null for those that change words and make no mistakes"
+    )
+    encoder: Place | None = Field(
+        None, description="a sentence encoder, a folder or a Hub id; null compares the words that texts share (TF-IDF)"
+    )
+    share: float = Field(1.0, gt=0, le=1, description="share of the rows that are drawn to be rewritten")
+
+
 class Data(Section):
     """Training and held-out rows, and what happens to long ones."""
 
@@ -154,6 +193,9 @@ class Data(Section):
     )
     held_out: Annotated[list[Source] | None, BeforeValidator(_sources)] = Field(
         None, min_length=1, description="rows that are never trained on; they give the evaluation its loss and accuracy"
+    )
+    convex: ConvexDA | None = Field(
+        None, description="replace texts of training pairs by rewrites (ConvexDA); `{}` for the defaults"
     )
     max_length: int | None = Field(
         1024, ge=2, description="most tokens of prompt and answer together; null for no limit"

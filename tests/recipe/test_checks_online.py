@@ -98,6 +98,11 @@ def test_what_goes_together_is_accepted_and_written_out_the_same(values: dict[st
             "select.length_penalty: a tournament has no scores",
         ),
         (ROUNDS, {"select": {"keep": 2}}, "select.keep: goes with how: top"),
+        (
+            ROUNDS,
+            {"data": {**PAIRS, "convex": {}}},
+            "data.convex: rewrites training pairs, and rounds make their own; remove it.",
+        ),
         # fusion
         (
             ROUNDS,
@@ -122,7 +127,7 @@ def test_what_goes_together_is_accepted_and_written_out_the_same(values: dict[st
         (
             SUPERHF,
             {"judge": {"reward": "a", "fusion": {"corpus": {"id": "a", "streaming": True}}}},
-            "judge.fusion.corpus.streaming: the corpus is searched for neighbours; set rows: 10000 instead of streaming.",
+            "judge.fusion.corpus.streaming: the corpus is searched for neighbours; set rows: 10000 instead of",
         ),
         (
             SUPERHF,

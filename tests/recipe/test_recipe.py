@@ -521,6 +521,25 @@ BAD = {
         GOOD + "reference: {strategy: adapter_off}\n",
         "r.yaml:8  reference.strategy: there is no adapter to switch off; add model.lora, or use copy.",
     ),
+    "convex without pairs": (
+        change("{path: pairs.jsonl}", "{path: pairs.jsonl}\n  convex: {}").replace("name: dpo", "name: kto"),
+        "r.yaml:5  data.convex: rewrites both answers of pairs, and the objective compares no pairs; remove it.",
+    ),
+    "convex without training pairs": (
+        change("train: {path: pairs.jsonl}", "forget: {path: a}\n  convex: {}").replace("name: dpo", "name: npo"),
+        "r.yaml:5  data.convex: rewrites training pairs, and data.forget has none; remove it.",
+    ),
+    "a convex stream": (
+        change("{path: pairs.jsonl}", "{path: pairs.jsonl, streaming: true}\n  convex: {}"),
+        "r.yaml:4  data.train.streaming: data.convex compares all texts before training; set rows: 10000 instead of "
+        "streaming.",
+    ),
+    "an unknown kind of rewrite": (
+        change("{path: pairs.jsonl}", "{path: pairs.jsonl}\n  convex: {kinds: [synonym]}"),
+        "r.yaml:5  data.convex.kinds.0: expected one of swapped_letters, dropped_letter, doubled_letter, neighbour_key, "
+        "lower_case, capital_words, extra_spaces, no_break_end, quotation_marks, contractions_expanded, contractions, "
+        "synonyms, numbers_as_words; got the text 'synonym'. Did you mean 'synonyms'?",
+    ),
     "streamed labels": (
         change("{path: pairs.jsonl}", "{id: a/b, streaming: true}").replace("name: dpo", "name: kto"),
         "r.yaml:4  data.train.streaming: labels are counted and answers compared with those of other rows; set "

@@ -23,7 +23,7 @@ from align.errors import UserError
 from align.judges.judge import CompareJudge, ScoreJudge
 from align.models.load import load_checkpoint
 from align.recipe import Recipe
-from align.recipe.sampling import Judge, Sampling, Server
+from align.recipe.sampling import Fusion, Judge, Sampling, Server
 from align.recipe.sections import Model, Source
 from align.reference.digest import model_digest
 from align.sampling import best_of, choose, kept
@@ -130,6 +130,31 @@ def test_all_are_the_samplers_own(models: Path, place: Path) -> None:
     assert found["scores"] == {"all": {"mean": pytest.approx(sum(map(_score, real)) / len(real)), "n": len(real)}}
     assert found["tokens"] == sum(len(s.ids) for group in expected for s in group)
     assert not Path("out.jsonl.parts").exists()
+
+
+def test_a_fused_judge_keeps_the_best_by_its_averages(models: Path, place: Path) -> None:
+    """The corpus holds one sample with another word behind it, which is no word to TF-IDF: the other's neighbour."""
+    _run(models, place)
+    drawn = _read("out.jsonl")
+    first = next(row for row in drawn if row["completion"].strip())
+    neighbour = {"prompt": first["prompt"], "completion": first["completion"] + " a e i o u a e i o u"}
+    _write(place / "corpus.jsonl", [neighbour])
+    said: list[str] = []
+    fusion = Fusion(corpus=Source(path="corpus.jsonl"), similarity=0.99)
+    judge = Judge(function=f"rewards_{place.name}:vowels", fusion=fusion)
+    job = Job(
+        source=Source(path="plain.jsonl"),
+        model=str(models / "plain"),
+        out=Path("fused.jsonl"),
+        sampling=SAMPLING,
+        judge=judge,
+        allow_code=True,
+    )
+    best_of.sample(job, say=said.append)
+    fused = {(row["prompt"], row["index"]): row["score"] for row in _read("fused.jsonl")}
+    own, other = _score(first["completion"]), _score(neighbour["completion"])
+    assert fused[first["prompt"], first["index"]] == pytest.approx((own + other) / 2)
+    assert any("had neighbours of similarity 0.99 or more among 1 corpus text; the others" in line for line in said)
 
 
 def test_what_tokenises_otherwise_is_counted(models: Path, place: Path) -> None:

@@ -1,0 +1,45 @@
+"""A recipe's data section: that what is rewritten reaches the tokens, and no row that is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiny import tiny_tokenizer
+
+from align.data.load import Data, load_data
+from align.recipe import Recipe
+
+PAIR = ("chosen", "rejected")
+TOKENIZER = tiny_tokenizer()
+
+
+def loaded(base: Path, **data: Any) -> tuple[Data, list[str], Recipe]:
+    source = {"path": "pairs.jsonl"}
+    raw = {"name": "r", "model": {"id": "m"}, "objective": {"name": "dpo"}, "data": {"train": source, **data}}
+    recipe = Recipe.from_dict(raw, base=base)
+    said: list[str] = []
+    return load_data(recipe, TOKENIZER, PAIR, said.append), said, recipe
+
+
+def test_convex_changes_training_rows_their_digest_and_nothing_that_is_held_out(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Question {i}:", "chosen": f" It is not the big house {i}", "rejected": f" They do not start {i}"}
+        for i in range(12)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = {"held_out": {"path": "pairs.jsonl"}}
+    plain, _, _ = loaded(tmp_path, **held)
+    data, said, recipe = loaded(tmp_path, convex={"pick": "farthest"}, **held)
+    assert data.digest != plain.digest
+    assert data.held_out is not None
+    assert plain.held_out is not None
+    assert data.held_out[:] == plain.held_out[:]
+    assert data.train["row"][:] == list(range(12))
+    assert all(data.train[i]["chosen_ids"] != plain.train[i]["chosen_ids"] for i in range(12))
+    assert all(data.train[i]["rejected_ids"] != plain.train[i]["rejected_ids"] for i in range(12))
+    assert all(data.train[i]["prompt_ids"] == plain.train[i]["prompt_ids"] for i in range(12))
+    assert "  ConvexDA of answers (pick: farthest): 12 of 12 rows with a rewritten text" in said
+    again = Recipe.from_dict(recipe.dump(), base=tmp_path)
+    assert load_data(again, TOKENIZER, PAIR, lambda _: None).digest == data.digest
