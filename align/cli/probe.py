@@ -15,6 +15,7 @@ from align.cli.verbs import Verb, argument, path
 from align.errors import Exit, UserError
 from align.errors import Exit
 from align.runs.directory import write_atomically
+from align.errors import UserError
 from align.runs.quiet import calm
 from align.runs.terminal import echo
 
@@ -25,18 +26,29 @@ if TYPE_CHECKING:
 JUDGE = (
     path("model", metavar="RM", help="a reward model: a run, a folder or a Hub id"),
     argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="type of its weights"),
+    path("--fusion", metavar="FILE", help="average scores with those of similar preferred answers of these rows"),
+    path("--fusion-encoder", metavar="NAME", help="a sentence encoder that finds them; by default shared words do"),
 )
 
 
 def load(args: argparse.Namespace) -> ScoreJudge:
-    """The reward model that a probe's arguments name."""
+    """The reward model that a probe's arguments name, with RewardFusion where they ask for it. Raises UserError."""
+    if args.fusion_encoder and not args.fusion:
+        raise UserError("--fusion-encoder finds similar answers, and --fusion names none: give both, or neither.")
     calm()
     import torch
 
+    from align.judges.fusion import fused
     from align.judges.reward import RewardModel
+    from align.recipe.sampling import Fusion
+    from align.recipe.sections import Source
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    return RewardModel(args.model, dtype=args.dtype, device=device, say=say_of(args))
+    judge = RewardModel(args.model, dtype=args.dtype, device=device, say=say_of(args))
+    if not args.fusion:
+        return judge
+    settings = Fusion(corpus=Source(path=args.fusion), encoder=args.fusion_encoder)
+    return fused(judge, settings, base=Path(), say=say_of(args))
 
 
 def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
