@@ -536,9 +536,9 @@ BAD = {
     ),
     "an unknown kind of rewrite": (
         change("{path: pairs.jsonl}", "{path: pairs.jsonl}\n  convex: {kinds: [synonym]}"),
-        "r.yaml:5  data.convex.kinds.0: expected one of swapped_letters, dropped_letter, doubled_letter, neighbour_key, "
-        "lower_case, capital_words, extra_spaces, no_break_end, quotation_marks, contractions_expanded, contractions, "
-        "synonyms, numbers_as_words; got the text 'synonym'. Did you mean 'synonyms'?",
+        "r.yaml:5  data.convex.kinds.0: expected one of swapped_letters, dropped_letter, doubled_letter, "
+        "neighbour_key, lower_case, capital_words, extra_spaces, no_break_end, quotation_marks, contractions_expanded, "
+        "contractions, synonyms, numbers_as_words; got the text 'synonym'. Did you mean 'synonyms'?",
     ),
     "streamed labels": (
         change("{path: pairs.jsonl}", "{id: a/b, streaming: true}").replace("name: dpo", "name: kto"),
