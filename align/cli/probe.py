@@ -15,6 +15,7 @@ from align.cli.verbs import Verb, argument, path
 from align.errors import Exit, UserError
 from align.errors import Exit
 from align.runs.directory import write_atomically
+from align.cli.verbs import Verb, argument, flag, path
 from align.errors import UserError
 from align.runs.quiet import calm
 from align.runs.terminal import echo
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 # for every probe
 JUDGE = (
-    path("model", metavar="RM", help="a reward model: a run, a folder or a Hub id"),
+    path("model", metavar="RM", nargs="?", help="a reward model: a run, a folder or a Hub id"),
+    argument("--function", metavar="MODULE:NAME", help="in its place, a function of (prompts, responses)"),
+    flag("--allow-code", "run that function"),
     argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="type of its weights"),
     path("--fusion", metavar="FILE", help="average scores with those of similar preferred answers of these rows"),
     path("--fusion-encoder", metavar="NAME", help="a sentence encoder that finds them; by default shared words do"),
@@ -49,6 +52,25 @@ def load(args: argparse.Namespace) -> ScoreJudge:
         return judge
     settings = Fusion(corpus=Source(path=args.fusion), encoder=args.fusion_encoder)
     return fused(judge, settings, base=Path(), say=say_of(args))
+    """The reward model, or the function, that a probe's arguments name. Raises UserError."""
+    if bool(args.model) == bool(args.function):
+        raise UserError("A probe asks one reward model or one function: name RM, or --function MODULE:NAME.")
+    calm()
+    import torch
+
+    from align.judges.judge import ScoreJudge
+    from align.judges.loading import load_judge
+    from align.recipe.sampling import Judge
+
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    settings = Judge(reward=args.model, function=args.function, dtype=args.dtype)
+    judge = load_judge(settings, base=Path.cwd(), allow_code=args.allow_code, device=device, say=say_of(args))
+    if not isinstance(judge, ScoreJudge):
+        raise UserError(
+            f"--function {args.function}: it compares two answers (a, b), but a probe needs a score for each: write a "
+            "function of (prompts, responses)."
+        )
+    return judge
 
 
 def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
