@@ -17,6 +17,11 @@ from align.errors import Exit
 from align.runs.directory import write_atomically
 from align.cli.verbs import Verb, argument, flag, path
 from align.errors import UserError
+from align.cli.evaluate import check_out
+from align.cli.sample import source_of
+from align.cli.verbs import Verb, argument, flag, one_of, path
+from align.errors import Exit, UserError
+from align.runs.directory import write_atomically
 from align.runs.quiet import calm
 from align.runs.terminal import echo
 
@@ -132,6 +137,77 @@ _BENCHMARK = (
     ),
     argument("--limit", metavar="N", type=int, help="ask only N rows of each subset: a trial, no result"),
     path("--out", metavar="FILE", help="write the result as JSON"),
+def run_consistency(args: argparse.Namespace) -> int:
+    """``align probe consistency``."""
+    _check_consistency(args)
+    judge = load(args)
+    from align.eval.consistency import probe
+    from align.eval.contrast import Form, read_pairs, save
+    from align.eval.contrast_build import build_pairs
+
+    form = Form.of(getattr(judge, "tokenizer", None), args.template)
+    if args.pairs:
+        contrasts = read_pairs(Path(args.pairs), form, args.response)
+    else:
+        columns = dict(_column(text) for text in args.column or ())
+        contrasts = build_pairs(
+            source_of(args.preferences, columns=columns),
+            form,
+            encoder=args.encoder,
+            band=tuple(args.band or (0.75, 0.9)),
+            not_in=source_of(args.not_in, columns=columns) if args.not_in else None,
+            say=say_of(args),
+        )
+    if args.save_pairs:
+        save(contrasts.pairs, Path(args.save_pairs))
+    result = probe(judge, contrasts, say_of(args))
+    if args.out:
+        write_atomically(Path(args.out), json.dumps(result.log(), indent=1) + "\n")
+    echo(json.dumps(result.to_json(), indent=1) if args.json else "\n".join(["", *result.lines()]))
+    return Exit.OK
+
+
+def _check_consistency(args: argparse.Namespace) -> None:
+    """One set of pairs, and nothing that would be ignored. Raises UserError."""
+    if bool(args.pairs) == bool(args.preferences):
+        raise UserError("align probe consistency needs one set: --pairs FILE, or --from FILE to build it.")
+    ignored = ("encoder", "band", "not_in", "column", "save_pairs") if args.pairs else ("response",)
+    if given := [f"--{name.replace('_', '-')}" for name in ignored if getattr(args, name)]:
+        raise UserError(f"{given[0]} has no effect with {'--pairs' if args.pairs else '--from'}: leave it out.")
+    check_out(args.out)
+    check_out(args.save_pairs, "--save-pairs")
+
+
+def _column(text: str) -> tuple[str, str]:
+    ours, equals, theirs = text.partition("=")
+    if not (ours and equals and theirs):
+        raise UserError(f"--column {text}: expected OURS=THEIRS, as in chosen=response_j.")
+    return ours, theirs
+
+
+_CONSISTENCY = (
+    *JUDGE,
+    one_of(
+        path(
+            "--pairs",
+            metavar="FILE",
+            help="contrast pairs in the released layout, or as instruction_j, response_j and k",
+        ),
+        path(
+            "--from",
+            dest="preferences",
+            metavar="DATA",
+            help="build them from preferences: a file, folder or Hub id",
+        ),
+    ),
+    argument("--response", choices=("j", "k"), help="which answers of the released layout, j by default"),
+    argument("--template", metavar="TEXT", help="such as 'Please paraphrase: {instruction}'; may end with {response}"),
+    path("--encoder", metavar="NAME", help="with --from: a sentence encoder, else shared words count"),
+    argument("--band", nargs=2, type=float, metavar=("LOW", "HIGH"), help="with --from: cosines, 0.75 0.9 by default"),
+    path("--not-in", metavar="DATA", help="with --from: leave out instructions of these (training) rows"),
+    argument("--column", metavar="OURS=THEIRS", action="append", help="with --from: such as chosen=response_j"),
+    path("--save-pairs", metavar="FILE", help="with --from: write the pairs as JSON lines, for --pairs"),
+    path("--out", metavar="FILE", help="write the result with every pair's scores as JSON"),
 )
 PROBE = Verb(
     "probe",
@@ -155,6 +231,19 @@ PROBE = Verb(
             ),
             run_benchmark,
             _BENCHMARK,
+    ("align probe consistency runs/reward --pairs para_contrast.json.gz",),
+    verbs=(
+        Verb(
+            "consistency",
+            "whether a reward model reads the instruction: C_res and C_ins on contrast pairs",
+            (
+                "align probe consistency runs/reward --pairs para_contrast.json.gz --json",
+                "align probe consistency some/reward-model --from held_out.jsonl --not-in train.jsonl",
+                "align probe consistency --function rewards:overlap --allow-code --pairs pairs.jsonl",
+            ),
+            run_consistency,
+            _CONSISTENCY,
+            usage="align probe consistency RM (--pairs FILE | --from DATA) [options]",
         ),
     ),
     of="PROBE",

@@ -114,21 +114,24 @@ def _judge(spec: str | None) -> Any:
 
 
 def _source(args: argparse.Namespace) -> Any:
-    """Where the prompts are: the generated world, what exists here, or a Hub id."""
+    return source_of(args.file, system=args.system, rows=args.limit, split=args.split, subset=args.subset)
+
+
+def source_of(name: str, **keys: Any) -> Any:
+    """A source of rows with further keys: the generated world, what exists here, or a Hub id. Raises UserError."""
     from align.data.rows.files import file_kind
     from align.recipe.sections import Source
 
-    common = {"system": args.system, "rows": args.limit, "split": args.split, "subset": args.subset}
-    kind, _, rest = args.file.partition(":")
-    if kind == "world" and not Path(args.file).exists():
-        name, _, seed = rest.partition(":")
-        if not name or (seed and not seed.isdecimal()):
-            raise UserError(f"{args.file}: expected world:KIND or world:KIND:SEED, as in world:forget:0.")
-        return _made(Source, world={"kind": name, "seed": int(seed or 0)}, **common)
-    on_hub = args.file.count("/") == 1 and not args.file.startswith((".", "/", "~"))
-    if on_hub and not Path(args.file).exists() and file_kind(Path(args.file)) is None:
-        return _made(Source, id=args.file, **common)
-    return _made(Source, path=args.file, **common)
+    kind, _, rest = name.partition(":")
+    if kind == "world" and not Path(name).exists():
+        world, _, seed = rest.partition(":")
+        if not world or (seed and not seed.isdecimal()):
+            raise UserError(f"{name}: expected world:KIND or world:KIND:SEED, as in world:forget:0.")
+        return _made(Source, world={"kind": world, "seed": int(seed or 0)}, **keys)
+    on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if on_hub and not Path(name).exists() and file_kind(Path(name)) is None:
+        return _made(Source, id=name, **keys)
+    return _made(Source, path=name, **keys)
 
 
 def _sampling(args: argparse.Namespace) -> Any:
