@@ -4,7 +4,7 @@ Three layouts are read, from JSON, JSON lines, CSV, TSV and Parquet, also gzippe
 
 - the authors' (github.com/shadowkiller33/Contrast-Instruction): ``query``, ``retrieval``, and two answers to each of
   them, ``query_response_j`` and so on. Their README calls k the preferred answer and their scripts score k. In their
-  data j is the preferred one (score_j > score_k in every row of the Twitter preferences), which is what the paper means.
+  data j is the preferred one (score_j > score_k in every row of the Twitter preferences), as the paper means it.
 - ``instruction_j``, ``response_j``, ``instruction_k``, ``response_k``: two bare instructions with an answer each.
 - ``prompt_j``, ``response_j``, ``prompt_k``, ``response_k``: the same with whole prompts, texts or messages, which are
   put to the judge as they are; ``save`` writes this one.

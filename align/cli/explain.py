@@ -101,6 +101,9 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     from align.cli.terms_reward import REWARD
     from align.cli.terms_unlearning import UNLEARNING
 
+    from align.cli.terms_reward import REWARD
+    from align.cli.terms_unlearning import UNLEARNING
+
     terms = TERMS | UNLEARNING | ONLINE | REWARD
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
