@@ -59,7 +59,6 @@ def run_relearn(args: argparse.Namespace) -> int:
     """``align eval relearn``."""
     check_out(args.out)
     check_limit(args.limit)
-    _check_limit(args.limit)
     calm()
     from align.eval.finished_run import attack_run
 
@@ -158,7 +157,6 @@ def _check_subject(args: argparse.Namespace, suite: str) -> None:
         raise UserError(f"A log was measured already, and {ignored[0]} says how to measure a model: leave it out.")
     check_out(args.out)
     check_limit(args.limit)
-    _check_limit(args.limit)
     if args.out and args.log and Path(args.out).resolve() == Path(args.log).resolve():
         raise UserError(f"--out {args.out} would overwrite the log that is read: name another file.")
 

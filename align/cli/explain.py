@@ -93,18 +93,13 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     if ":" in name:
         return objective_entry(name, own_objective(name, allow_code=allow_code))
     from align.cli.terms import TERMS
+    from align.cli.terms_consistency import CONSISTENCY
     from align.cli.terms_online import ONLINE
+    from align.cli.terms_reward import REWARD
     from align.cli.terms_stability import STABILITY
     from align.cli.terms_unlearning import UNLEARNING
 
-    terms = TERMS | UNLEARNING | ONLINE | STABILITY
-    from align.cli.terms_reward import REWARD
-    from align.cli.terms_unlearning import UNLEARNING
-
-    from align.cli.terms_reward import REWARD
-    from align.cli.terms_unlearning import UNLEARNING
-
-    terms = TERMS | UNLEARNING | ONLINE | REWARD
+    terms = TERMS | UNLEARNING | ONLINE | REWARD | CONSISTENCY | STABILITY
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()

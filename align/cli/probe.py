@@ -11,13 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.evaluate import check_limit, check_out
-from align.cli.verbs import Verb, argument, path
-from align.errors import Exit, UserError
-from align.errors import Exit
-from align.runs.directory import write_atomically
-from align.cli.verbs import Verb, argument, flag, path
-from align.errors import UserError
-from align.cli.evaluate import check_out
 from align.cli.sample import source_of
 from align.cli.verbs import Verb, argument, flag, one_of, path
 from align.errors import Exit, UserError
@@ -40,35 +33,22 @@ JUDGE = (
 
 
 def load(args: argparse.Namespace) -> ScoreJudge:
-    """The reward model that a probe's arguments name, with RewardFusion where they ask for it. Raises UserError."""
+    """The reward model or function that a probe's arguments name, with RewardFusion where they ask for it."""
+    if bool(args.model) == bool(args.function):
+        raise UserError("A probe asks one reward model or one function: name RM, or --function MODULE:NAME.")
     if args.fusion_encoder and not args.fusion:
         raise UserError("--fusion-encoder finds similar answers, and --fusion names none: give both, or neither.")
     calm()
     import torch
 
-    from align.judges.fusion import fused
-    from align.judges.reward import RewardModel
-    from align.recipe.sampling import Fusion
+    from align.judges.judge import ScoreJudge
+    from align.judges.loading import load_judge
+    from align.recipe.sampling import Fusion, Judge
     from align.recipe.sections import Source
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    judge = RewardModel(args.model, dtype=args.dtype, device=device, say=say_of(args))
-    if not args.fusion:
-        return judge
-    settings = Fusion(corpus=Source(path=args.fusion), encoder=args.fusion_encoder)
-    return fused(judge, settings, base=Path(), say=say_of(args))
-    """The reward model, or the function, that a probe's arguments name. Raises UserError."""
-    if bool(args.model) == bool(args.function):
-        raise UserError("A probe asks one reward model or one function: name RM, or --function MODULE:NAME.")
-    calm()
-    import torch
-
-    from align.judges.judge import ScoreJudge
-    from align.judges.loading import load_judge
-    from align.recipe.sampling import Judge
-
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    settings = Judge(reward=args.model, function=args.function, dtype=args.dtype)
+    fusion = Fusion(corpus=Source(path=args.fusion), encoder=args.fusion_encoder) if args.fusion else None
+    settings = Judge(reward=args.model, function=args.function, dtype=args.dtype, fusion=fusion)
     judge = load_judge(settings, base=Path.cwd(), allow_code=args.allow_code, device=device, say=say_of(args))
     if not isinstance(judge, ScoreJudge):
         raise UserError(
@@ -83,60 +63,6 @@ def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
     return partial(echo, file=sys.stderr if args.json else sys.stdout)
 
 
-def run_stability(args: argparse.Namespace) -> int:
-    """``align probe stability``."""
-    if args.rows is not None and args.rows < 1:
-        raise UserError(f"--rows: must be at least 1, got {args.rows}.")
-    if args.out and not Path(args.out).parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {Path(args.out).parent}.")
-    from align.eval.stability import measure, read_pairs
-
-    say = say_of(args)
-    pairs = read_pairs(args.pairs, args.rows, args.seed, say)  # before the weights, which take longer
-    found = measure(pairs, load(args).score, args.seed, say)
-    text = json.dumps(found.to_json(), indent=1)
-    if args.out:
-        write_atomically(Path(args.out), text + "\n")
-    echo(text if args.json else "\n".join(["", *found.lines()]))
-    return Exit.OK
-
-
-_STABILITY = (
-    *JUDGE,
-    path("--pairs", metavar="FILE", required=True, help="preference pairs: any file or folder that align reads"),
-    argument("--rows", metavar="N", type=int, help="only N pairs, drawn by the seed"),
-    argument("--seed", metavar="SEED", type=int, default=0, help="which pairs, and what is rewritten; 0 by default"),
-def run_benchmark(args: argparse.Namespace) -> int:
-    """``align probe benchmark``."""
-    check_out(args.out)
-    check_limit(args.limit)
-    from align.data.rows.questions import talks
-    from align.eval.reward_bench import measure
-    from align.eval.reward_bench_rows import TITLES, load_benchmark
-
-    kind, items, notes = load_benchmark(args.data, args.kind, args.limit)  # first, since it is read in a moment
-    say_of(args)(f"{args.data}: {TITLES[kind]}, {len(items):,} rows")
-    judge = load(args)
-    tokenizer: Any = getattr(judge, "tokenizer", None)
-    conversational = tokenizer is not None and talks(tokenizer)
-    result = measure(judge, kind, items, conversational=conversational, notes=notes, limit=args.limit)
-    text = json.dumps(result.to_json(), indent=1)
-    if args.out:
-        write_atomically(Path(args.out), text + "\n")
-    echo(text if args.json else "\n".join(["", *result.lines()]))
-    return Exit.OK
-
-
-_BENCHMARK = (
-    *JUDGE,
-    path("--data", metavar="DATA", required=True, help="the benchmark: a file (jsonl, json, parquet, csv) or a folder"),
-    argument(
-        "--kind",
-        choices=("rm_bench", "rewardbench", "rewardbench2", "m_rewardbench"),
-        help="which one it is, where its columns do not tell",
-    ),
-    argument("--limit", metavar="N", type=int, help="ask only N rows of each subset: a trial, no result"),
-    path("--out", metavar="FILE", help="write the result as JSON"),
 def run_consistency(args: argparse.Namespace) -> int:
     """``align probe consistency``."""
     _check_consistency(args)
@@ -209,29 +135,76 @@ _CONSISTENCY = (
     path("--save-pairs", metavar="FILE", help="with --from: write the pairs as JSON lines, for --pairs"),
     path("--out", metavar="FILE", help="write the result with every pair's scores as JSON"),
 )
+
+
+def run_stability(args: argparse.Namespace) -> int:
+    """``align probe stability``."""
+    if args.rows is not None and args.rows < 1:
+        raise UserError(f"--rows: must be at least 1, got {args.rows}.")
+    check_out(args.out)
+    from align.eval.stability import measure, read_pairs
+
+    say = say_of(args)
+    pairs = read_pairs(args.pairs, args.rows, args.seed, say)  # before the weights, which take longer
+    found = measure(pairs, load(args).score, args.seed, say)
+    text = json.dumps(found.to_json(), indent=1)
+    if args.out:
+        write_atomically(Path(args.out), text + "\n")
+    echo(text if args.json else "\n".join(["", *found.lines()]))
+    return Exit.OK
+
+
+_STABILITY = (
+    *JUDGE,
+    path("--pairs", metavar="FILE", required=True, help="preference pairs: any file or folder that align reads"),
+    argument("--rows", metavar="N", type=int, help="only N pairs, drawn by the seed"),
+    argument("--seed", metavar="SEED", type=int, default=0, help="which pairs, and what is rewritten; 0 by default"),
+    path("--out", metavar="FILE", help="write the result as JSON"),
+)
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """``align probe benchmark``."""
+    check_out(args.out)
+    check_limit(args.limit)
+    from align.data.rows.questions import talks
+    from align.eval.reward_bench import measure
+    from align.eval.reward_bench_rows import TITLES, load_benchmark
+
+    kind, items, notes = load_benchmark(args.data, args.kind, args.limit)  # first, since it is read in a moment
+    say_of(args)(f"{args.data}: {TITLES[kind]}, {len(items):,} rows")
+    judge = load(args)
+    tokenizer: Any = getattr(judge, "tokenizer", None)
+    conversational = tokenizer is not None and talks(tokenizer)
+    result = measure(judge, kind, items, conversational=conversational, notes=notes, limit=args.limit)
+    text = json.dumps(result.to_json(), indent=1)
+    if args.out:
+        write_atomically(Path(args.out), text + "\n")
+    echo(text if args.json else "\n".join(["", *result.lines()]))
+    return Exit.OK
+
+
+_BENCHMARK = (
+    *JUDGE,
+    path("--data", metavar="DATA", required=True, help="the benchmark: a file (jsonl, json, parquet, csv) or a folder"),
+    argument(
+        "--kind",
+        choices=("rm_bench", "rewardbench", "rewardbench2", "m_rewardbench"),
+        help="which one it is, where its columns do not tell",
+    ),
+    argument("--limit", metavar="N", type=int, help="ask only N rows of each subset: a trial, no result"),
+    path("--out", metavar="FILE", help="write the result as JSON"),
+)
+
+
 PROBE = Verb(
     "probe",
     "ask what a reward model's scores depend on",
-    ("align probe stability runs/reward --pairs held_out.jsonl",),
-    verbs=(
-        Verb(
-            "stability",
-            "whether its order of two answers survives changes that should not matter",
-            ("align probe stability runs/reward --pairs held_out.jsonl --rows 200",),
-            run_stability,
-            _STABILITY,
-    ("align probe benchmark runs/reward --data RM-Bench/total_dataset.json",),
-    verbs=(
-        Verb(
-            "benchmark",
-            "RM-Bench, RewardBench 1 and 2 or M-RewardBench, beside the longest and the shortest answer",
-            (
-                "align probe benchmark runs/reward --data RM-Bench/total_dataset.json",
-                "align probe benchmark some/reward-model --data reward-bench-2 --limit 20 --json",
-            ),
-            run_benchmark,
-            _BENCHMARK,
-    ("align probe consistency runs/reward --pairs para_contrast.json.gz",),
+    (
+        "align probe consistency runs/reward --pairs para_contrast.json.gz",
+        "align probe stability runs/reward --pairs held_out.jsonl",
+        "align probe benchmark runs/reward --data RM-Bench/total_dataset.json",
+    ),
     verbs=(
         Verb(
             "consistency",
@@ -244,6 +217,23 @@ PROBE = Verb(
             run_consistency,
             _CONSISTENCY,
             usage="align probe consistency RM (--pairs FILE | --from DATA) [options]",
+        ),
+        Verb(
+            "stability",
+            "whether its order of two answers survives changes that should not matter",
+            ("align probe stability runs/reward --pairs held_out.jsonl --rows 200",),
+            run_stability,
+            _STABILITY,
+        ),
+        Verb(
+            "benchmark",
+            "RM-Bench, RewardBench 1 and 2 or M-RewardBench, beside the longest and the shortest answer",
+            (
+                "align probe benchmark runs/reward --data RM-Bench/total_dataset.json",
+                "align probe benchmark some/reward-model --data reward-bench-2 --limit 20 --json",
+            ),
+            run_benchmark,
+            _BENCHMARK,
         ),
     ),
     of="PROBE",

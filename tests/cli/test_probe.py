@@ -96,8 +96,8 @@ def test_built_pairs_are_saved_and_give_the_same_figures(capsys: pytest.CaptureF
         (("rm", "--pairs", "p", "--out", "no/x"), "--out no/x: there is no folder no."),
         (
             ("--function", "probed_here:either", "--allow-code", "--pairs", "pairs.jsonl"),
-            "--function probed_here:either: it compares two answers (a, b), but a probe needs a score for each: write a "
-            "function of (prompts, responses).",
+            "--function probed_here:either: it compares two answers (a, b), but a probe needs a score for each: write "
+            "a function of (prompts, responses).",
         ),
         (
             (*FUNCTION, "--from", "preferences.jsonl", "--column", "chosen"),

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.formats import BadRow, Format
-from align.data.rows.values import number
-from align.data.rows.values import with_system
+from align.data.rows.values import number, with_system
 from align.data.tokens.chat import (
     Rendered,
     Request,
