@@ -128,7 +128,7 @@ class RewardModelTrainer(TreeTrainer, RewardTrainer):
         if self._eval_prefix is not None and any(key.startswith(self._eval_prefix) for key in logs):
             *bins, (ties, _, _) = self.sum_over_ranks(self._bins).tolist()
             self.ties = int(ties)
-            self.calibration = [{"confidence": c / n, "accuracy": a / n, "n": n} for n, c, a in bins if n]
+            self.calibration = [{"confidence": c / n, "accuracy": a / n, "n": int(n)} for n, c, a in bins if n]
             pairs = sum(found["n"] for found in self.calibration)
             if pairs:
                 off = sum(found["n"] * abs(found["confidence"] - found["accuracy"]) for found in self.calibration)

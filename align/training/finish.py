@@ -12,12 +12,16 @@ import numpy as np
 from align.data.rows.sources import source_name
 from align.objectives.base import sources_of
 from align.recipe import Recipe
+from align.report.calibration import draw_calibration
 from align.report.preference import preference_verdict
+from align.report.reward import reward_verdict
 from align.report.survivors import survivors_verdict
 from align.report.unlearning import unlearning_verdict
 from align.report.verdict import Verdict
 from align.runs.directory import METRICS, VERDICT, RunDirectory
 from align.runs.result import MODEL, RunResult
+
+CALIBRATION = "calibration.svg"
 
 
 def finish(
@@ -61,6 +65,21 @@ def _judge(
     """What the run's records say."""
     records = directory.metrics() if directory.writer else []
     paths = {"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)}
+    if trainer.objective.scores_answers:
+        held_out = _scored(trainer, evaluation, records)
+        if held_out and directory.writer:
+            picture = draw_calibration(directory.path / CALIBRATION, held_out["calibration"], title=recipe.name)
+            paths["calibration"] = str(picture)
+        rows = trainer.train_dataset
+        return reward_verdict(
+            records,
+            run=str(directory.path),
+            seconds=seconds,
+            stopped=stopped,
+            pairs=len(rows) if hasattr(rows, "__len__") else None,
+            held_out=held_out,
+            paths=paths,
+        )
     if recipe.data.forget:
         kept = "retain" in sources_of(trainer.objective.branches)
         return unlearning_verdict(
@@ -85,6 +104,32 @@ def _judge(
     )
 
 
+def _scored(trainer: Any, evaluation: dict[str, float], records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation of a reward model on all held-out pairs as ``reward_verdict`` takes it; None where none was."""
+    rows, key = trainer.eval_dataset, "eval_rewards/accuracies"
+    if key not in evaluation or not trainer.calibration:
+        return None
+    start = [record[key] for record in records if record.get("step") == 0 and key in record]
+    side = np.ones(len(rows))  # 1 where the chosen answer is the preferred one, -1 where the rejected one is
+    if "preference" in rows.column_names:
+        side = np.sign(np.array([1.0 if p is None else p for p in rows["preference"][:]]) - 0.5)
+    return {
+        "end": evaluation[key],
+        "start": start[0] if start else None,
+        "n": len(rows) - trainer.ties,
+        "ties": trainer.ties,
+        "longer": float((_longer(rows) * side / 2 + 0.5)[side != 0].mean()),
+        "calibration": trainer.calibration,
+        "calibration_error": evaluation["eval_calibration_error"],
+    }
+
+
+def _longer(rows: Any) -> Any:
+    """For each pair 1 where the chosen answer has more tokens, -1 where it has fewer, 0 where as many, [B]."""
+    lengths = [np.fromiter(map(len, rows[f"{side}_ids"]), dtype=int) for side in ("chosen", "rejected")]
+    return np.sign(lengths[0] - lengths[1])
+
+
 def _held_out(
     trainer: Any, evaluation: dict[str, float], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
@@ -93,11 +138,10 @@ def _held_out(
     if key not in evaluation or not hasattr(rows, "__len__"):
         return None
     start = [record[key] for record in records if record.get("step") == 0 and key in record]
-    lengths = [np.fromiter(map(len, rows[f"{side}_ids"]), dtype=int) for side in ("chosen", "rejected")]
     return {
         "end": evaluation[key],
         "n": len(rows),
         "start": start[0] if start else 0.5,
         "own": evaluation.get("eval_rewards/own_accuracies"),
-        "longer": float((np.sign(lengths[0] - lengths[1]) / 2 + 0.5).mean()),  # ties count as half
+        "longer": float((_longer(rows) / 2 + 0.5).mean()),  # ties count as half
     }
