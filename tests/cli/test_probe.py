@@ -116,3 +116,10 @@ def test_code_runs_only_where_it_is_allowed(capsys: pytest.CaptureFixture[str], 
     code, _, err = call(capsys, *FUNCTION[:2], "--pairs", "pairs.jsonl")
     assert code == 2
     assert "is Python code" in err
+
+
+@pytest.mark.parametrize("word", ["C_res", "C_ins", "additive", "null model"])
+def test_words_of_the_output_are_explained(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    capsys.readouterr()
+    assert main(["explain", word]) == 0
+    assert capsys.readouterr().out.startswith(f"{word}  ")
