@@ -110,7 +110,7 @@ def load_benchmark(data: str, kind: Kind | None = None, limit: int | None = None
         items += new
         seen.update(new)
     if repeated:
-        notes.append(f"{repeated:,} rows stand in an earlier file, too, and count once")
+        notes.append(f"rows that an earlier file holds, too, count once: {repeated:,}")
     assert kind is not None  # there is at least one file, and each has a kind
     return kind, items if limit is None else _first(items, limit), notes
 

@@ -172,7 +172,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     from align.eval.reward_bench_rows import TITLES, load_benchmark
 
     kind, items, notes = load_benchmark(args.data, args.kind, args.limit)  # first, since it is read in a moment
-    say_of(args)(f"{args.data}: {TITLES[kind]}, {len(items):,} rows")
+    say_of(args)(f"{args.data}: {TITLES[kind]}, {len(items):,} row{'s' * (len(items) != 1)}")
     judge = load(args)
     tokenizer: Any = getattr(judge, "tokenizer", None)
     conversational = tokenizer is not None and talks(tokenizer)

@@ -52,7 +52,8 @@ def _points(axes: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
 
 def _frame(axes: Axes, bins: Sequence[Mapping[str, Any]], title: str) -> None:
     axes.set_xlim(0.48, 1.02)
-    axes.set_ylim(min([0.48, *(part["accuracy"] - 0.05 for part in bins)]), 1.02)
+    lows = [wilson(part["accuracy"] * part["n"], part["n"]).low for part in bins]
+    axes.set_ylim(min([0.5, *lows]) - 0.02, 1.02)
     axes.set_xlabel("confidence: sigmoid of the margin's size", color=_GREY)
     axes.set_ylabel("accuracy", color=_GREY)
     axes.set_title(title, loc="left", fontsize=11, color=_GREY)

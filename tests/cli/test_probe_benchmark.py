@@ -14,9 +14,15 @@ from zoo import stirred, tiny_config
 from align.cli.main import main
 from align.judges.reward import RewardModel
 
+WORDS = ("book", "sea", "north", "apples", "person", "green", "wrote", "three")
 ROWS = [
-    {"prompt": "Who wrote the book?", "chosen": "A person", "rejected": "The book wrote it, of course", "subset": name}
-    for name in ("donotanswer", "donotanswer", "hep-go")
+    {
+        "prompt": f"Who wrote the {word}?",
+        "chosen": " ".join(WORDS[: i + 1]),
+        "rejected": " ".join(reversed(WORDS[i:])),
+        "subset": "donotanswer",
+    }
+    for i, word in enumerate(WORDS)
 ]
 
 
@@ -45,22 +51,26 @@ def test_a_reward_model_on_rewardbench(capsys: pytest.CaptureFixture[str], place
     code, out, err = call(capsys, "model", "--data", "rows.jsonl", "--out", "found.json", "--json")
     data = json.loads(out)
     assert code == 0
-    assert err.splitlines()[0] == "rows.jsonl: RewardBench, 3 rows"
+    assert err.splitlines()[0] == "rows.jsonl: RewardBench, 8 rows"
     assert json.loads((place / "found.json").read_text()) == data
-    # as turns of a conversation, since the tokenizer has a template
+    # as turns of a conversation, since the tokenizer has a template; as plain texts other answers win
     judge = RewardModel("model", say=lambda _: None)
-    turn = [{"role": "user", "content": ROWS[0]["prompt"]}]
-    chosen, rejected = judge.score([turn] * 2, [ROWS[0]["chosen"], ROWS[0]["rejected"]])
+    asked = [(row["prompt"], row[side]) for row in ROWS for side in ("chosen", "rejected")]
+    turns = judge.score([[{"role": "user", "content": prompt}] for prompt, _ in asked], [text for _, text in asked])
+    plain = judge.score([f"Question: {prompt}\nAnswer:" for prompt, _ in asked], [f" {text}" for _, text in asked])
+    wins = [[a > b for a, b in zip(scores[::2], scores[1::2], strict=True)] for scores in (turns, plain)]
+    assert sum(wins[0]) != sum(wins[1])
+    assert data["figures"]["donotanswer"]["value"] == sum(wins[0]) / len(ROWS)
     figure = data["figures"]["all sections"]
-    assert (figure["value"], figure["n"]) == (float(chosen > rejected), 3)
-    assert (figure["longest"], figure["shortest"], figure["chance"]) == (0.0, 1.0, 0.5)
+    assert (figure["n"], figure["chance"]) == (len(ROWS), 0.5)
+    assert figure["longest"] + figure["shortest"] == 1.0
     assert (data["benchmark"], data["judge"]) == ("rewardbench", "model")
 
 
 def test_a_trial_is_marked(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     code, out, _ = call(capsys, "model", "--data", "rows.jsonl", "--limit", "1")
     assert code == 0
-    assert "rows.jsonl: RewardBench, 2 rows" in out
+    assert "rows.jsonl: RewardBench, 1 row" in out
     assert "limited to 1 row: no result" in out.splitlines()
 
 

@@ -367,7 +367,7 @@ def test_a_folder_counts_no_row_twice_and_prefers_filtered_rows(tmp_path: Path) 
     written(tmp_path, RM_ROWS, "data/total_dataset.json")
     kind, items, notes = load_benchmark(str(tmp_path))
     assert (kind, len(items)) == ("rm_bench", 4)
-    assert notes == ["1 rows stand in an earlier file, too, and count once"]
+    assert notes == ["rows that an earlier file holds, too, count once: 1"]
     folder = tmp_path / "bench"
     written(folder, pairs("donotanswer", 2, 0), "data/filtered-00000-of-00001.jsonl")
     written(folder, pairs("donotanswer", 9, 9), "data/raw-00000-of-00001.jsonl")
