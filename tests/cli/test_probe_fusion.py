@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from zoo import tiny_config
 from align.cli.probe import load
 from align.errors import UserError
 from align.judges.fusion import RewardFusion
+from align.judges.loading import early_judge
+from align.recipe.sampling import Fusion, Judge
+from align.recipe.sections import Source
 
 
 def test_a_probe_asks_the_fused_judge(tmp_path: Path) -> None:
@@ -25,7 +29,15 @@ def test_a_probe_asks_the_fused_judge(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "reward")
     question, answer, same = "Who wrote the book?", " A person in the north", " in the north A person"
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": question, "chosen": answer, "rejected": " Nobody"}))
-    common = {"model": str(tmp_path / "reward"), "dtype": "float32", "json": True, "fusion_encoder": None}
+    common: dict[str, Any] = {
+        "model": str(tmp_path / "reward"),
+        "dtype": "float32",
+        "json": True,
+        "fusion_encoder": None,
+    }
+    missing = Judge(reward=common["model"], fusion=Fusion(corpus=Source(path="none.jsonl")))
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file or folder"):
+        early_judge(missing, base=tmp_path)  # before anything is drawn, and without the weights
     plain = load(Namespace(**common, fusion=None))
     fused = load(Namespace(**common, fusion=str(tmp_path / "rows.jsonl")))
     assert isinstance(fused, RewardFusion)
