@@ -22,7 +22,7 @@ CONSISTENCY: dict[str, Explanation] = {
     ),
     "additive": Explanation(
         "A reward that is a(instruction) + b(answer): it never asks whether the answer fits.",
-        "The interaction R(1,1) - R(1,2) - R(2,1) + R(2,2) is set beside the contrasts of instructions and of answers: "
+        "The interaction R(1,1) - R(1,2) - R(2,1) + R(2,2) is set beside those of instructions and answers: "
         "its share of their sum of squares is 0 for an additive reward, 1/3 on average for random scores. Called so "
         f"below {ADDITIVE:.0%} where neither C_res nor C_ins is above 0.5. With both sides counted such a reward gets "
         "exactly 0.5 but for ties; the query side bounds it only as far as pairs stand in both orders.",

@@ -43,18 +43,5 @@ REWARD: dict[str, Explanation] = {
         "the better one of them reaches the lower end of the judge's 95 % interval.",
         "A marked figure says nothing about what the judge knows. In RM-Bench richer styles are longer, so one null "
         "model does well on easy and the other on hard: read the domain's mean, where what one wins it loses.",
-    "additive": Explanation(
-        "A reward that is a(instruction) + b(answer): it never asks whether the answer fits.",
-        "The interaction R(1,1) - R(1,2) - R(2,1) + R(2,2) is set beside those of instructions and answers: its "
-        "share of their sum of squares is 0 for an additive reward, 1/3 on average for random scores. Called so "
-        f"below {ADDITIVE:.0%} where neither C_res nor C_ins is above 0.5. With both sides counted such a reward gets "
-        "exactly 0.5 but for ties; the query side bounds it only as far as pairs stand in both orders.",
-        "A figure of the query side that an additive reward may reach is no sign of reading.",
-    ),
-    "null model": Explanation(
-        "A rule that reads nothing: the longest, or the shortest, answer wins.",
-        "Scored on the same comparisons, by characters. A figure is named where the null model's value is not below "
-        f"the model's interval. LENGTH is said where {LENGTH_RULE:.0%} of comparisons or more follow length.",
-        "Where a null model does as well, the figure says nothing about reading.",
     ),
 }
