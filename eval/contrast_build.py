@@ -18,9 +18,10 @@ from align.data.rows.embedding import load_embedder
 from align.data.rows.formats import Format, recognise
 from align.data.rows.sources import column_names, load_source, naming, source_name
 from align.data.rows.text import HH_ASSISTANT, HH_HUMAN
-from align.data.rows.values import BadRow
+from align.data.rows.values import BadRow, number
 from align.errors import UserError
 from align.eval.contrast import Contrasts, Form, listed, plain
+from align.objectives.base import ROW_VALUES
 from align.probes.consistency import ContrastPair, Prompt
 from align.recipe.sections import Source
 
@@ -185,14 +186,21 @@ def _rows(source: Source, base: Path, branches: Sequence[str], dropped: Counter[
         form: Format = recognise(dataset[0], names, branches)
         if form.tokenised:
             raise UserError("the rows are token ids, and instructions are compared as texts: name the texts.")
-        scores = [name for pair in _SCORES for name in pair if name in names]
+        scores = [name for pair in (*_SCORES, ROW_VALUES) for name in pair if name in names]
         found = []
         for row in dataset:
             try:
-                found.append({name: row[name] for name in scores} | form.canonical(row))
+                found.append(_turned({name: row[name] for name in scores} | form.canonical(row)))
             except BadRow as error:
                 dropped[f"rows: {error}"] += 1
     return found
+
+
+def _turned(row: dict[str, Any]) -> dict[str, Any]:
+    """With the answers exchanged where ``preference`` says that the rejected one is probably better."""
+    if row.get("preference") is not None and number(row, "preference") < 0.5 and {"chosen", "rejected"} <= set(row):
+        row |= {"chosen": row["rejected"], "rejected": row["chosen"]}
+    return row
 
 
 def instruction_of(prompt: Prompt) -> str:
@@ -213,7 +221,9 @@ def _answer(answer: str | list[dict[str, Any]]) -> str:
 
 
 def _tied(row: Mapping[str, Any]) -> bool:
-    """Whether a row says that neither answer is better: equal scores, or a margin of 0."""
-    return row.get("margin") == 0 or any(
-        row.get(better) is not None and row[better] == row.get(worse) for better, worse in _SCORES
+    """Whether a row says that neither answer is better: equal scores, a margin of 0, or a preference of one half."""
+    return (
+        row.get("margin") == 0
+        or row.get("preference") == 0.5
+        or any(row.get(better) is not None and row[better] == row.get(worse) for better, worse in _SCORES)
     )

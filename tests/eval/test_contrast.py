@@ -145,6 +145,23 @@ def preferences(tmp_path: Path, *more: dict) -> Source:
     return Source(path=str(written(tmp_path / "preferences.jsonl", rows)))
 
 
+@pytest.mark.parametrize("column", [{"preference": 0.5}, {"margin": 0}])
+def test_labels_that_are_ties_are_no_preferences(column: dict[str, float], tmp_path: Path) -> None:
+    source = preferences(tmp_path, {"prompt": "red apples and green nuts", "chosen": "a", "rejected": "b", **column})
+    found = build_pairs(source, TEXT, band=(0.4, 0.95), say=lambda _: None)
+    assert found.dropped["rows without a preference (ties)"] == 1
+
+
+def test_a_soft_label_below_one_half_means_the_other_answer(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "red apples and green pears", "chosen": "fruit", "rejected": "stone", "preference": 0.2},
+        {"prompt": "red apples and green plums", "chosen": "sweet", "rejected": "sour", "preference": 0.8},
+    ]
+    source = Source(path=str(written(tmp_path / "soft.jsonl", rows)))
+    found = build_pairs(source, TEXT, band=(0.4, 0.95), say=lambda _: None)
+    assert [(pair.response_1, pair.response_2) for pair in found.pairs] == [("stone", "sweet")]
+
+
 def test_building_pairs_the_likest_once_and_counts_what_is_left_out(tmp_path: Path) -> None:
     source = preferences(
         tmp_path,
