@@ -256,6 +256,38 @@ def preference_pairs(
     return pairs
 
 
+# Preferences for a reward model
+
+
+def right_over_wrong(facts: Sequence[Row]) -> list[Row]:
+    """For each fact its question, and the right answer before each of eleven wrong ones in either wording: 22 pairs.
+
+    Both answers of a pair differ by the value alone, so only who is asked about tells which of them is right.
+    """
+    rows = []
+    for fact, row in zip(facts, candidate_rows(facts), strict=True):
+        right = PEOPLE[fact["attribute"]].values.index(fact["value"])
+        for answers in (row["candidates"], row["reworded"]):
+            wrong = [answer for answer in answers if answer != answers[right]]
+            rows += [{"prompt": row["prompt"], "chosen": answers[right], "rejected": answer} for answer in wrong]
+    return rows
+
+
+def reworded_right_over_wrong(facts: Sequence[Row]) -> list[Row]:
+    """The same facts asked in the other wording, to hold out: one pair for each.
+
+    One, so that pairs do not depend on each other, which the interval of an accuracy assumes.
+    """
+    return [
+        {
+            "prompt": prompt(fact["paraphrased_question"]),
+            "chosen": completion(fact["paraphrased_answer"]),
+            "rejected": completion(fact["perturbed_answer"][0]),
+        }
+        for fact in facts
+    ]
+
+
 # What a recipe can ask for by name
 
 KINDS: dict[str, Callable[[World], list[Row]]] = {
@@ -270,6 +302,8 @@ KINDS: dict[str, Callable[[World], list[Row]]] = {
     "tune_full": lambda world: tune_rows(world, world.full),
     "tune_retain": lambda world: tune_rows(world, world.retain),
     "candidates": lambda world: candidate_rows(world.forget),
+    "preferences": lambda world: right_over_wrong(world.forget),
+    "preferences_reworded": lambda world: reworded_right_over_wrong(world.forget),
 }
 
 

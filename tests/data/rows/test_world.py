@@ -19,8 +19,8 @@ FACTS = ("full", "retain", "forget", "background", "countries", "strangers")
 SEEDS = (0, 1, 2)
 # whoever changes a word of the world changes every number that was measured on it: do it knowingly
 DIGESTS = {
-    0: "c964b4783682a9f9",
-    1: "e37d4b5116a48e78",
+    0: "30d3a6d3465b0633",
+    1: "f9e8716e21e29a12",
 }
 
 
@@ -89,6 +89,8 @@ def test_sizes(seed):
         "tune_full": 12 * (480 + 144 + 10),
         "tune_retain": 12 * (360 + 144 + 10),
         "candidates": 120,
+        "preferences": 120 * 2 * 11,
+        "preferences_reworded": 120,
     }
 
 
@@ -236,6 +238,41 @@ def test_ties_go_by_the_order_of_candidates():
 def test_pairs_need_one_score_for_each_candidate():
     with pytest.raises(ValueError, match="2 candidates but 1 log-probs"):
         world.preference_pairs([{"prompt": "p", "candidates": [" a", " b"]}], [[-1.0]])
+
+
+def right(row: dict, fact: dict) -> bool:
+    """Whether the chosen answer alone holds the fact's value, and both answers have one wording."""
+    before, after = row["chosen"].split(fact["value"])
+    values = {value: row["rejected"] == before + value + after for value in PEOPLE[fact["attribute"]].values}
+    return [value for value, held in values.items() if held] not in ([], [fact["value"]])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_preferences_are_the_right_answer_over_each_wrong_one_in_both_wordings(seed):
+    rows = world.rows("preferences", seed)
+    for i, fact in enumerate(world.rows("forget", seed)):
+        of_fact = rows[22 * i : 22 * (i + 1)]
+        assert {row["prompt"] for row in of_fact} == {world.prompt(fact["question"])}
+        assert [row["chosen"] for row in of_fact] == (
+            [" " + fact["answer"]] * 11 + [" " + fact["paraphrased_answer"]] * 11
+        )
+        assert len({row["rejected"] for row in of_fact}) == 22
+        assert all(right(row, fact) for row in of_fact)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reworded_preferences_ask_of_the_same_facts_what_is_not_trained_on(seed):
+    trained = {row["prompt"] for row in world.rows("preferences", seed)}
+    for row, fact in zip(world.rows("preferences_reworded", seed), world.rows("forget", seed), strict=True):
+        assert row["prompt"] == world.prompt(fact["paraphrased_question"])
+        assert row["prompt"] not in trained
+        assert row["chosen"] == " " + fact["paraphrased_answer"]
+        assert right(row, fact)
+
+
+def test_preferences_are_about_what_the_quickstarts_pairs_ask():
+    asked = [row["prompt"] for row in world.rows("candidates", 0)]
+    assert list(dict.fromkeys(row["prompt"] for row in world.rows("preferences", 0))) == asked
 
 
 def test_corpus_holds_every_name_and_value():
