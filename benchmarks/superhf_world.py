@@ -3,8 +3,10 @@
     python benchmarks/superhf_world.py              ten seeds, two runs each, in a few minutes
     python benchmarks/superhf_world.py --json       the numbers
 
-The recipe online/world-superhf, whose settings were chosen on seeds 0 and 3. Before and after training
-``SAMPLES`` answers are drawn to each of the 120 questions and scored with the rule that was trained against. The change
+The recipe online/world-superhf, whose settings were chosen on seeds 0 and 3, with a rule for a judge in place of its
+reward model: one that likes plain words and does not look at the question, so that one answer to all questions has the
+highest reward. Before and after training ``SAMPLES`` answers are drawn to each of the 120 questions and scored with the
+rule that was trained against. The change
 of the reward has an interval over questions (paired bootstrap); similarity is METEOR between best-of-``SAMPLES``
 answers to different questions, mean over ``PAIRS`` random pairs.
 """
@@ -39,6 +41,7 @@ from align.train import run
 SAMPLES, NEW_TOKENS, PAIRS = 8, 24, 200
 LIMIT = 0.3
 WEIGHTS = (1.0, 0.0)
+RULE = 'judge={function: "align.recipes.online.rules:plain_words"}'
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def trained(folder: Path, seed: int, weight: float) -> Outcome:
     shutil.rmtree(out, ignore_errors=True)
     places = {"model.id": folder / "model", "data.train.path": folder / "pairs.jsonl", "output": out}
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in places.items()]
-    recipe = load_recipe("online/world-superhf", [f"seed={seed}", f"objective.kl_weight={weight}", *overrides])
+    recipe = load_recipe("online/world-superhf", [RULE, f"seed={seed}", f"objective.kl_weight={weight}", *overrides])
     said: list[str] = []
     questions = [json.loads(line)["prompt"] for line in (folder / "pairs.jsonl").read_text().splitlines()]
     with calm():

@@ -1,1 +1,1 @@
-"""Recipes that sample from the policy, and the rule by which the small ones judge."""
+"""Recipes that sample from the policy, and a rule that judges without reading the question."""

@@ -1,8 +1,7 @@
-"""Rules that judge answers in the small recipes, where no reward model is at hand. Run with --allow-code."""
+"""A rule that judges answers without reading the question: what a policy without a prior collapses to."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 PLAIN = frozenset(("a", "an", "in", "is", "it", "of", "the", "was"))
@@ -16,11 +15,6 @@ def plain_words(prompts: Sequence[object], responses: Sequence[str]) -> list[flo
     It does not look at the prompt, so that one answer to everything has the highest score of all.
     """
     return [_plain(text) for text in responses]
-
-
-def plainer(prompts: Sequence[object], a: Sequence[str], b: Sequence[str]) -> list[float]:
-    """Probability that ``a`` is the plainer answer: logistic in the difference of ``plain_words``."""
-    return [1 / (1 + math.exp(-10 * (_plain(x) - _plain(y)))) for x, y in zip(a, b, strict=True)]
 
 
 def _plain(text: str) -> float:

@@ -200,7 +200,7 @@ def test_packaged_recipes(name: str) -> None:
 
 def test_packaged_recipes_say_how_to_run_themselves() -> None:
     for name, file in packaged_recipes().items():
-        if name.startswith(("preference/", "online/")):
+        if name.startswith(("preference/", "online/", "reward/")):
             assert re.search(rf"^#   run .*align train {re.escape(name)}\s", file.read_text(encoding="utf-8"), re.M)
 
 
