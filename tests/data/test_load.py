@@ -15,9 +15,9 @@ PAIR = ("chosen", "rejected")
 TOKENIZER = tiny_tokenizer()
 
 
-def loaded(base: Path, **data: Any) -> tuple[Data, list[str], Recipe]:
+def loaded(base: Path, objective: str = "dpo", **data: Any) -> tuple[Data, list[str], Recipe]:
     source = {"path": "pairs.jsonl"}
-    raw = {"name": "r", "model": {"id": "m"}, "objective": {"name": "dpo"}, "data": {"train": source, **data}}
+    raw = {"name": "r", "model": {"id": "m"}, "objective": {"name": objective}, "data": {"train": source, **data}}
     recipe = Recipe.from_dict(raw, base=base)
     said: list[str] = []
     return load_data(recipe, TOKENIZER, PAIR, said.append), said, recipe
@@ -43,3 +43,14 @@ def test_convex_changes_training_rows_their_digest_and_nothing_that_is_held_out(
     assert "  ConvexDA of answers (pick: farthest): 12 of 12 rows with a rewritten text" in said
     again = Recipe.from_dict(recipe.dump(), base=tmp_path)
     assert load_data(again, TOKENIZER, PAIR, lambda _: None).digest == data.digest
+
+
+def test_the_digest_sees_the_numbers_of_rows_that_the_objective_reads(tmp_path: Path) -> None:
+    found = {}
+    for objective in ("bradley_terry", "dpo"):
+        for preference in (0.9, 0.6):
+            row = {"prompt": "What is it?", "chosen": " Yes.", "rejected": " No.", "preference": preference}
+            (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+            found[objective, preference] = loaded(tmp_path, objective)[0].digest
+    assert found["bradley_terry", 0.9] != found["bradley_terry", 0.6]
+    assert found["dpo", 0.9] == found["dpo", 0.6]
