@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from safetensors.torch import load_file
 from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -21,6 +21,7 @@ from align.recipe import Recipe
 from align.recipe.sampling import Judge
 from align.runs.directory import RunDirectory
 from align.train import run
+from align.training.finish import longer_share
 
 disable_progress_bars()
 
@@ -109,6 +110,15 @@ def test_what_a_run_leaves(finished: tuple[Any, list[str], Path]) -> None:
     config = json.loads((folder / "model/config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert len(config["id2label"]) == 1
+
+
+def test_the_share_of_longer_answers_goes_by_the_preferred_one() -> None:
+    """Longer, shorter, equal, longer but the other is preferred, longer but a tie: (1 + 0 + 1/2 + 0) / 4."""
+    lengths = [(3, 1), (1, 3), (2, 2), (3, 1), (3, 1)]
+    rows = [{"chosen_ids": [5] * a, "rejected_ids": [5] * b} for a, b in lengths]
+    labels = [None, 1.0, 0.9, 0.2, 0.5]
+    assert longer_share(Dataset.from_list(rows)) == pytest.approx(3.5 / 5)
+    assert longer_share(Dataset.from_list(rows).add_column("preference", labels)) == pytest.approx(1.5 / 4)
 
 
 def test_the_run_judges_and_plain_transformers_agrees(finished: tuple[Any, list[str], Path]) -> None:

@@ -110,24 +110,27 @@ def _scored(trainer: Any, evaluation: dict[str, float], records: Sequence[Mappin
     if key not in evaluation or not trainer.calibration:
         return None
     start = [record[key] for record in records if record.get("step") == 0 and key in record]
-    side = np.ones(len(rows))  # 1 where the chosen answer is the preferred one, -1 where the rejected one is
-    if "preference" in rows.column_names:
-        side = np.sign(np.array([1.0 if p is None else p for p in rows["preference"][:]]) - 0.5)
     return {
         "end": evaluation[key],
         "start": start[0] if start else None,
         "n": len(rows) - trainer.ties,
         "ties": trainer.ties,
-        "longer": float((_longer(rows) * side / 2 + 0.5)[side != 0].mean()),
+        "longer": longer_share(rows),
         "calibration": trainer.calibration,
         "calibration_error": evaluation["eval_calibration_error"],
     }
 
 
-def _longer(rows: Any) -> Any:
-    """For each pair 1 where the chosen answer has more tokens, -1 where it has fewer, 0 where as many, [B]."""
+def longer_share(rows: Any) -> float:
+    """Share of prepared pairs whose preferred answer has more tokens, those of equal length as half.
+
+    The preferred answer is the chosen one, or with a ``preference`` below one half the rejected one; ties do not count.
+    """
     lengths = [np.fromiter(map(len, rows[f"{side}_ids"]), dtype=int) for side in ("chosen", "rejected")]
-    return np.sign(lengths[0] - lengths[1])
+    side = np.ones(len(rows))
+    if "preference" in rows.column_names:
+        side = np.sign(np.array([1.0 if p is None else p for p in rows["preference"][:]]) - 0.5)
+    return float((np.sign(lengths[0] - lengths[1]) * side / 2 + 0.5)[side != 0].mean())
 
 
 def _held_out(
@@ -143,5 +146,5 @@ def _held_out(
         "n": len(rows),
         "start": start[0] if start else 0.5,
         "own": evaluation.get("eval_rewards/own_accuracies"),
-        "longer": float((_longer(rows) / 2 + 0.5).mean()),  # ties count as half
+        "longer": longer_share(rows),
     }
