@@ -37,5 +37,6 @@ def test_scores_are_the_models_own_whatever_stands_beside_them(judge: Path) -> N
             assert score == pytest.approx(model(**ids).logits.item(), abs=1e-5)
     assert found.score(["What do bees make? "], ANSWERS[1:2]) == pytest.approx(scores[1:2], abs=1e-5)
     assert said == [
-        "judge: rows of equal length together, since BertForSequenceClassification has a head of its own kind"
+        "judge: FALLING BACK to rows of equal length together, because BertForSequenceClassification has a head of its "
+        "own kind. Exact, but slower."
     ]
