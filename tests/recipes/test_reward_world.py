@@ -11,6 +11,7 @@ from small_world import SMALL, teach, trained, trained_reward
 
 from align.data.rows import world
 from align.judges.reward import RewardModel
+from align.recipe import load_recipe
 from align.recipe.recipe import packaged_recipes
 from align.stats import wilson
 
@@ -71,3 +72,10 @@ def test_more_epochs_do_not_lose_what_was_learned(
 ) -> None:
     result, _ = trained_reward(taught, tmp_path / "whole")
     assert result.evaluation["eval_rewards/accuracies"] >= reward[1]["eval_rewards/accuracies"]
+
+
+@pytest.mark.parametrize("name", ["superhf", "inpo"])
+def test_the_small_online_recipes_ask_the_run_that_it_leaves(name: str) -> None:
+    judge = load_recipe(f"online/world-{name}").judge
+    assert judge is not None
+    assert judge.reward == load_recipe("reward/world").output == "runs/reward/world"
