@@ -122,8 +122,11 @@ def test_superhf_keeps_the_best_and_says_how_alike_they_are(taught: Path, reward
 
 
 @pytest.mark.slow
-def test_answers_become_right_as_the_reward_model_says(taught: Path, reward: Any, tmp_path: Path) -> None:
-    """By the world's facts and not by the reward: each policy answers right more often than its start does."""
+@pytest.mark.parametrize(("name", "more"), [("superhf", []), ("inpo", ["rounds.prompts=26"])])
+def test_answers_become_right_as_the_reward_model_says(
+    name: str, more: list[str], taught: Path, reward: Any, tmp_path: Path
+) -> None:
+    """By the world's facts and not by the reward: the policy is right more often than it was."""
     facts = world.build(0, SMALL).forget
 
     def right(model: Path) -> float:
@@ -135,10 +138,8 @@ def test_answers_become_right_as_the_reward_model_says(taught: Path, reward: Any
         ]
         return sum(hits) / len(hits)
 
-    start = right(taught / "model")
-    for name in ("superhf", "inpo"):
-        online(name, taught, tmp_path / name)
-        assert right(tmp_path / name / "model") > start + 0.03
+    online(name, taught, tmp_path / name, *more)
+    assert right(tmp_path / name / "model") > right(taught / "model") + 0.02
 
 
 @pytest.mark.slow
