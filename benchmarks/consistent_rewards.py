@@ -1,6 +1,6 @@
 """Do more consistent reward models give better policies (arXiv 2309.16155, its last claim)? On the generated world.
 
-    python benchmarks/consistent_rewards.py              three seeds, in about nine minutes of one core
+    python benchmarks/consistent_rewards.py              three seeds, in about seven minutes of one core
     python benchmarks/consistent_rewards.py --json       the numbers
 
 Two reward models are trained from the same model on equally many pairs about the same people. They differ in the wrong
