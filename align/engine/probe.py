@@ -9,6 +9,7 @@ place. Second, log-probs must agree with the untouched model's own ``.logits`` w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,33 +66,40 @@ def probe(
     Raises:
         UserError: if even padded rows do not reproduce the model's own logits.
     """
+    with at_rest(model):
+        for kernel, said in kernels_to_try(engine, model, device, agree):
+            engine.kernel = kernel
+            reason = _leak(engine, model, device, compute_dtype)
+            # agreed before the next forward: ranks of a sharded model must run equally many
+            if agree(reason is None):
+                difference, own, reason = _gap(engine, model, device, compute_dtype)
+                if agree(reason is None):
+                    return ProbeResult("tree", None, difference, own, said)
+        engine.mode = "padded"
+        try:
+            difference, own, fault = _gap(engine, model, device, compute_dtype)
+        except (TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{type(causal_model(model)).__name__} cannot be scored: its forward fails on token ids alone "
+                f"({first_line(error)}). align trains decoders that read text and nothing else."
+            ) from error
+        if not agree(fault is None):
+            raise UserError(
+                f"{type(causal_model(model)).__name__} cannot be scored: even padded rows differ from the model's "
+                f"own logits by {difference:.2e} nats per token ({own:.2e} is its own padding error). It probably "
+                "changes its logits after the head in a way that align does not know."
+            )
+        return ProbeResult("padded", reason or "another rank cannot share prompts", difference, own)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """No gradient and no dropout, not even an adapter's, while a probe compares forwards."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for kernel, said in kernels_to_try(engine, model, device, agree):
-                engine.kernel = kernel
-                reason = _leak(engine, model, device, compute_dtype)
-                # agreed before the next forward: ranks of a sharded model must run equally many
-                if agree(reason is None):
-                    difference, own, reason = _gap(engine, model, device, compute_dtype)
-                    if agree(reason is None):
-                        return ProbeResult("tree", None, difference, own, said)
-            engine.mode = "padded"
-            try:
-                difference, own, fault = _gap(engine, model, device, compute_dtype)
-            except (TypeError, ValueError, IndexError) as error:
-                raise UserError(
-                    f"{type(causal_model(model)).__name__} cannot be scored: its forward fails on token ids alone "
-                    f"({first_line(error)}). align trains decoders that read text and nothing else."
-                ) from error
-            if not agree(fault is None):
-                raise UserError(
-                    f"{type(causal_model(model)).__name__} cannot be scored: even padded rows differ from the model's "
-                    f"own logits by {difference:.2e} nats per token ({own:.2e} is its own padding error). It probably "
-                    "changes its logits after the head in a way that align does not know."
-                )
-            return ProbeResult("padded", reason or "another rank cannot share prompts", difference, own)
+            yield
     finally:
         model.train(was_training)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from align.engine.kernels.kernel import Run, UnsupportedAttention
 from align.engine.layout import Branch, Example, Tree, pack
 from align.engine.own import row_scores
+from align.engine.probe import at_rest
 from align.engine.reads import Score
 from align.engine.scoring import Mode, ScoringEngine, causal_model, packs
 
@@ -72,25 +73,26 @@ def probe_scores(
     trees = [Tree(ids(prompt), tuple(branch(n) for n in sizes)) for prompt, sizes in _SHAPES]
     others = [Tree(t.prompt, (t.branches[0], *(branch(len(b.ids)) for b in t.branches[1:]))) for t in trees[:2]]
     others.append(Tree(ids(5), (branch(1), branch(7))))
-    rows = [[*tree.prompt, *b.ids] for tree in trees for b in tree.branches]
-    alone = torch.cat([row_scores(model, [row], device) for row in rows]).double().cpu()
-    eps = torch.finfo(compute_dtype or next(model.parameters()).dtype).eps
-    rounding = eps * (1 + alone.abs().max().item())
+    with at_rest(model):
+        rows = [[*tree.prompt, *b.ids] for tree in trees for b in tree.branches]
+        alone = torch.cat([row_scores(model, [row], device) for row in rows]).double().cpu()
+        eps = torch.finfo(compute_dtype or next(model.parameters()).dtype).eps
+        rounding = eps * (1 + alone.abs().max().item())
 
-    def gap(mode: Mode) -> tuple[float, str | None]:
-        return _gap(engine, model, device, mode, trees, others, alone)
+        def gap(mode: Mode) -> tuple[float, str | None]:
+            return _gap(engine, model, device, mode, trees, others, alone)
 
-    padded, reason = gap("padded")
-    if agree(reason is None and padded <= 32 * rounding):
-        for kernel, said in ((engine.kernel, None),) if kernels is None else kernels:
-            engine.kernel = kernel
-            tree, reason = gap("tree")
-            if agree(reason is None and tree <= max(2 * padded, 8 * rounding)):
-                return ScoreProbe("tree", None, tree, said)
-        engine.mode = "padded"
-        return ScoreProbe("padded", reason or f"scores differ by {tree:.1e}", padded)
-    engine.mode = "own"
-    return ScoreProbe("own", reason or f"scores differ by {padded:.1e}")
+        padded, reason = gap("padded")
+        if agree(reason is None and padded <= 32 * rounding):
+            for kernel, said in ((engine.kernel, None),) if kernels is None else kernels:
+                engine.kernel = kernel
+                tree, reason = gap("tree")
+                if agree(reason is None and tree <= max(2 * padded, 8 * rounding)):
+                    return ScoreProbe("tree", None, tree, said)
+            engine.mode = "padded"
+            return ScoreProbe("padded", reason or f"scores differ by {tree:.1e}", padded)
+        engine.mode = "own"
+        return ScoreProbe("own", reason or f"scores differ by {padded:.1e}")
 
 
 def _gap(

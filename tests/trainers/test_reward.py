@@ -312,6 +312,17 @@ def test_an_adapter_trains_its_head_and_judges(tmp_path: Path) -> None:
     assert margin == pytest.approx(after["eval_rewards/margins"], rel=1e-4, abs=0)
 
 
+def test_an_adapters_dropout_does_not_look_like_answers_that_see_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adapters that are trained on, or resumed, change scores by their dropout; the probe looks without it."""
+    lora = LoraConfig(target_modules="all-linear", task_type="SEQ_CLS", init_lora_weights=False, lora_dropout=0.3)
+    ours = trainer(tmp_path, pairs(8), peft_config=lora, max_steps=1)
+    ours.train()
+    assert ours.engine.mode == "tree"
+    assert "scoring: prompts shared and packed" in capsys.readouterr().out
+
+
 # ---- what is refused
 
 
