@@ -31,7 +31,8 @@ def check_classifier(model: Any) -> None:
 def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
     """The reward model that a folder or a Hub id holds, with ``options`` of transformers.
 
-    A language model or an encoder gets a new head, drawn from torch's generator: seed it first.
+    A language model or an encoder gets a new head, drawn from torch's generator: seed it first. Its ``new_weights`` are
+    the names of what was drawn.
 
     Raises:
         UserError: where there is none, it has several labels, or weights of more than the head are missing.
@@ -65,4 +66,23 @@ def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
             f"model.id: {name!r} says that it is a {made_as(config)}, but has no weights for "
             f"{', '.join(missing[:3])}; name a whole one, or the model under it."
         )
+    model.new_weights = missing
     return model
+
+
+def check_new_weights(model: Any) -> None:
+    """Refuse an adapter beside which something is new and random that is not saved with it, such as a pooler.
+
+    Raises:
+        UserError: with the modules that are to be trained and saved in full.
+    """
+    new = getattr(model.get_base_model(), "new_weights", ())
+    saved = {name for config in model.peft_config.values() for name in getattr(config, "modules_to_save", None) or ()}
+    if lost := [name for name in new if not saved & set(name.split("."))]:
+        backbone = f"{model.get_base_model().base_model_prefix}."
+        modules = ", ".join(dict.fromkeys(name.removeprefix(backbone).split(".")[0] for name in lost))
+        raise UserError(
+            f"The checkpoint has no weights for {', '.join(lost[:3])}, which are new and random, and a model with an "
+            f"adapter saves the adapter alone: name their modules in modules_to_save, [{modules}] (in a recipe "
+            "model.lora.modules_to_save), or train all weights."
+        )

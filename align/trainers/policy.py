@@ -15,7 +15,7 @@ from align.data.batches.lengths import longest_sequence
 from align.errors import UserError
 from align.models.look import check_targets
 from align.models.policy import read_model
-from align.models.reward import check_classifier, read_reward_model
+from align.models.reward import check_classifier, check_new_weights, read_reward_model
 from align.runs.models import located
 
 _LOAD_ADAPTER = (
@@ -73,6 +73,7 @@ def check_trained(model: nn.Module) -> None:
             f"{len(lost)} weights would be trained and not be saved, such as {lost[0]}: a model with an adapter saves "
             "the adapter alone. Freeze them, or name their modules in modules_to_save."
         )
+    check_new_weights(model)
 
 
 def switch_dropout_off(model: nn.Module) -> int:
