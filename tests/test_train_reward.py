@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import tiny_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from zoo import tiny_classifier, tiny_model
 
 from align.errors import UserError
 from align.judges.loading import load_judge
+from align.models.load import load_checkpoint
 from align.recipe import Recipe
 from align.recipe.sampling import Judge
 from align.runs.directory import RunDirectory
@@ -182,6 +185,20 @@ def test_an_adapter_is_a_judge_and_is_trained_on(world: Path, tmp_path: Path) ->
     moved = [name for name in saved if not torch.equal(saved[name], again[name])]
     assert any("score" in name for name in moved)
     assert any("lora" in name for name in moved)
+    # it is no policy's, neither to be trained nor to be sampled from
+    sentence = "is the adapter of a reward model, which scores answers and writes none: name that of a language model."
+    with pytest.raises(UserError, match=f"^model.lora.adapter: .*/model' {sentence}"):
+        run(recipe(world, tmp_path, name="dpo", model=more, objective={"name": "dpo"}, **short), echo=lambda _: None)
+    with pytest.raises(UserError, match=f"^model: .*/model {sentence}"):
+        load_checkpoint(str(tmp_path / "tiny"))
+
+
+def test_a_policys_adapter_is_no_reward_models(world: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(world / "model")
+    get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(tmp_path / "a")
+    model = {"id": str(world / "model"), "lora": {"adapter": str(tmp_path / "a")}}
+    with pytest.raises(UserError, match=r"^model\.lora\.adapter: .*/a' is the adapter of a language model"):
+        run(recipe(world, tmp_path, model=model), echo=lambda _: None)
 
 
 # ---- what cannot be

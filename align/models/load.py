@@ -41,6 +41,7 @@ def load_checkpoint(
         from peft import PeftModel
 
         try:
+            check_adapter("model", source, source, model)
             model = PeftModel.from_pretrained(model, source)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
@@ -96,6 +97,29 @@ def refuse_classifier(key: str, name: str, config: Any) -> None:
         raise UserError(
             f"{key}: {name} is a {made_as(config)}, which scores answers and writes none: name a language model. A "
             "reward model is trained with objective: {name: bradley_terry} and judges as judge.reward."
+        )
+
+
+def check_adapter(key: str, name: str, source: str, model: Any) -> None:
+    """Refuse a reward model's adapter for a language model, and the other way round. Raises UserError.
+
+    Args:
+        source: where the adapter is; ``name`` is what it is called.
+        model: what it shall be put on.
+    """
+    from peft import PeftConfig
+
+    scored = PeftConfig.from_pretrained(source, **hub_options(source)).task_type == "SEQ_CLS"
+    scores = model.get_output_embeddings() is None
+    if scored and not scores:
+        raise UserError(
+            f"{key}: {name} is the adapter of a reward model, which scores answers and writes none: name that of a "
+            "language model. A reward model judges as judge.reward."
+        )
+    if scores and not scored:
+        raise UserError(
+            f"{key}: {name} is the adapter of a language model, under which the head that scores answers would not be "
+            "trained: merge it into its model (peft's merge_and_unload), and name the merged folder in model.id."
         )
 
 

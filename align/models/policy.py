@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from align.data.rows.sources import quiet_hub
 from align.engine.scoring import causal_model
 from align.errors import UserError
-from align.models.load import adapter_base, first_line, refuse_classifier, usual_type
+from align.models.load import adapter_base, check_adapter, first_line, refuse_classifier, usual_type
 from align.models.reward import read_reward_model
 from align.runs.models import hub_options, is_adapter, located
 
@@ -132,6 +132,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
     tied = getattr(model.get_output_embeddings(), "weight", None) is model.get_input_embeddings().weight
     try:
         with quiet_hub():
+            check_adapter("model.lora.adapter", repr(adapter), name, model)
             adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         shapes = "size mismatch" in str(error)
