@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.embedding import Embedder, load_embedder
 from align.data.rows.sources import load_source, naming, source_name
-from align.data.rows.values import BadRow, with_system
+from align.data.rows.values import BadRow, number, with_system
 from align.data.tokens.preparation import plural
 from align.data.tokens.samples import Prompt
 from align.data.tokens.tokenize import recognise_dataset
@@ -142,7 +142,10 @@ def whole(prompt: Prompt, response: str) -> str:
 
 
 def _preferred(source: Source, base: Path, say: Say) -> list[Answered]:
-    """The preferred answers of a source: ``chosen`` of pairs, the completion of others unless its label is false."""
+    """The preferred answers of a source: ``chosen`` of pairs, or ``rejected`` where ``preference`` says so.
+
+    Of other rows it is the completion, unless its label is false.
+    """
     name = source_name(source)
     rows = load_source(source, base=base)
     with naming(source):
@@ -155,12 +158,14 @@ def _preferred(source: Source, base: Path, say: Say) -> list[Answered]:
     if source.system is not None and not form.conversational:
         raise UserError(f"judge.fusion.corpus.system: the rows of {name} are no conversations; remove it.")
     corpus: list[Answered] = []
-    unusable = 0
+    unusable = ties = 0
     for row in rows:
         try:
             canonical = form.canonical(row)
-            if canonical.get("label") is not False:
-                corpus.append(_last_answer(canonical["prompt"], canonical[form.branches[0]], source.system))
+            if (side := _preferred_side(row, form.branches)) is None:
+                ties += 1
+            elif canonical.get("label") is not False:
+                corpus.append(_last_answer(canonical["prompt"], canonical[side], source.system))
         except BadRow:
             unusable += 1
     if not corpus:
@@ -168,9 +173,22 @@ def _preferred(source: Source, base: Path, say: Say) -> list[Answered]:
     distinct = len({whole(*answered) for answered in corpus})
     left_out = [f"{len(corpus) - distinct:,} that come again"] if len(corpus) > distinct else []
     left_out += [f"{unusable:,} that cannot be read"] if unusable else []
+    left_out += [plural(ties, "tie")] if ties else []
     without = f", without {' and '.join(left_out)}" if left_out else ""
     say(f"RewardFusion: {plural(distinct, 'preferred answer')} of {name}{without}")
     return corpus
+
+
+def _preferred_side(row: Mapping[str, Any], branches: Sequence[str]) -> str | None:
+    """The branch that a row prefers, by its number ``preference`` where it has one; None for a tie.
+
+    Raises:
+        BadRow: where the number is none.
+    """
+    if "rejected" not in branches or row.get("preference") is None:
+        return branches[0]
+    preference = number(row, "preference")
+    return None if preference == 0.5 else "chosen" if preference > 0.5 else "rejected"
 
 
 def _last_answer(prompt: Any, answer: Any, system: str | None) -> Answered:

@@ -193,6 +193,14 @@ USER = turn("user", "Who wrote it?")
             {"system": "Be short."},
             [([turn("system", "Be short."), USER], "A")],
         ),
+        (  # as the loss reads them: below one half the rejected answer is the better one, one half is a tie
+            [
+                {"prompt": f"{p}:", "chosen": " yes", "rejected": " no", "preference": p}
+                for p in (0.9, 0.1, 0.5, None, 2.0)
+            ],
+            {},
+            [("0.9:", " yes"), ("0.1:", " no"), ("None:", " yes")],
+        ),
         (  # what comes before the last turn of an answer is what is answered
             [{"messages": [USER, turn("assistant", "Who?"), turn("user", "He."), turn("assistant", "A")]}],
             {},
@@ -210,11 +218,13 @@ def test_the_preferred_answers_of_every_format(
 
 def test_what_is_said_of_the_corpus(tmp_path: Path) -> None:
     pair = {"prompt": "Which?", "chosen": " this one", "rejected": " that one"}
-    source = write(tmp_path / "rows.jsonl", pair, {**pair, "chosen": None}, pair, {**pair, "prompt": "What?"})
+    tie = {**pair, "preference": 0.5}
+    source = write(tmp_path / "rows.jsonl", pair, {**pair, "chosen": None}, pair, {**pair, "prompt": "What?"}, tie)
     said: list[str] = []
     corpus_of(Fusion(corpus=source), base=tmp_path, say=said.append)
     assert said == [
-        "RewardFusion: 2 preferred answers of rows.jsonl, without 1 that come again and 1 that cannot be read",
+        "RewardFusion: 2 preferred answers of rows.jsonl, without 1 that come again and 1 that cannot be read "
+        "and 1 tie",
         "texts are compared by the words that they share (TF-IDF, 4 words), since no sentence encoder is given: "
         "rewordings count as different",
     ]
