@@ -16,7 +16,7 @@ from align.data.rows.values import ROLES
 from align.data.tokens.arguments import kept_arguments, unused_arguments
 from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
 from align.data.tokens.endings import count_ends
-from align.data.tokens.preparation import UNSEEN_NOTE, Preparation, Tally, plural
+from align.data.tokens.preparation import APART, TOGETHER, UNSEEN_NOTE, Preparation, Tally, plural
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
@@ -130,6 +130,8 @@ def _tokens(account: Preparation) -> Iterator[Finding]:
     if account.double_eos.count:
         note = "take EOS out of the text"
         yield Finding.of("warning", "double_eos", "ends with two EOS tokens", account.double_eos, note)
+    if account.run_together.count:
+        yield Finding.of("warning", "run_together", TOGETHER, account.run_together, APART)
     if account.boundary.count:
         note = "the answer starts where the two part, as in TRL; end prompts on a token boundary"
         text = "prompt is no prefix of prompt + answer"

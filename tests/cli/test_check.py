@@ -179,6 +179,16 @@ class TestTokens:
         assert (finding.severity, finding.first) == ("warning", (6,))
         assert finding.text == "prompt is no prefix of prompt + answer"
 
+    def test_words_that_run_together(self):
+        rows = good()
+        rows[2] = pair("Is it so", "Yes.", " No.")
+        rows[3] = pair("Is it so?", "Yes.", "No.")
+        rows[5] = pair("Is it so", "\nYes.", " No.")
+        rows[7] = pair("\u3042", "\u3044", "\u3046")
+        finding = found(rows, "run_together")
+        assert (finding.severity, finding.count, finding.first) == ("warning", 1, (2,))
+        assert finding.text == "the last word of the prompt and the first one of an answer become one word"
+
     def test_too_long(self):
         rows = good()
         rows[0]["chosen"] += " and so on" * 50

@@ -18,7 +18,7 @@ from align.data.tokens.chat import (
     turn_requests,
 )
 from align.data.tokens.endings import marks, text_end, turn_end
-from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED
+from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, RUN_TOGETHER, TRUNCATED
 from align.data.tokens.truncation import fit
 from align.data.tokens.unseen import lines_of, speaks, unknown_arguments, unseen
 
@@ -104,10 +104,13 @@ class Encoder:
                 texts.append(text if row[name].endswith(end) else text + end)
         only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         encoded = iter(self.tokenizer(texts, **only_ids)["input_ids"] if texts else ())
-        return [
-            row if isinstance(row, BadRow) else _joined(next(encoded), {name: next(encoded) for name in self.branches})
-            for row in rows
-        ]
+        out: list[_Ids | BadRow] = []
+        for row in rows:
+            if not isinstance(row, BadRow):
+                ids = _joined(next(encoded), {name: next(encoded) for name in self.branches})
+                ids.run_together = any(_run_together(row["prompt"], row[name]) for name in self.branches)
+            out.append(row if isinstance(row, BadRow) else ids)
+        return out
 
     def _conversations(self, rows: Sequence[dict[str, Any] | BadRow]) -> list[_Ids | BadRow]:
         """Render and tokenise conversations, all of the batch together."""
@@ -244,14 +247,15 @@ class Encoder:
             flags |= DOUBLE_BOS
         if eos is not None and eos != bos and any(branch[-2:] == [eos, eos] for branch in ids.branches.values()):
             flags |= DOUBLE_EOS
-        return flags
+        return flags | (RUN_TOGETHER if ids.run_together else 0)
 
 
 @dataclass
 class _Ids:
     """Token ids of one row; ``parted`` where the prompt alone is tokenised otherwise than before an answer.
 
-    ``unseen`` is what the model does not see of the row, ``nothing_of`` a branch of which nothing is left.
+    ``unseen`` is what the model does not see of the row, ``nothing_of`` a branch of which nothing is left,
+    ``run_together`` whether an answer goes on in the prompt's last word.
     """
 
     prompt: list[int]
@@ -260,6 +264,7 @@ class _Ids:
     parted: bool = False
     unseen: list[str] = field(default_factory=list)
     nothing_of: str = ""
+    run_together: bool = False
 
     def full(self, name: str) -> list[int]:
         """Prompt and branch together."""
@@ -286,6 +291,12 @@ def _joined(prompt: list[int], full: Mapping[str, list[int]], masks: Mapping[str
     cut = min((common_prefix(prompt, ids) for ids in full.values()), default=len(prompt))
     branches = {name: ids[cut:] for name, ids in full.items()}
     return _Ids(prompt[:cut], branches, {n: mask[cut:] for n, mask in (masks or {}).items()}, cut < len(prompt))
+
+
+def _run_together(prompt: str, answer: str) -> bool:
+    """Whether a Latin letter meets another; many scripts write words without blanks."""
+    meeting = prompt[-1:] + answer[:1]
+    return len(meeting) == 2 and meeting.isascii() and meeting.isalpha()
 
 
 def _silent(answer: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

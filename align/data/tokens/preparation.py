@@ -12,8 +12,10 @@ from align.data.rows.unread import prompt_like
 FIRST = 5  # row numbers that are remembered of each sort
 
 UNSEEN_NOTE = "the model does not see it"
+TOGETHER = "the last word of the prompt and the first one of an answer become one word"
+APART = "end prompts with a blank or a line break"
 
-BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED = 1, 2, 4, 8  # bits of the flags of a row
+BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, TRUNCATED, RUN_TOGETHER = 1, 2, 4, 8, 16  # bits of the flags of a row
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Preparation:
     boundary: Tally = field(default_factory=Tally)
     double_bos: Tally = field(default_factory=Tally)
     double_eos: Tally = field(default_factory=Tally)
+    run_together: Tally = field(default_factory=Tally)  # rows whose answer goes on in the prompt's last word
     unseen: dict[str, Tally] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # columns that the format does not look at
@@ -157,6 +160,7 @@ class Preparation:
                     (DOUBLE_BOS, self.double_bos),
                     (DOUBLE_EOS, self.double_eos),
                     (TRUNCATED, self.truncated),
+                    (RUN_TOGETHER, self.run_together),
                 ):
                     if flag & bit:
                         tally.add(rows[index])
@@ -188,6 +192,11 @@ class Preparation:
             out.append(
                 f"In {plural(self.boundary.count, 'row')} the tokenised prompt is not a prefix of prompt and answer "
                 f"together; the answer starts where they part ({first_rows(self.boundary)})."
+            )
+        if self.run_together.count:
+            out.append(
+                f"Warning: in {plural(self.run_together.count, 'row')} {TOGETHER} ({first_rows(self.run_together)}); "
+                f"{APART}."
             )
         for what, tally in (("BOS tokens at the start", self.double_bos), ("EOS tokens at the end", self.double_eos)):
             if tally.count:
@@ -221,7 +230,7 @@ class Preparation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         tallies = {"truncated": self.truncated, "boundary": self.boundary}
-        tallies |= {"double_bos": self.double_bos, "double_eos": self.double_eos}
+        tallies |= {"double_bos": self.double_bos, "double_eos": self.double_eos, "run_together": self.run_together}
         return {
             "format": self.format,
             "rows_in": self.rows_in,

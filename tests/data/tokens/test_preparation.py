@@ -134,6 +134,15 @@ class TestAccount:
         }
         assert account.summary()[:2] == ["Format: preference, standard, explicit prompt.", "2 rows of 6 kept."]
 
+    def test_words_that_run_together_are_told(self):
+        rows = [pair("A game tonight", "This one", " That one"), pair("A game tonight ", "This one", "That one")]
+        _, account = prepare(from_rows(rows), tiny_tokenizer(chat=False), PAIR)
+        assert account.to_dict()["run_together"] == {"count": 1, "first": [0]}
+        assert (
+            "Warning: in 1 row the last word of the prompt and the first one of an answer become one word (row 0); "
+            "end prompts with a blank or a line break."
+        ) in account.summary()
+
     def test_lengths(self):
         tokenizer = tiny_tokenizer(chat=False)
         ours, account = prepare(from_rows([pair(), pair("It is", " a", " the book")]), tokenizer, PAIR)
