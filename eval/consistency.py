@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from align.eval.contrast import Contrasts, said
+from align.eval.readable import readable
 from align.judges.judge import ScoreJudge
-from align.probes.consistency import CHANCE, Consistency, Figure, consistency, scores_of
+from align.probes.consistency import CHANCE, Consistency, Figure, cells, consistency, scores_of
 from align.probes.consistency_verdict import verdict
 from align.versions import installed
 
@@ -65,7 +67,14 @@ class ConsistencyResult:
 
 
 def probe(judge: ScoreJudge, contrasts: Contrasts, say: Callable[[str], Any] = print) -> ConsistencyResult:
-    """Score every answer of a set under both instructions. Raises ``UserError`` where the judge cannot."""
+    """Score every answer of a set under both instructions; pairs that are too long for the judge are dropped.
+
+    Raises ``UserError`` where the judge cannot, or no pair is left.
+    """
+    kept = [contrasts.pairs[i] for i in readable(judge, [cells(pair) for pair in contrasts.pairs], "pair")]
+    if count := len(contrasts.pairs) - len(kept):
+        dropped = contrasts.dropped + Counter({f"with more tokens than {judge.name} reads": count})
+        contrasts = replace(contrasts, pairs=kept, dropped=dropped)
     say(said(contrasts))
     scores = scores_of(contrasts.pairs, judge.score)
     return ConsistencyResult(judge.name, contrasts, consistency(contrasts.pairs, scores), scores)

@@ -9,6 +9,7 @@ from typing import Any
 
 from align.data.rows.questions import prompt_of, reply_of
 from align.errors import UserError
+from align.eval.readable import Asked, readable, too_long
 from align.eval.result import limited, mark
 from align.eval.reward_bench_figures import Scores, Share, figures, style_matrix, ties
 from align.eval.reward_bench_rows import STYLES, TITLES, Item, Kind
@@ -23,6 +24,7 @@ NULLS = {"longest": 1.0, "shortest": -1.0}  # times the number of characters
 class BenchResult:
     """Figures of a judge by name, and of the null models by their names and the figure's.
 
+    ``too_long`` is the number of rows that were left out, since the judge does not read so many tokens.
     ``styles`` is RM-Bench's matrix over all items, rows the chosen answer's style. ``notes`` is what a reader must
     know, ``limit`` the items of each subset that a trial took.
     """
@@ -31,6 +33,7 @@ class BenchResult:
     judge: str
     found: dict[str, Share]
     nulls: dict[str, dict[str, Share]]
+    too_long: int = 0
     styles: list[list[float]] | None = None
     notes: list[str] = field(default_factory=list)
     limit: int | None = None
@@ -72,6 +75,7 @@ class BenchResult:
             "judge": self.judge,
             "figures": entries,
             **({} if self.styles is None else {"styles": self.styles}),
+            "too_long": self.too_long,
             "sentences": self.sentences(),
             "notes": list(self.notes),
             **limited(self.limit),
@@ -118,7 +122,7 @@ def measure(
     notes: Sequence[str] = (),
     limit: int | None = None,
 ) -> BenchResult:
-    """Ask a judge all answers of a benchmark's items.
+    """Ask a judge all answers of a benchmark's items; items that are too long for it are left out and counted.
 
     Args:
         judge: one that scores; one that compares can answer only where each item is a pair.
@@ -129,12 +133,15 @@ def measure(
     Raises:
         UserError: where the judge cannot answer, or as the judge raises it.
     """
-    scores = _scores(judge, items, conversational, TITLES[kind])
+    asked = _asked(judge, items, conversational, TITLES[kind])
+    kept = readable(judge, asked, "row")
+    left_out, items = len(items) - len(kept), [items[i] for i in kept]
+    scores = _scores(judge, [asked[i] for i in kept])
     nulls = {
         name: figures(kind, items, [[sign * len(text) for text in item.answers] for item in items])
         for name, sign in NULLS.items()
     }
-    said = list(notes)
+    said = [*notes, *([too_long(judge, left_out, "row")] if left_out else [])]
     if equal := ties(items, scores):
         said.append(
             f"in {equal:,} of {len(items):,} rows the judge scores a right and a wrong answer alike; that counts as a "
@@ -148,28 +155,38 @@ def measure(
     if kind == "rm_bench":
         each = [style_matrix(own) for own in scores]
         styles = [[mean(matrix[i][j] for matrix in each) for j in range(STYLES)] for i in range(STYLES)]
-    return BenchResult(kind, judge.name, figures(kind, items, scores), nulls, styles, said, limit)
+    return BenchResult(kind, judge.name, figures(kind, items, scores), nulls, left_out, styles, said, limit)
 
 
-def _scores(judge: Judging, items: Sequence[Item], conversational: bool, title: str) -> Scores:
-    """A number for each answer of each item."""
-    found: list[list[float]] = []
-    if isinstance(judge, CompareJudge) and any(len(item.answers) != 2 for item in items):
+def _asked(judge: Judging, items: Sequence[Item], conversational: bool, title: str) -> list[Asked]:
+    """Of each item every answer with its prompt; for a judge that compares, both orders of its two answers."""
+    compares = isinstance(judge, CompareJudge)
+    if compares and any(len(item.answers) != 2 for item in items):
         raise UserError(
             f"{judge.name} compares two answers, and rows of {title} have more: take a judge that scores one answer."
         )
-    with Work("rows judged", len(items)) as work:
-        for start in range(0, len(items), _AT_A_TIME):
-            some = items[start : start + _AT_A_TIME]
-            prompts = [prompt_of(item.prompt, conversational) for item in some]
-            answers = [[_reply(text, conversational) for text in item.answers] for item in some]
+    asked: list[Asked] = []
+    for item in items:
+        prompt = prompt_of(item.prompt, conversational)
+        answers = [_reply(text, conversational) for text in item.answers]
+        together = (answers, answers[::-1]) if compares else [[text] for text in answers]
+        asked.append([(prompt, *texts) for texts in together])
+    return asked
+
+
+def _scores(judge: Judging, asked: Sequence[Asked]) -> Scores:
+    """A number for each answer of each item."""
+    found: list[list[float]] = []
+    with Work("rows judged", len(asked)) as work:
+        for start in range(0, len(asked), _AT_A_TIME):
+            some = asked[start : start + _AT_A_TIME]
             if isinstance(judge, CompareJudge):
-                first = judge.compare(prompts, [pair[0] for pair in answers], [pair[1] for pair in answers])
-                found += [[value, 1 - value] for value in first]
+                prompts, a, b = zip(*(rows[0] for rows in some), strict=True)
+                found += [[value, 1 - value] for value in judge.compare(prompts, a, b)]
             else:
-                asked = [(p, text) for p, texts in zip(prompts, answers, strict=True) for text in texts]
-                values = iter(judge.score([p for p, _ in asked], [text for _, text in asked]))
-                found += [[next(values) for _ in texts] for texts in answers]
+                prompts, answers = zip(*(row for rows in some for row in rows), strict=True)
+                values = iter(judge.score(prompts, answers))
+                found += [[next(values) for _ in rows] for rows in some]
             work.add(len(some))
     return found
 

@@ -14,6 +14,8 @@ from align.data.rows.text import HH_ASSISTANT, HH_HUMAN
 from align.data.rows.values import BadRow
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
+from align.eval.readable import readable, too_long
+from align.judges.judge import ScoreJudge
 from align.probes.probe_set import choose_rows
 from align.probes.stability import NULLS, Row, Scores, Side, Stability, accuracy, compare, length_of
 from align.recipe.sections import Source
@@ -39,6 +41,10 @@ class Pair(NamedTuple):
     prompt: Prompt
     chosen: str
     rejected: str
+
+    def asked(self) -> list[tuple[Prompt, str]]:
+        """What a model scores."""
+        return [(self.prompt, self.chosen), (self.prompt, self.rejected)]
 
 
 def read_pairs(path: str, rows: int | None, seed: int, say: Callable[[str], Any]) -> list[Pair]:
@@ -83,18 +89,31 @@ def _turn(answer: list[dict[str, Any]]) -> str:
     return text
 
 
-def measure(pairs: Sequence[Pair], score: Score, seed: int, say: Callable[[str], Any]) -> Stability:
-    """All probes of one model on these pairs, [n] of at least one; ``score`` is asked about changed pairs only."""
+def measure(pairs: Sequence[Pair], judge: ScoreJudge, seed: int, say: Callable[[str], Any]) -> Stability:
+    """All probes of one model on these pairs, [n] of at least one; it is asked about changed pairs only.
+
+    A pair that is too long for the model, as it is or changed, is left out of everything, so that all figures are of
+    the same pairs. Raises ``UserError`` where none is left.
+    """
+    probes = [
+        (name, side, [_changed(pair, side, rewrite, number) for number, pair in enumerate(pairs)])
+        for name, side, rewrite in _probes(seed)
+    ]
+    versions = zip(pairs, *(after for *_, after in probes), strict=True)
+    kept = readable(judge, [[row for pair in some for row in pair.asked()] for some in versions], "pair")
+    left_out = len(pairs) - len(kept)
+    if left_out:
+        say(too_long(judge, left_out, "pair"))
+    pairs, score = [pairs[i] for i in kept], judge.score
     before, lengths = _scores(pairs, score), _lengths(pairs)
     rows, unchanged = [], []
-    for name, side, rewrite in _probes(seed):
-        after = [_changed(pair, side, rewrite, number) for number, pair in enumerate(pairs)]
+    for name, side, changed in probes:
+        after = [changed[i] for i in kept]
         numbers = [i for i, pair in enumerate(pairs) if after[i] != pair]
         if not numbers:
             unchanged.append(f"{name} ({side})")
             continue
         new = [after[i] for i in numbers]
-        say(f"{name} ({side}): {len(numbers)} of {len(pairs)} pairs change")
         found = compare(_some(before, numbers), _scores(new, score), spread=before.spread, seed=seed)
         nulls = {
             null: compare(_times(_some(lengths, numbers), sign), _times(_lengths(new), sign), spread=lengths.spread)
@@ -103,6 +122,7 @@ def measure(pairs: Sequence[Pair], score: Score, seed: int, say: Callable[[str],
         rows.append(Row(name, side, len(numbers), found, nulls))
     return Stability(
         len(pairs),
+        left_out,
         accuracy(before.margin),
         {null: accuracy(sign * lengths.margin) for null, sign in zip(NULLS, (1, -1), strict=True)},
         _order(pairs, score, before),

@@ -146,7 +146,7 @@ def run_stability(args: argparse.Namespace) -> int:
 
     say = say_of(args)
     pairs = read_pairs(args.pairs, args.rows, args.seed, say)  # before the weights, which take longer
-    found = measure(pairs, load(args).score, args.seed, say)
+    found = measure(pairs, load(args), args.seed, say)
     text = json.dumps(found.to_json(), indent=1)
     if args.out:
         write_atomically(Path(args.out), text + "\n")

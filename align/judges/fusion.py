@@ -88,6 +88,10 @@ class RewardFusion(ScoreJudge):
             for value, found in zip(own, near, strict=True)
         ]
 
+    def fits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[bool]:
+        """What fits the judge."""
+        return self.judge.fits(prompts, responses)
+
     def summary(self) -> str:
         """One sentence about everything scored so far."""
         share = self.with_neighbours / self.answers if self.answers else 0.0

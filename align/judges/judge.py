@@ -21,6 +21,10 @@ class ScoreJudge(ABC):
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """One score for each response, which answers the prompt of the same place."""
 
+    def fits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[bool]:
+        """For each response with its prompt whether it is short enough to be scored; here everything is."""
+        return [True] * len(prompts)
+
 
 class CompareJudge(ABC):
     """Compares two responses to one prompt, in both orders.
@@ -47,6 +51,10 @@ class CompareJudge(ABC):
     @abstractmethod
     def prefer_first(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[float]:
         """Probability that the response shown first is preferred, in this one order."""
+
+    def fits(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[bool]:
+        """For each comparison whether it is short enough to be asked, in this order; here everything is."""
+        return [True] * len(prompts)
 
     @property
     def position_bias(self) -> float:

@@ -18,7 +18,7 @@ from align.errors import UserError
 from align.judges.checkpoint import apart, load_judge_model
 from align.judges.judge import CompareJudge
 from align.models.load import DType
-from align.models.subject import Subject
+from align.models.subject import Subject, positions
 
 Say = Callable[[str], Any]
 
@@ -78,6 +78,19 @@ class PairModel(CompareJudge):
         Raises:
             UserError: where the chat template refuses a question, or it is longer than the model's positions.
         """
+        rows = self._tokens(prompts, shown, other)
+        with apart(self.subject.device):
+            values = self.subject.score(rows, [self.choices] * len(rows), (LogProb(),), where="comparison")
+        gaps = [float(value["A"]["logp"][0] - value["B"]["logp"][0]) for value in values]
+        return torch.tensor(gaps, dtype=torch.float64).sigmoid().tolist()
+
+    def fits(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[bool]:
+        """Whether a question and its answer are within the model's positions. Raises ``UserError`` as a template does."""
+        limit = positions(self.subject.model)
+        return [limit is None or len(ids) < limit for ids in self._tokens(prompts, shown, other)]
+
+    def _tokens(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[list[int]]:
+        """Token ids of each question, up to where its answer starts."""
         tokenizer = self.subject.tokenizer
         asked = [question(*row) for row in zip(prompts, shown, other, strict=True)]
         rendered = render(tokenizer, [Request([{"role": "user", "content": text}], prompt=True) for text in asked])
@@ -89,10 +102,7 @@ class PairModel(CompareJudge):
             # a token that comes again is no mere BOS: some templates begin every turn with theirs
             alone = found.ids[:1] == [bos] and found.ids.count(bos) == 1
             rows.append(found.ids[1:] if alone else found.ids)
-        with apart(self.subject.device):
-            values = self.subject.score(rows, [self.choices] * len(rows), (LogProb(),), where="comparison")
-        gaps = [float(value["A"]["logp"][0] - value["B"]["logp"][0]) for value in values]
-        return torch.tensor(gaps, dtype=torch.float64).sigmoid().tolist()
+        return rows
 
 
 def letters(name: str, tokenizer: Any) -> dict[str, list[int]]:

@@ -101,7 +101,8 @@ class RewardModel(ScoreJudge):
             if self.limit is not None and len(ids) > self.limit:
                 raise UserError(
                     f"judge.reward: prompt and response {number} have {len(ids)} tokens, but {self.name} reads "
-                    f"{self.limit} at most. Lower sampling.max_new_tokens, or leave out long prompts (data.max_length)."
+                    f"{self.limit} at most. Leave out or shorten what is longer; where a recipe draws the responses, "
+                    "data.max_length and sampling.max_new_tokens do so."
                 )
             if max(ids, default=0) >= self.vocabulary:
                 raise UserError(
@@ -119,6 +120,13 @@ class RewardModel(ScoreJudge):
                     "for the type of its weights: set judge.dtype to bfloat16 or float32."
                 )
         return values
+
+    def fits(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[bool]:
+        """Whether prompt and response, as they are rendered, are within the model's positions.
+
+        Raises ``UserError`` where a row cannot be rendered.
+        """
+        return [self.limit is None or len(ids) <= self.limit for ids in self._tokens(prompts, responses)]
 
     def _tokens(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt with its response, in one."""

@@ -117,16 +117,17 @@ class Consistency:
         }
 
 
+def cells(pair: ContrastPair) -> list[tuple[Prompt, str]]:
+    """Both answers to the first instruction, then both to the second."""
+    prompts, responses = (pair.instruction_1, pair.instruction_2), (pair.response_1, pair.response_2)
+    return [(prompt, response) for prompt in prompts for response in responses]
+
+
 def scores_of(pairs: Sequence[ContrastPair], score: Score) -> np.ndarray:
     """R [n, 2, 2]: of each pair the score of answer b to instruction a. No answer to a prompt is scored twice."""
-    cells = [
-        (prompt, response)
-        for pair in pairs
-        for prompt in (pair.instruction_1, pair.instruction_2)
-        for response in (pair.response_1, pair.response_2)
-    ]
-    keys = [(_text(prompt), response) for prompt, response in cells]
-    different = dict(zip(keys, cells, strict=True))
+    asked = [cell for pair in pairs for cell in cells(pair)]
+    keys = [(_text(prompt), response) for prompt, response in asked]
+    different = dict(zip(keys, asked, strict=True))
     values = score([prompt for prompt, _ in different.values()], [response for _, response in different.values()])
     found = dict(zip(different, values, strict=True))
     return np.array([found[key] for key in keys], dtype=np.float64).reshape(-1, 2, 2)

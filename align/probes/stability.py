@@ -203,7 +203,7 @@ class Stability:
     """All probes of one reward model.
 
     Attributes:
-        pairs: how many pairs were scored.
+        pairs: how many pairs were scored; ``too_long`` were left out, since the model does not read so many tokens.
         accuracy: on the pairs as they are; ``null_accuracy`` the same of the null models.
         order: the largest change of a score when rows are asked in reverse, or alone, in standard deviations.
         length: how scores go with length.
@@ -211,6 +211,7 @@ class Stability:
     """
 
     pairs: int
+    too_long: int
     accuracy: Interval
     null_accuracy: Mapping[str, Interval]
     order: float
@@ -253,6 +254,7 @@ class Stability:
         """Plain JSON."""
         return {
             "pairs": self.pairs,
+            "too_long": self.too_long,
             "accuracy": self.accuracy.to_json(),
             "null_accuracy": {name: found.to_json() for name, found in self.null_accuracy.items()},
             "order": finite(self.order),

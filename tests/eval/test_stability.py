@@ -20,6 +20,7 @@ from align.cli.terms_unlearning import UNLEARNING
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
 from align.eval.stability import PADDING, Pair, measure, read_pairs
+from align.judges.function import FunctionJudge
 from align.objectives import OBJECTIVES
 from align.probes.stability import Row, Stability
 
@@ -44,7 +45,8 @@ PAIRS = made_pairs()
 
 
 def measured(reward: Callable[[str], float], pairs: Sequence[Pair] = PAIRS) -> Stability:
-    return measure(pairs, lambda prompts, responses: [reward(text) for text in responses], 0, lambda _: None)
+    judge = FunctionJudge(lambda prompts, responses: [reward(text) for text in responses])
+    return measure(pairs, judge, 0, lambda _: None)
 
 
 def row(found: Stability, name: str, side: str) -> Row:
@@ -127,7 +129,7 @@ def test_one_that_depends_on_the_rows_beside_it_is_caught(place: int, rows: int,
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         return [("Bird" in text) + float((i, len(responses)) == (place, rows)) for i, text in enumerate(responses)]
 
-    found = measure(PAIRS, score, 0, lambda _: None)
+    found = measure(PAIRS, FunctionJudge(score), 0, lambda _: None)
     assert found.order == pytest.approx(order, rel=1e-12)
     assert found.sentences()[0] == (
         f"order: SCORES DEPEND ON OTHER ROWS (largest change {order:.1e} standard deviations, threshold 0.001)."
@@ -143,7 +145,7 @@ def test_the_prompt_is_changed_where_the_user_speaks() -> None:
         seen.extend(prompts)
         return [float(len(text)) for text in responses]
 
-    measure([Pair(talk, "a", "bb"), Pair(hh, "a", "bb")], score, 0, lambda _: None)
+    measure([Pair(talk, "a", "bb"), Pair(hh, "a", "bb")], FunctionJudge(score), 0, lambda _: None)
     talks, texts = [p for p in seen if not isinstance(p, str)], {p for p in seen if isinstance(p, str)}
     assert {p[0]["content"] for p in talks} == {"be kind."}
     assert '"tell me more about animals."' in {p[1]["content"] for p in talks}

@@ -188,6 +188,9 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     judge = RewardModel(save_reward(tmp_path / "good"), say=silent)
     with pytest.raises(UserError, match=r"prompt and response 1 have \d+ tokens, but .*good reads 128 at most"):
         judge.score([FRANCE, FRANCE], [" Paris.", " apples" * 130])
+    room = 128 - len(tokens(FRANCE, ""))
+    assert judge.fits([FRANCE] * 2, [" apples" * room, " apples" * (room + 1)]) == [True, False]
+    judge.score([FRANCE], [" apples" * room])
     with torch.no_grad():
         judge.model.score.weight.fill_(math.inf)
     with pytest.raises(UserError, match=r"scores -?(inf|nan) for response 0.*judge\.dtype"):
@@ -296,6 +299,9 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     judge = PairModel(save_pair(tmp_path / "good"), say=silent)
     with pytest.raises(UserError, match=r"comparison 0 has \d+ tokens, but the model reads 256 at most"):
         judge.compare([FRANCE], [" Paris" * 250], ["Rome"])
+    room = 256 - len(judge._tokens([FRANCE], [" Paris"], ["Rome"])[0])  # one token for the answer
+    assert judge.fits([FRANCE] * 2, [" Paris" * room, " Paris" * (room + 1)], ["Rome"] * 2) == [True, False]
+    judge.prefer_first([FRANCE], [" Paris" * room], ["Rome"])
     tokenizer = tiny_tokenizer(chat=False)
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "bare")
     tokenizer.save_pretrained(tmp_path / "bare")
