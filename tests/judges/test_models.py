@@ -299,9 +299,12 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     judge = PairModel(save_pair(tmp_path / "good"), say=silent)
     with pytest.raises(UserError, match=r"comparison 0 has \d+ tokens, but the model reads 256 at most"):
         judge.compare([FRANCE], [" Paris" * 250], ["Rome"])
-    room = 256 - len(judge._tokens([FRANCE], [" Paris"], ["Rome"])[0])  # one token for the answer
-    assert judge.fits([FRANCE] * 2, [" Paris" * room, " Paris" * (room + 1)], ["Rome"] * 2) == [True, False]
-    judge.prefer_first([FRANCE], [" Paris" * room], ["Rome"])
+    texts = [" Paris" * n for n in range(1, 256)]
+    longest = judge.fits([FRANCE] * 255, texts, ["Rome"] * 255).index(False) - 1
+    assert longest > 50
+    judge.prefer_first([FRANCE], [texts[longest]], ["Rome"])
+    with pytest.raises(UserError, match="comparison 0 has 257 tokens"):
+        judge.prefer_first([FRANCE], [texts[longest + 1]], ["Rome"])
     tokenizer = tiny_tokenizer(chat=False)
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "bare")
     tokenizer.save_pretrained(tmp_path / "bare")
