@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
-from datasets import disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import tiny_tokenizer

@@ -85,7 +85,7 @@ class PairModel(CompareJudge):
         return torch.tensor(gaps, dtype=torch.float64).sigmoid().tolist()
 
     def fits(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[bool]:
-        """Whether a question and its answer are within the model's positions. Raises ``UserError`` as a template does."""
+        """Whether a question and its answer are within the model's positions. Raises UserError as a template does."""
         limit = positions(self.subject.model)
         return [limit is None or len(ids) < limit for ids in self._tokens(prompts, shown, other)]
 

@@ -169,7 +169,10 @@ def test_explain_every_objective(capsys: pytest.CaptureFixture[str], name: str) 
         ("suppression", "less likely"),
         ("data.train.0.rows", "only the first so many rows"),
         ("objective.weight", "times this loss in the sum"),
-        ("train.learning_rate", "\n  default   1e-6 for policies on pairs or labels, 1e-5 for reward models and others; ten times"),
+        (
+            "train.learning_rate",
+            "\n  default   1e-6 for policies on pairs or labels, 1e-5 for reward models and others; ten times",
+        ),
         ("train.lr_scheduler_type", "\n  default   cosine\n"),
         ("train.weight_decay", "\n  default   0.0\n"),
     ],
