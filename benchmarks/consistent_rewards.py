@@ -12,7 +12,7 @@ answers alone:
 
 Both are compared on held-out pairs of the usual kind, and on contrast pairs: one question about two people, each with
 the answer of the other as its wrong one. Both kinds are in a wording of question and answer that was not trained on.
-Then either chooses the best of ``SAMPLES`` answers of the policy (the same answers for both), and is the judge of the
+Then either chooses the best of eight answers of the policy (the same answers for both), and is the judge of the
 recipe online/world-superhf, at a KL weight of ``KL_WEIGHT``. An answer is right if it is one of the two wordings of the
 fact. Intervals are over facts, or over contrast pairs, in which each fact comes once at most.
 """
@@ -55,8 +55,8 @@ class Outcome:
     Attributes:
         held_out: for each fact, whether the right answer of a pair of the usual kind has the higher score.
         consistency: C_res and C_ins, on both sides of the contrast pairs.
-        best: for each fact, whether the answer with the highest score, of ``SAMPLES``, is right.
-        trained: for each fact, the share of right ones among ``SAMPLES`` answers of the policy trained with SuperHF.
+        best: for each fact, whether the answer with the highest score, of eight, is right.
+        trained: for each fact, the share of right ones among eight answers of the policy trained with SuperHF.
         reward: the word of that run's verdict on its own reward, such as "rose".
     """
 
@@ -174,7 +174,7 @@ def shares(facts: Sequence[world.Row], drawn: list[list[str]]) -> list[float]:
 
 
 def measured(root: Path, seed: int, size: world.Size = SIZE) -> tuple[dict[str, Outcome], list[list[float]]]:
-    """Both reward models of one seed, and for each fact whether each of the ``SAMPLES`` first answers is right."""
+    """Both reward models of one seed, and for each fact whether each of the eight first answers is right."""
     folder = prepared(root, seed, size)
     facts = world.build(seed, size).forget
     with calm():
