@@ -200,6 +200,18 @@ def test_a_policys_adapter_is_no_reward_models(world: Path, tmp_path: Path) -> N
         run(recipe(world, tmp_path, model=model), echo=lambda _: None)
 
 
+def test_held_out_ties_alone_measure_nothing_and_are_said(world: Path, tmp_path: Path) -> None:
+    rows = [{**row, "preference": 0.5} for row in pairs(8, 48)]
+    (tmp_path / "ties.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": {"path": str(world / "train.jsonl")}, "held_out": {"path": str(tmp_path / "ties.jsonl")}}
+    lines: list[str] = []
+    run(recipe(world, tmp_path, data=data, train={"max_steps": 1}), echo=lines.append)
+    assert "  ranks         not measured  all 8 held-out pairs are ties" in lines
+    told = "set data.held_out to pairs with a preference, so that the next run can be judged"
+    assert f"  next          {told}" in lines
+    assert not (tmp_path / "tiny/calibration.svg").exists()
+
+
 # ---- what cannot be
 
 

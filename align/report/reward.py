@@ -58,7 +58,9 @@ def _ranks(held_out: Mapping[str, Any] | None) -> Finding:
     """Accuracy on held-out pairs, against chance and against always taking the longer or the shorter answer."""
     accuracy = _accuracy(held_out)
     if held_out is None or accuracy is None:
-        return Finding("ranks", NOT_MEASURED, "no held-out pairs")
+        ties = (held_out or {}).get("ties") or 0
+        text = f"all {ties} held-out pairs are ties" if ties else "no held-out pairs"
+        return Finding("ranks", NOT_MEASURED, text, {"ties": ties})
     longer, start, ties = finite(held_out.get("longer")), finite(held_out.get("start")), held_out.get("ties") or 0
     text = f"held-out accuracy {accuracy.value:.2f} [{accuracy.low:.2f}, {accuracy.high:.2f}], chance 0.50"
     text += "" if start is None else f", start {start:.2f}"
@@ -85,7 +87,7 @@ def _confidence(held_out: Mapping[str, Any] | None) -> Finding:
     bins = (held_out or {}).get("calibration") or []
     count = sum(part["n"] for part in bins)
     if held_out is None or not count:
-        return Finding("confidence", NOT_MEASURED, "no held-out pairs")
+        return Finding("confidence", NOT_MEASURED, "no held-out pairs with a preference")
     confidence = sum(part["confidence"] * part["n"] for part in bins) / count
     accuracy = sum(part["accuracy"] * part["n"] for part in bins) / count
     gap, error = confidence - accuracy, finite(held_out.get("calibration_error"))
@@ -141,7 +143,8 @@ def _next(found: Mapping[str, Finding]) -> str:
     """The first rule that applies; they stand in the order of harm."""
     ranks = found["ranks"]
     if ranks.word == NOT_MEASURED:
-        return "set data.held_out, so that the next run can be judged"
+        more = " to pairs with a preference" if ranks.facts["ties"] else ""
+        return f"set data.held_out{more}, so that the next run can be judged"
     span, n = ranks.facts["accuracy"], ranks.facts["accuracy"]["n"]
     if ranks.word == "too few to say":
         return f"{n} held-out pairs are too few to say: hold out {FEW_PAIRS} or more (data.held_out)"

@@ -67,7 +67,7 @@ def _judge(
     paths = {"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)}
     if trainer.objective.scores_answers:
         held_out = _scored(trainer, evaluation, records)
-        if held_out and directory.writer:
+        if held_out and held_out["n"] and directory.writer:
             picture = draw_calibration(directory.path / CALIBRATION, held_out["calibration"], title=recipe.name)
             paths["calibration"] = str(picture)
         rows = trainer.train_dataset
@@ -106,9 +106,9 @@ def _judge(
 
 def _scored(trainer: Any, evaluation: dict[str, float], records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The evaluation of a reward model on all held-out pairs as ``reward_verdict`` takes it; None where none was."""
+    if not trainer.calibration:
+        return {"n": 0, "ties": trainer.ties} if trainer.ties else None
     rows, key = trainer.eval_dataset, "eval_rewards/accuracies"
-    if key not in evaluation or not trainer.calibration:
-        return None
     start = [record[key] for record in records if record.get("step") == 0 and key in record]
     return {
         "end": evaluation[key],
