@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from align.compat import Config, RewardConfig, RewardTrainer
+from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import Order
 from align.engine.scores import Scores
 from align.engine.scoring import attach, packs
@@ -113,6 +116,22 @@ class RewardModelTrainer(TreeTrainer, RewardTrainer):
                 "PreferenceTrainer for a policy."
             )
 
+    def _check_rows(self, model: PreTrainedModel, collator: TreeCollator, *tables: Data) -> None:
+        super()._check_rows(model, collator, *tables)
+        for rows in tables:
+            preferences = _numbers(rows, "preference")
+            if wrong := [float(value) for value in preferences if not 0 <= value <= 1][:1]:
+                raise UserError(
+                    f"A row has the preference {wrong[0]:g}; expected a number from 0 (rejected is better) to 1 "
+                    "(chosen is better)."
+                )
+        asked = "margin" in self.objective.row_values and isinstance(tables[0], Dataset)
+        if asked and not len(_numbers(tables[0], "margin")):
+            raise UserError(
+                "objective.margin: no training row has a number in a column margin, so nothing would be subtracted; "
+                "name the column (data.train.columns: {margin: NAME}), or leave margin out."
+            )
+
     def look_at(self, policy: Scores) -> None:
         """Counts confidence and hits of one micro-batch of an evaluation."""
         margin = policy.score("chosen") - policy.score("rejected")
@@ -134,6 +153,14 @@ class RewardModelTrainer(TreeTrainer, RewardTrainer):
                 off = sum(found["n"] * abs(found["confidence"] - found["accuracy"]) for found in self.calibration)
                 logs[f"{self._eval_prefix}_calibration_error"] = off / pairs
         super().log(logs, start_time)
+
+
+def _numbers(rows: Data, name: str) -> np.ndarray:
+    """The numbers in a column of a table, without rows that have none."""
+    if not isinstance(rows, Dataset) or name not in rows.column_names:
+        return np.empty(0)
+    values = np.asarray(rows[name][:], dtype=np.float64)
+    return values[~np.isnan(values)]
 
 
 def _calibration(margin: Tensor, preference: Tensor) -> Tensor:

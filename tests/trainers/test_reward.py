@@ -352,6 +352,18 @@ def test_an_adapter_that_leaves_the_head_alone_is_refused(tmp_path: Path) -> Non
         trainer(tmp_path, pairs(4), peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
+def test_a_margin_that_no_row_has_is_not_passed_over(tmp_path: Path) -> None:
+    for rows in (pairs(4), with_values(pairs(4), margin=[None, None, None, None])):
+        with pytest.raises(UserError, match=r"^objective\.margin: no training row has a number in a column margin"):
+            trainer(tmp_path, rows, objective=BradleyTerry(margin=True))
+    trainer(tmp_path, with_values(pairs(4), margin=[None, 0.5, None, None]), objective=BradleyTerry(margin=True))
+
+
+def test_preferences_of_prepared_rows_are_probabilities(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^A row has the preference 2; expected a number from 0 \(rejected"):
+        trainer(tmp_path, with_values(pairs(4), preference=[1.0, None, 2.0, 0.5]))
+
+
 def test_objectives_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^DPO reads log-probs, which a reward model has none of: use BradleyTerry"):
         trainer(tmp_path, pairs(4), objective=DPO())
