@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from align.data.rows.embedding import load_embedder
-from align.data.rows.formats import Format, recognise
 from align.data.rows.sources import column_names, load_source, naming, source_name
 from align.data.rows.text import HH_ASSISTANT, HH_HUMAN
 from align.data.rows.values import BadRow, number
+from align.data.tokens.tokenize import recognise_dataset
 from align.errors import UserError
 from align.eval.contrast import Contrasts, Form, listed, plain
 from align.objectives.base import ROW_VALUES
@@ -183,7 +183,7 @@ def _rows(source: Source, base: Path, branches: Sequence[str], dropped: Counter[
     with naming(source):
         dataset: Any = load_source(source, base=base)
         names = column_names(dataset)
-        form: Format = recognise(dataset[0], names, branches)
+        form = recognise_dataset(dataset, branches)
         if form.tokenised:
             raise UserError("the rows are token ids, and instructions are compared as texts: name the texts.")
         scores = [name for pair in (*_SCORES, ROW_VALUES) for name in pair if name in names]

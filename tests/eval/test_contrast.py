@@ -145,6 +145,15 @@ def preferences(tmp_path: Path, *more: dict) -> Source:
     return Source(path=str(written(tmp_path / "preferences.jsonl", rows)))
 
 
+def test_a_first_row_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    good = [{"prompt": f"where is the {kind} house", "chosen": kind, "rejected": "no"} for kind in ("old", "new")]
+    bad = {"prompt": "who", "chosen": None, "rejected": "no"}
+    source = Source(path=str(written(tmp_path / "preferences.jsonl", [bad, *good])))
+    built = build_pairs(source, TEXT, band=(0.1, 0.99), say=lambda _: None)
+    assert len(built.pairs) == 1
+    assert built.dropped == {"rows: chosen is missing": 1}
+
+
 @pytest.mark.parametrize("column", [{"preference": 0.5}, {"margin": 0}])
 def test_labels_that_are_ties_are_no_preferences(column: dict[str, float], tmp_path: Path) -> None:
     source = preferences(tmp_path, {"prompt": "red apples and green nuts", "chosen": "a", "rejected": "b", **column})
