@@ -36,6 +36,11 @@ def load_checkpoint(
     source = str(where or name)
     adapter = where is not None and (where / ADAPTER).exists()
     base = adapter_base(where) if adapter and where is not None else source
+    if adapter and where is not None and json.loads((where / ADAPTER).read_text()).get("task_type") == "SEQ_CLS":
+        raise UserError(
+            f"model: {name} is the adapter of a reward model, which scores answers and writes none: name a language "
+            "model. It judges as judge.reward."
+        )
     model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype)
     if adapter:
         from peft import PeftModel
@@ -132,14 +137,13 @@ def usual_type() -> DType:
 
 
 def _model(base: str, source: str, dtype: DType) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         with quiet_hub():
-            options = {"dtype": dtype, "trust_remote_code": False, **hub_options(base)}
-            model = AutoModelForCausalLM.from_pretrained(base, **options)
-            refuse_classifier("model", base, model.config)
-            return model
+            options = {"trust_remote_code": False, **hub_options(base)}
+            refuse_classifier("model", base, AutoConfig.from_pretrained(base, **options))
+            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         under = "" if base == source else f", which the adapter {source} was trained on,"
         raise UserError(
