@@ -14,6 +14,7 @@ from align.eval.result import limited, mark
 from align.eval.reward_bench_figures import Scores, Share, figures, style_matrix, ties
 from align.eval.reward_bench_rows import STYLES, TITLES, Item, Kind
 from align.judges.judge import CompareJudge, Judging
+from align.probes.nulls import not_above, span
 from align.runs.terminal import Work
 
 _AT_A_TIME = 64  # items between two signs of progress
@@ -48,14 +49,11 @@ class BenchResult:
         """A sentence for each figure that a null model reaches, the better one of them, or that chance does."""
         said = []
         for name, own in self.found.items():
-            if nulls := self.matched_by(name):
-                best = max(nulls, key=lambda null: self.nulls[null][name].value)
-                said.append(
-                    f"{name}: {_span(own)}, and always the {best} answer scores {self.nulls[best][name].value:.2f}: "
-                    "this figure says nothing about what the judge knows"
-                )
-            elif _no_better_than_chance(own):
-                said.append(f"{name}: {_span(own)} is no better than chance ({own.chance:.2f})")
+            nulls = {null: values[name].value for null, values in self.nulls.items()}
+            if sentence := not_above(name, own.value, own.interval, nulls):
+                said.append(sentence)
+            elif own.chance is not None and own.interval is not None and own.interval.low <= own.chance:
+                said.append(f"chance: {name} {span(own.value, own.interval)} is not above it ({own.chance:.3f}).")
         return said
 
     def to_json(self) -> dict[str, Any]:
@@ -89,15 +87,15 @@ class BenchResult:
             *marked,
             f"{TITLES[self.kind]}: {self.judge}",
             "",
-            f"{'figure':<{width}}  {'judge':>5}  {'95% interval':<12}  {'longest':>7}  {'shortest':>8}  {'chance':>6}  "
-            f"{'rows':>5}",
+            f"{'figure':<{width}}  {'judge':>5}  {'95% interval':<12}  {'chance':>6}  {'longest':>7}  "
+            f"{'shortest':>8}  {'rows':>5}",
         ]
         for name, own in self.found.items():
             span = "" if own.interval is None else f"{own.interval.low:.2f} to {own.interval.high:.2f}"
             longest, shortest = (self.nulls[null][name].value for null in NULLS)
             chance = "-" if own.chance is None else f"{own.chance:.2f}"
             out.append(
-                f"{name:<{width}}  {own.value:>5.2f}  {span:<12}  {longest:>7.2f}  {shortest:>8.2f}  {chance:>6}  "
+                f"{name:<{width}}  {own.value:>5.2f}  {span:<12}  {chance:>6}  {longest:>7.2f}  {shortest:>8.2f}  "
                 f"{own.n:>5}" + ("  !" if self.matched_by(name) else "")
             )
         if self.styles is not None:
@@ -107,7 +105,7 @@ class BenchResult:
             for name, row in zip(names, self.styles, strict=True):
                 out.append(f"{name:<8}  " + "  ".join(f"{value:>8.2f}" for value in row))
         if said := self.sentences():
-            out += ["", *(f"! {text}" for text in said)]
+            out += ["", *said]
         if self.notes:
             out += ["", "notes", *(f"  {note}" for note in self.notes)]
         return out
@@ -194,13 +192,3 @@ def _scores(judge: Judging, asked: Sequence[Asked]) -> Scores:
 def _reply(answer: str, conversational: bool) -> str:
     """An answer as a judge reads it."""
     return answer if conversational else str(reply_of(answer, conversational))
-
-
-def _span(share: Share) -> str:
-    if share.interval is None:
-        return f"{share.value:.2f}"
-    return f"{share.value:.2f} [{share.interval.low:.2f}, {share.interval.high:.2f}]"
-
-
-def _no_better_than_chance(share: Share) -> bool:
-    return share.chance is not None and share.interval is not None and share.interval.low <= share.chance

@@ -94,7 +94,7 @@ def load_benchmark(data: str, kind: Kind | None = None, limit: int | None = None
     files, notes = _files(Path(data).expanduser())
     items: list[Item] = []
     seen: set[Item] = set()  # of earlier files
-    repeated = 0
+    repeated = empty = 0
     for file in files:
         rows = list(read_rows(file))
         found = _kind_of(rows[0], str(file), kind)
@@ -105,10 +105,16 @@ def load_benchmark(data: str, kind: Kind | None = None, limit: int | None = None
             )
         kind = found
         own = [_item(kind, row, f"{file}, row {number}") for number, row in enumerate(rows)]
-        new = [item for item in own if item not in seen]
-        repeated += len(own) - len(new)
+        whole = [item for item in own if all(text.strip() for text in item.answers)]
+        empty += len(own) - len(whole)
+        new = [item for item in whole if item not in seen]
+        repeated += len(whole) - len(new)
         items += new
         seen.update(new)
+    if not items:
+        raise UserError(f"{data}: every row has an empty answer; there is nothing to judge.")
+    if empty:
+        notes.append(f"rows with an empty answer are left out: {empty:,}")
     if repeated:
         notes.append(f"rows that an earlier file holds, too, count once: {repeated:,}")
     assert kind is not None  # there is at least one file, and each has a kind

@@ -12,12 +12,15 @@ from align.data.rows.rewrites import REWORDINGS, variants
 from align.data.rows.sources import column_names, load_source
 from align.data.rows.text import HH_ASSISTANT, HH_HUMAN
 from align.data.rows.values import BadRow
+from align.data.tokens.preparation import plural
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
 from align.eval.readable import readable, too_long
-from align.judges.judge import ScoreJudge
+from align.judges.judge import CompareJudge, ScoreJudge
+from align.probes.answer_order import AnswerOrder, answer_order
+from align.probes.nulls import NULLS
 from align.probes.probe_set import choose_rows
-from align.probes.stability import NULLS, Row, Scores, Side, Stability, accuracy, compare, length_of
+from align.probes.stability import Row, Scores, Side, Stability, accuracy, compare, length_of
 from align.recipe.sections import Source
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
@@ -68,10 +71,11 @@ def read_pairs(path: str, rows: int | None, seed: int, say: Callable[[str], Any]
             pairs.append(_pair(form.canonical(raw[number])))
         except BadRow as reason:
             left_out[str(reason)] = left_out.get(str(reason), 0) + 1
+    if not pairs:
+        reasons = ", ".join(f"{why} ({plural(count, 'row')})" for why, count in left_out.items())
+        raise UserError(f"{path}: none of its rows can be used as a pair: {reasons}.")
     for why, count in left_out.items():
         say(f"{path}: rows left out: {count}, since {why}")
-    if not pairs:
-        raise UserError(f"{path}: none of its rows can be used as a pair.")
     return pairs
 
 
@@ -130,6 +134,20 @@ def measure(pairs: Sequence[Pair], judge: ScoreJudge, seed: int, say: Callable[[
         rows,
         unchanged,
     )
+
+
+def measure_order(pairs: Sequence[Pair], judge: CompareJudge, seed: int, say: Callable[[str], Any]) -> AnswerOrder:
+    """What a judge that compares makes of the order in which it is shown two answers. Raises ``UserError``."""
+    orders = [[(p.prompt, p.chosen, p.rejected), (p.prompt, p.rejected, p.chosen)] for p in pairs]
+    kept = readable(judge, orders, "pair")
+    left_out = len(pairs) - len(kept)
+    if left_out:
+        say(too_long(judge, left_out, "pair"))
+    pairs = [pairs[i] for i in kept]
+    prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
+    first = judge.prefer_first(prompts, chosen, rejected)
+    second = judge.prefer_first(prompts, rejected, chosen)
+    return answer_order(first, second, _lengths(pairs), too_long=left_out, seed=seed)
 
 
 def _probes(seed: int) -> list[tuple[str, Side, _Rewrite]]:

@@ -19,7 +19,7 @@ from align.runs.quiet import calm
 from align.runs.terminal import echo
 
 if TYPE_CHECKING:
-    from align.judges.judge import ScoreJudge
+    from align.judges.judge import Judging, ScoreJudge
 
 # for every probe
 JUDGE = (
@@ -31,31 +31,45 @@ JUDGE = (
     path("--fusion-encoder", metavar="NAME", help="a sentence encoder that finds them; by default shared words do"),
 )
 
+# for those that can also ask a judge of two answers
+PAIR = path("--pair", metavar="MODEL", help="in its place, a pair model, which names the better of two answers")
+
 
 def load(args: argparse.Namespace) -> ScoreJudge:
-    """The reward model or function that a probe's arguments name, with RewardFusion where they ask for it."""
-    if bool(args.model) == bool(args.function):
-        raise UserError("A probe asks one reward model or one function: name RM, or --function MODULE:NAME.")
+    """The judge that gives scores, of those that ``load_any`` loads. Raises UserError where it compares answers."""
+    judge = load_any(args)
+    from align.judges.judge import ScoreJudge
+
+    if not isinstance(judge, ScoreJudge):
+        raise UserError(
+            f"--function {args.function}: it compares two answers (a, b), but this probe needs a score for each: write "
+            "a function of (prompts, responses)."
+        )
+    return judge
+
+
+def load_any(args: argparse.Namespace, pair: str | None = None) -> Judging:
+    """The reward model, pair model or function that a probe's arguments name, with RewardFusion where they ask for it.
+
+    ``pair`` is the pair model, where the probe can ask one.
+    """
+    if sum(map(bool, (args.model, args.function, pair))) != 1:
+        raise UserError(
+            "A probe asks one judge: name RM, --function MODULE:NAME or, for stability and benchmark, --pair MODEL."
+        )
     if args.fusion_encoder and not args.fusion:
         raise UserError("--fusion-encoder finds similar answers, and --fusion names none: give both, or neither.")
     calm()
     import torch
 
-    from align.judges.judge import ScoreJudge
     from align.judges.loading import load_judge
     from align.recipe.sampling import Fusion, Judge
     from align.recipe.sections import Source
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     fusion = Fusion(corpus=Source(path=args.fusion), encoder=args.fusion_encoder) if args.fusion else None
-    settings = Judge(reward=args.model, function=args.function, dtype=args.dtype, fusion=fusion)
-    judge = load_judge(settings, base=Path.cwd(), allow_code=args.allow_code, device=device, say=say_of(args))
-    if not isinstance(judge, ScoreJudge):
-        raise UserError(
-            f"--function {args.function}: it compares two answers (a, b), but a probe needs a score for each: write a "
-            "function of (prompts, responses)."
-        )
-    return judge
+    settings = Judge(reward=args.model, pair=pair, function=args.function, dtype=args.dtype, fusion=fusion)
+    return load_judge(settings, base=Path.cwd(), allow_code=args.allow_code, device=device, say=say_of(args))
 
 
 def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
@@ -142,11 +156,17 @@ def run_stability(args: argparse.Namespace) -> int:
     if args.rows is not None and args.rows < 1:
         raise UserError(f"--rows: must be at least 1, got {args.rows}.")
     check_out(args.out)
-    from align.eval.stability import measure, read_pairs
+    from align.eval.stability import measure, measure_order, read_pairs
+    from align.judges.judge import CompareJudge
 
     say = say_of(args)
     pairs = read_pairs(args.pairs, args.rows, args.seed, say)  # before the weights, which take longer
-    found = measure(pairs, load(args), args.seed, say)
+    judge = load_any(args, args.pair)
+    found: Any
+    if isinstance(judge, CompareJudge):
+        found = measure_order(pairs, judge, args.seed, say)
+    else:
+        found = measure(pairs, judge, args.seed, say)
     text = json.dumps(found.to_json(), indent=1)
     if args.out:
         write_atomically(Path(args.out), text + "\n")
@@ -156,6 +176,7 @@ def run_stability(args: argparse.Namespace) -> int:
 
 _STABILITY = (
     *JUDGE,
+    PAIR,
     path("--pairs", metavar="FILE", required=True, help="preference pairs: any file or folder that align reads"),
     argument("--rows", metavar="N", type=int, help="only N pairs, drawn by the seed"),
     argument("--seed", metavar="SEED", type=int, default=0, help="which pairs, and what is rewritten; 0 by default"),
@@ -173,7 +194,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
     kind, items, notes = load_benchmark(args.data, args.kind, args.limit)  # first, since it is read in a moment
     say_of(args)(f"{args.data}: {TITLES[kind]}, {len(items):,} row{'s' * (len(items) != 1)}")
-    judge = load(args)
+    judge = load_any(args, args.pair)
     tokenizer: Any = getattr(judge, "tokenizer", None)
     conversational = tokenizer is not None and talks(tokenizer)
     result = measure(judge, kind, items, conversational=conversational, notes=notes, limit=args.limit)
@@ -186,6 +207,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 _BENCHMARK = (
     *JUDGE,
+    PAIR,
     path("--data", metavar="DATA", required=True, help="the benchmark: a file (jsonl, json, parquet, csv) or a folder"),
     argument(
         "--kind",

@@ -37,11 +37,4 @@ REWARD: dict[str, Explanation] = {
         f'"yes" from {OVERFIT:g}, if it also lies above the held-out interval.',
         "One epoch is usual for reward models. Fewer epochs, a smaller learning rate, or more pairs.",
     ),
-    "null_models": Explanation(
-        "Judges that know nothing but how long an answer is: always the longest, always the shortest.",
-        "They are asked the same comparisons as the judge, by the number of characters. A figure is marked (!) where "
-        "the better one of them reaches the lower end of the judge's 95 % interval.",
-        "A marked figure says nothing about what the judge knows. In RM-Bench richer styles are longer, so one null "
-        "model does well on easy and the other on hard: read the domain's mean, where what one wins it loses.",
-    ),
 }

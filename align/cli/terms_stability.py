@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.cli.terms import Explanation
+from align.probes.answer_order import BIAS
 from align.probes.stability import GAP, PULL, SAME, STABLE
 
 STABILITY: dict[str, Explanation] = {
@@ -26,9 +27,20 @@ STABILITY: dict[str, Explanation] = {
         "Balance the training pairs by length, and hold the length of what is trained on this reward in view.",
     ),
     "null model": Explanation(
-        "A reward model that reads nothing: longest scores an answer by its characters, shortest by minus that.",
-        "Both go through every probe. Beside each share stands theirs, and below the table which probes they pass.",
-        "A probe that they pass shows that a weakness is absent, not that the model reads what an answer says.",
+        "A judge that reads nothing: longest scores an answer by its characters, shortest by minus that.",
+        "Both go through every probe and benchmark; their figures stand beside the judge's. A figure is not above that "
+        "of a null model where its 95 % interval reaches the better one's (marked ! in a benchmark's table).",
+        "Such a figure says nothing about what the judge knows. A stability probe that they pass shows that a weakness "
+        "is absent, not that the model reads. In RM-Bench richer styles are longer, so one null model does well on "
+        "easy and the other on hard: read the domain's mean.",
+    ),
+    "answer order": Explanation(
+        "Whether the verdict of a judge that compares depends on which answer it is shown first (--pair).",
+        "Each pair is asked in both orders. Share of pairs whose verdict changes, among those with a verdict in both, "
+        f'with Wilson\'s interval: "stable" up to {1 - STABLE:.2f}, "unstable" where the whole interval lies above, '
+        f'otherwise "unclear". Position bias is the mean of P(first shown better) - 1/2; from {BIAS:g} either way, if '
+        "its interval (bootstrap over pairs) does not reach 0, the judge prefers a place.",
+        "Ask in both orders and average, as align does wherever such a judge is used; or take another judge.",
     ),
     "order of rows": Explanation(
         "Whether a score depends on the rows that are scored beside it; it must not.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.probes.consistency import CHANCE, Consistency, Figure
-from align.stats import Interval
+from align.probes.nulls import not_above, span
 
 ADDITIVE = 0.01  # share of the interaction below which scores are called additive; rounding in 16 bits stays below it
 LENGTH_RULE = 0.9  # share of comparisons that follow length, one way or the other, from which it is called a rule
@@ -30,7 +30,7 @@ def _apart(figure: Figure) -> str:
     share, what = figure.share, _APART[figure.metric]
     greater, at_least = share.greater, share.at_least
     ties = f", {share.ties} of {2 * greater.n} comparisons tied" if share.ties else ""
-    number = f"{figure.metric} {_span(greater)}, {greater.n} pairs{ties}"
+    number = f"{figure.metric} {span(greater.value, greater)}, {greater.n} pairs{ties}"
     if tells_apart(figure):
         return f"{number}: above {CHANCE}, so the model tells {what}."
     if at_least.high < CHANCE:
@@ -71,22 +71,11 @@ def _length(found: Consistency) -> str | None:
     )
 
 
-def _nulls(found: Consistency) -> list[str]:
-    """Figures in which a null model is as good: inside or above the interval of the model."""
-    sentences = []
-    names = {name for figure in found.figures for name in figure.nulls}
-    for name in sorted(names):
-        passed = [figure for figure in found.figures if figure.nulls[name].greater.value >= figure.share.greater.low]
-        if shown := "; ".join(
-            f"{figure.name} ({figure.nulls[name].greater.value:.3f} against {_span(figure.share.greater)})"
-            for figure in passed
-            if figure.nulls[name].greater.value > 0
-        ):
-            sentences.append(
-                f'The null model "{name} answer" does as well in {shown}: there the figure says nothing about reading.'
-            )
-    return sentences
-
-
-def _span(interval: Interval) -> str:
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+def _nulls(found: Consistency) -> list[str | None]:
+    """Figures in which a null model is as good, but for those that it cannot get at all."""
+    said = []
+    for figure in found.figures:
+        nulls = {name: null.greater.value for name, null in figure.nulls.items()}
+        if any(nulls.values()):
+            said.append(not_above(figure.name, figure.share.greater.value, figure.share.greater, nulls))
+    return said

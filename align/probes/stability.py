@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from align.probes.nulls import NULLS, not_above
 from align.stats import Interval, bootstrap_mean, finite, wilson
 
 STABLE = 0.95  # share of pairs that keep their order
@@ -22,7 +23,6 @@ SAME = 1e-3  # standard deviations by which a score may depend on the rows besid
 RESAMPLES = 1999
 
 Side = Literal["both", "rejected", "prompt"]
-NULLS = ("longest", "shortest")
 
 
 @dataclass(frozen=True)
@@ -236,16 +236,15 @@ class Stability:
         exact = "scores do not depend on the rows beside them" if self.order <= SAME else "SCORES DEPEND ON OTHER ROWS"
         out = [f"order: {exact} (largest change {self.order:.1e} standard deviations, threshold {SAME:g})."]
         out += [self.length.sentence(), *(row.sentence() for row in self.rows if not row.change.passes(row.side))]
-        best = max(self.null_accuracy, key=lambda name: self.null_accuracy[name].value)
-        reached = self.null_accuracy[best].value
-        if self.accuracy.low <= reached:
+        nulls = {name: found.value for name, found in self.null_accuracy.items()}
+        if said := not_above("accuracy", self.accuracy.value, self.accuracy, nulls):
+            out.append(said)
+        by_both = [row for row in self.rows if len(row.passed_by()) == len(NULLS)]
+        if by_both:
             out.append(
-                f"Accuracy {self.accuracy.value:.3f} is not shown to be above {reached:.3f}, which the null model "
-                f'"{best}" reaches by the length alone.'
+                f"null models: longest and shortest pass {len(by_both)} of {len(self.rows)} probes, too; to pass those "
+                "is no proof of reading."
             )
-        for name in NULLS:
-            if passed := [f"{row.name} ({row.side})" for row in self.rows if name in row.passed_by()]:
-                out.append(f'The null model "{name}" passes, too: {", ".join(passed)}.')
         if self.unchanged:
             out.append(f"Nothing to change in these pairs: {', '.join(self.unchanged)}.")
         return out

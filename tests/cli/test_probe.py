@@ -63,7 +63,7 @@ def test_a_function_is_probed(capsys: pytest.CaptureFixture[str], place: Path) -
     code, out, _ = call(capsys, *FUNCTION, "--pairs", "pairs.jsonl")
     assert code == 0
     assert "C_res, both   1.000  0.839 to 1.000  1.000     0   0.500     0.500" in out
-    assert "C_res 1.000 (0.839 to 1.000), 20 pairs: above 0.5, so the model tells" in out
+    assert "C_res 1.000 [0.839, 1.000], 20 pairs: above 0.5, so the model tells" in out
 
 
 def test_a_reward_model_is_probed(capsys: pytest.CaptureFixture[str], place: Path) -> None:
@@ -89,15 +89,18 @@ def test_built_pairs_are_saved_and_give_the_same_figures(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--pairs", "p"), "A probe asks one reward model or one function: name RM, or --function MODULE:NAME."),
+        (
+            ("--pairs", "p"),
+            "A probe asks one judge: name RM, --function MODULE:NAME or, for stability and benchmark, --pair MODEL.",
+        ),
         (("rm",), "align probe consistency needs one set: --pairs FILE, or --from FILE to build it."),
         (("rm", "--pairs", "p", "--band", "0", "1"), "--band has no effect with --pairs: leave it out."),
         (("rm", "--from", "p", "--response", "k"), "--response has no effect with --from: leave it out."),
         (("rm", "--pairs", "p", "--out", "no/x"), "--out no/x: there is no folder no."),
         (
             ("--function", "probed_here:either", "--allow-code", "--pairs", "pairs.jsonl"),
-            "--function probed_here:either: it compares two answers (a, b), but a probe needs a score for each: write "
-            "a function of (prompts, responses).",
+            "--function probed_here:either: it compares two answers (a, b), but this probe needs a score for each: "
+            "write a function of (prompts, responses).",
         ),
         (
             (*FUNCTION, "--from", "preferences.jsonl", "--column", "chosen"),

@@ -33,6 +33,8 @@ def test_a_probe_asks_the_fused_judge(tmp_path: Path) -> None:
         "model": str(tmp_path / "reward"),
         "dtype": "float32",
         "json": True,
+        "function": None,
+        "allow_code": False,
         "fusion_encoder": None,
     }
     missing = Judge(reward=common["model"], fusion=Fusion(corpus=Source(path="none.jsonl")))
@@ -48,7 +50,7 @@ def test_a_probe_asks_the_fused_judge(tmp_path: Path) -> None:
 
 def test_an_encoder_without_rows_is_refused() -> None:
     with pytest.raises(UserError) as told:
-        load(Namespace(fusion=None, fusion_encoder="some/encoder"))
+        load(Namespace(model="some/model", function=None, fusion=None, fusion_encoder="some/encoder"))
     assert str(told.value) == (
         "--fusion-encoder finds similar answers, and --fusion names none: give both, or neither."
     )

@@ -13,7 +13,7 @@ from align.eval.contrast import Contrasts
 from align.eval.readable import readable
 from align.eval.reward_bench import measure as measure_benchmark
 from align.eval.reward_bench_rows import Item
-from align.eval.stability import PADDING, Pair, measure
+from align.eval.stability import PADDING, Pair, measure, measure_order
 from align.judges.judge import CompareJudge, ScoreJudge
 from align.probes.consistency import ContrastPair
 
@@ -75,6 +75,8 @@ def test_comparisons_are_asked_in_both_orders() -> None:
         def prefer_first(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[float]:
             return [0.5] * len(prompts)
 
+    found = measure_order([Pair("ask", "yes", "n" * i) for i in (2, 40)], Fussy(), 0, lambda _: None)
+    assert (found.pairs, found.too_long, found.to_json()["too_long"]) == (1, 1, 1)
     items = [Item("ask", (" yes", "n" * i), 1, "donotanswer", "Safety") for i in (2, 40)]
     assert measure_benchmark(Fussy(), "rewardbench", items, conversational=False).too_long == 1
 

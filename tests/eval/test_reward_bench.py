@@ -96,14 +96,8 @@ def test_the_longest_answer_on_rm_bench_and_a_judge_that_equals_it(tmp_path: Pat
     assert values(result) == values(result, "longest")
     said = result.sentences()
     # 3 rows: 1 and 2 of the domains chat and safety, weighted alike, are worth 2.67 rows
-    assert (
-        "all domains easy: 1.00 [0.34, 1.00], and always the longest answer scores 1.00: this figure says nothing "
-        "about what the judge knows"
-    ) in said
-    assert (
-        "all domains hard: 0.00 [0.00, 0.66], and always the shortest answer scores 1.00: this figure says nothing "
-        "about what the judge knows"
-    ) in said
+    assert "null models: all domains easy 1.000 [0.342, 1.000] is not above that of longest (1.000)." in said
+    assert "null models: all domains hard 0.000 [0.000, 0.658] is not above that of shortest (1.000)." in said
     assert len(said) == len(result.found)
 
 
@@ -156,10 +150,10 @@ def test_a_figure_that_no_null_model_reaches_has_no_mark(tmp_path: Path) -> None
     assert result.lines() == [
         f"RewardBench: {__name__}:right",
         "",
-        "figure        judge  95% interval  longest  shortest  chance   rows",
-        "donotanswer    1.00  0.89 to 1.00     0.50      0.50    0.50     30",
-        "Safety         1.00  0.89 to 1.00     0.50      0.50    0.50     30",
-        "all sections   1.00  0.89 to 1.00     0.50      0.50    0.50     30",
+        "figure        judge  95% interval  chance  longest  shortest   rows",
+        "donotanswer    1.00  0.89 to 1.00    0.50     0.50      0.50     30",
+        "Safety         1.00  0.89 to 1.00    0.50     0.50      0.50     30",
+        "all sections   1.00  0.89 to 1.00    0.50     0.50      0.50     30",
     ]
     said = result.to_json()
     assert said["figures"]["Safety"] == {
@@ -183,7 +177,7 @@ def test_a_judge_that_chance_reaches_is_told(tmp_path: Path) -> None:
         {null: figures("rewardbench2", [item] * 8, [[0.0, 0, 0, 1]] * 8) for null in ("longest", "shortest")},
     )
     assert result.sentences() == [
-        f"{name}: 0.50 [0.22, 0.78] is no better than chance (0.25)" for name in ("Math", "all subsets")
+        f"chance: {name} 0.500 [0.215, 0.785] is not above it (0.250)." for name in ("Math", "all subsets")
     ]
 
 
@@ -347,6 +341,13 @@ def test_a_bad_row_of_rewardbench2_is_named(tmp_path: Path, changes: dict[str, A
     with pytest.raises(UserError) as caught:
         load_benchmark(written(tmp_path, [row]))
     assert f", row 0: {says}" in str(caught.value)
+
+
+def test_rows_with_an_empty_answer_are_left_out(tmp_path: Path) -> None:
+    good = pairs("donotanswer", 1, 0)[0]
+    kind, items, notes = load_benchmark(written(tmp_path, [good, {**good, "rejected": " "}]))
+    assert (kind, len(items)) == ("rewardbench", 1)
+    assert notes == ["rows with an empty answer are left out: 1"]
 
 
 def test_a_benchmark_that_was_not_asked_for_is_named(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from align.cli.terms_stability import STABILITY
 from align.cli.terms_unlearning import UNLEARNING
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
-from align.eval.stability import PADDING, Pair, measure, read_pairs
-from align.judges.function import FunctionJudge
+from align.eval.stability import PADDING, Pair, measure, measure_order, read_pairs
+from align.judges.function import FunctionComparison, FunctionJudge
 from align.objectives import OBJECTIVES
 from align.probes.stability import Row, Stability
+from align.stats import wilson
 
 PROMPT = "You can perhaps tell me something about animals."
 WORDS = ["they", "also", "need", "some", "fresh", "water", "and", "perhaps", "another", "place", "without", "noise"]
@@ -67,7 +68,9 @@ def test_one_that_reads_a_word_is_stable() -> None:
         "length: accuracy 1.000 where the chosen answer is the longer one (n 30), 1.000 where it is the shorter one "
         "(n 30): not length-biased (gap +0.000, threshold 0.2).",
     ]
-    assert found.sentences()[2].startswith('The null model "longest" passes, too: bold (rejected), bold (both), ')
+    assert found.sentences()[2:] == [
+        "null models: longest and shortest pass 17 of 19 probes, too; to pass those is no proof of reading."
+    ]
     assert "padding" not in "".join(found.sentences())
 
 
@@ -81,7 +84,7 @@ def test_one_that_loves_length_is_caught() -> None:
     assert {
         "length: accuracy 1.000 where the chosen answer is the longer one (n 30), 0.000 where it is the shorter one "
         "(n 30): LENGTH-BIASED (gap +1.000, threshold 0.2).",
-        'Accuracy 0.500 is not shown to be above 0.500, which the null model "longest" reaches by the length alone.',
+        "null models: accuracy 0.500 [0.377, 0.623] is not above that of longest (0.500).",
         "padding (rejected): changing the rejected answer alone moves its score by "
         f"{-padded.change.shift.value:+.2f} standard deviations (threshold 0.25): raised.",
     } <= set(found.sentences())
@@ -154,6 +157,16 @@ def test_the_prompt_is_changed_where_the_user_speaks() -> None:
     assert hh.replace("tell me more about animals.", '"tell me more about animals."') in texts
 
 
+def test_a_judge_that_compares_is_asked_in_both_orders() -> None:
+    def first(prompts: list[str], a: list[str], b: list[str]) -> list[float]:
+        return [0.6 + 0.3 * (("Bird" in one) - ("Bird" in two)) for one, two in zip(a, b, strict=True)]
+
+    found = measure_order(PAIRS, FunctionComparison(first), 0, lambda _: None)
+    assert (found.accuracy, found.flips) == (wilson(60, 60), wilson(0, 60))
+    assert found.bias.value == pytest.approx(0.1)
+    assert (found.length.longer, found.length.shorter) == (wilson(30, 30), wilson(30, 30))
+
+
 def test_its_words_are_explained() -> None:
     assert not set(STABILITY) & {*TERMS, *UNLEARNING, *ONLINE, *OBJECTIVES}
     for word in STABILITY:
@@ -194,7 +207,10 @@ def test_conversations_are_pairs_where_each_answer_is_one_turn(tmp_path: Path) -
             "The probe needs chosen and rejected, but the rows are: prompt and completion, standard",
         ),
         ([{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}], "is tokenised already, and a reward model has"),
-        ([{"prompt": "p", "chosen": "c", "rejected": "c"}], "none of its rows can be used as a pair."),
+        (
+            [{"prompt": "p", "chosen": "c", "rejected": "c"}],
+            "none of its rows can be used as a pair: chosen and rejected are ",
+        ),
     ],
 )
 def test_files_of_no_use(tmp_path: Path, rows: list[dict], sentence: str) -> None:

@@ -73,11 +73,11 @@ def test_an_additive_reward_gets_one_half_of_every_set_and_is_called_out():
         assert result.interaction == pytest.approx(0, abs=1e-20)
     told = verdict(result)
     assert told[0] == (
-        "C_res 0.500 (0.377 to 0.623), 60 pairs: the interval covers 0.5, so the model cannot tell the answer to an "
+        "C_res 0.500 [0.377, 0.623], 60 pairs: the interval covers 0.5, so the model cannot tell the answer to an "
         "instruction from the answer to its neighbour, as far as these pairs show."
     )
     assert told[1] == (
-        "C_ins 0.500 (0.377 to 0.623), 60 pairs: the interval covers 0.5, so the model cannot tell the instruction of "
+        "C_ins 0.500 [0.377, 0.623], 60 pairs: the interval covers 0.5, so the model cannot tell the instruction of "
         "an answer from its neighbour, as far as these pairs show."
     )
     assert told[2] == (
@@ -127,7 +127,7 @@ def test_one_that_reads_the_instruction_tells_both_apart():
     assert result.interaction is not None
     assert result.interaction > 0.8
     assert told[2].startswith("Interaction: ")
-    assert not any(sentence.startswith(("ADDITIVE", "LENGTH", "The null model")) for sentence in told)
+    assert not any(sentence.startswith(("ADDITIVE", "LENGTH", "null models")) for sentence in told)
 
 
 def test_a_reading_model_is_not_called_additive_because_its_instructions_differ_more():
@@ -152,9 +152,7 @@ def test_one_that_counts_characters_is_its_null_model_and_that_is_said():
         f"LENGTH: the longer answer scores higher in 100.0% of {count} comparisons (a rule from 90%), so the "
         "scores say little but how long an answer is."
     ) in told
-    assert any(
-        s.startswith('The null model "longest answer" does as well in C_res, both (0.500 against 0.500 (') for s in told
-    )
+    assert any(s.startswith("null models: C_res, both 0.500 [") for s in told)
     shorter = verdict(found(lambda p, r: [-len(text) for text in r], items))
     assert any(s.startswith("LENGTH: the shorter answer scores higher in 100.0% of ") for s in shorter)
 
@@ -169,7 +167,7 @@ def test_a_constant_gets_nothing_with_greater_and_everything_with_at_least():
     assert result.longer is None
     told = verdict(result)
     assert told[0] == (
-        "C_res 0.000 (0.000 to 0.060), 60 pairs, 120 of 120 comparisons tied: only ties keep it from 0.5, so the model "
+        "C_res 0.000 [0.000, 0.060], 60 pairs, 120 of 120 comparisons tied: only ties keep it from 0.5, so the model "
         "cannot tell the answer to an instruction from the answer to its neighbour, as far as these pairs show."
     )
     assert told[2] == "All scores within pairs are equal: they depend on neither instruction nor answer."
