@@ -86,7 +86,6 @@ class PairModel(CompareJudge):
 
     def fits(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[bool]:
         """Whether a question and its answer are within the model's positions. Raises UserError as a template does."""
-        """Whether a question and its answer are within the model's positions. Raises ``UserError``."""
         limit = positions(self.subject.model)
         return [limit is None or len(ids) < limit for ids in self._tokens(prompts, shown, other)]
 
