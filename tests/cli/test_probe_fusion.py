@@ -43,6 +43,7 @@ def test_a_probe_asks_the_fused_judge(tmp_path: Path) -> None:
     plain = load(Namespace(**common, fusion=None))
     fused = load(Namespace(**common, fusion=str(tmp_path / "rows.jsonl")))
     assert isinstance(fused, RewardFusion)
+    assert fused.fits([question] * 2, [same, answer * 99]) == [True, False]
     own, other = plain.score([question] * 2, [same, answer])
     assert abs(own - other) > 1e-3
     assert fused.score([question], [same]) == pytest.approx([(own + other) / 2], abs=1e-6)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,14 @@ def test_the_prompt_is_changed_where_the_user_speaks() -> None:
     assert all(p.startswith("\n\nHuman: first things\n\nAssistant: of course\n\nHuman: ") for p in texts)
     assert all(p.endswith("\n\nAssistant:") for p in texts)
     assert hh.replace("tell me more about animals.", '"tell me more about animals."') in texts
+
+
+def test_a_probe_that_one_null_model_fails_is_not_counted() -> None:
+    found = measured(lambda text: float("Bird" in text))
+    passed = row(found, "bold", "both")
+    one = replace(passed, nulls={**passed.nulls, "shortest": row(found, "padding", "rejected").nulls["shortest"]})
+    counted = "null models: longest and shortest pass 1 of 2 probes, too; to pass those is no proof of reading."
+    assert replace(found, rows=[passed, one]).sentences()[2:] == [counted]
 
 
 def test_a_judge_that_compares_is_asked_in_both_orders() -> None:

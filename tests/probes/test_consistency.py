@@ -153,6 +153,7 @@ def test_one_that_counts_characters_is_its_null_model_and_that_is_said():
         "scores say little but how long an answer is."
     ) in told
     assert any(s.startswith("null models: C_res, both 0.500 [") for s in told)
+    assert not any(s.startswith("null models: C_ins") for s in told)  # which looks at one answer, so they get nothing
     shorter = verdict(found(lambda p, r: [-len(text) for text in r], items))
     assert any(s.startswith("LENGTH: the shorter answer scores higher in 100.0% of ") for s in shorter)
 
