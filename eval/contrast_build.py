@@ -17,7 +17,7 @@ import numpy as np
 from align.data.rows.embedding import load_embedder
 from align.data.rows.sources import column_names, load_source, naming, source_name
 from align.data.rows.text import HH_ASSISTANT, HH_HUMAN
-from align.data.rows.values import BadRow, number
+from align.data.rows.values import BadRow, preferred
 from align.data.tokens.tokenize import recognise_dataset
 from align.errors import UserError
 from align.eval.contrast import Contrasts, Form, listed, plain
@@ -198,7 +198,7 @@ def _rows(source: Source, base: Path, branches: Sequence[str], dropped: Counter[
 
 def _turned(row: dict[str, Any]) -> dict[str, Any]:
     """With the answers exchanged where ``preference`` says that the rejected one is probably better."""
-    if row.get("preference") is not None and number(row, "preference") < 0.5 and {"chosen", "rejected"} <= set(row):
+    if "rejected" in row and preferred(row) == "rejected":
         row |= {"chosen": row["rejected"], "rejected": row["chosen"]}
     return row
 
@@ -224,6 +224,6 @@ def _tied(row: Mapping[str, Any]) -> bool:
     """Whether a row says that neither answer is better: equal scores, a margin of 0, or a preference of one half."""
     return (
         row.get("margin") == 0
-        or row.get("preference") == 0.5
+        or preferred(row) is None
         or any(row.get(better) is not None and row[better] == row.get(worse) for better, worse in _SCORES)
     )

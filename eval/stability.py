@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.data.rows.formats import recognise
 from align.data.rows.layouts import blank_lines, bold, bullets, heading
 from align.data.rows.rewrites import REWORDINGS, variants
-from align.data.rows.sources import column_names, load_source
+from align.data.rows.sources import load_source
 from align.data.rows.text import HH_ASSISTANT, HH_HUMAN
-from align.data.rows.values import BadRow
+from align.data.rows.values import BadRow, preferred
 from align.data.tokens.preparation import plural
 from align.data.tokens.samples import Prompt
+from align.data.tokens.tokenize import recognise_dataset
 from align.errors import UserError
 from align.eval.readable import readable, too_long
 from align.judges.judge import CompareJudge, ScoreJudge
@@ -60,7 +60,7 @@ def read_pairs(path: str, rows: int | None, seed: int, say: Callable[[str], Any]
     if not raw:
         raise UserError(f"{path}: holds no rows.")
     try:
-        form = recognise(raw[0], column_names(dataset), ("chosen", "rejected"))
+        form = recognise_dataset(dataset, ("chosen", "rejected"))
     except UserError as error:
         raise UserError(f"{path}: {str(error).replace('The objective scores', 'The probe needs', 1)}") from error
     if form.tokenised:
@@ -68,7 +68,7 @@ def read_pairs(path: str, rows: int | None, seed: int, say: Callable[[str], Any]
     pairs, left_out = [], dict[str, int]()
     for number in choose_rows(len(raw), len(raw) if rows is None else rows, seed):
         try:
-            pairs.append(_pair(form.canonical(raw[number])))
+            pairs.append(_pair(form.canonical(raw[number]), preferred(raw[number])))
         except BadRow as reason:
             left_out[str(reason)] = left_out.get(str(reason), 0) + 1
     if not pairs:
@@ -79,8 +79,12 @@ def read_pairs(path: str, rows: int | None, seed: int, say: Callable[[str], Any]
     return pairs
 
 
-def _pair(row: dict[str, Any]) -> Pair:
-    texts = [row[side] if isinstance(row[side], str) else _turn(row[side]) for side in ("chosen", "rejected")]
+def _pair(row: dict[str, Any], better: str | None) -> Pair:
+    """Of a canonical row, with the ``better`` answer first."""
+    if better is None:
+        raise BadRow("its label is a tie")
+    sides = ("chosen", "rejected") if better == "chosen" else ("rejected", "chosen")
+    texts = [row[side] if isinstance(row[side], str) else _turn(row[side]) for side in sides]
     if texts[0] == texts[1]:
         raise BadRow("chosen and rejected are the same")
     return Pair(row["prompt"], *texts)

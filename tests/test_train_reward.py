@@ -188,7 +188,7 @@ def test_an_adapter_is_a_judge_and_is_trained_on(world: Path, tmp_path: Path) ->
     sentence = "is the adapter of a reward model, which scores answers and writes none: name that of a language model."
     with pytest.raises(UserError, match=f"^model.lora.adapter: .*/model' {sentence}"):
         run(recipe(world, tmp_path, name="dpo", model=more, objective={"name": "dpo"}, **short), echo=lambda _: None)
-    with pytest.raises(UserError, match=f"^model: .*/model {sentence}"):
+    with pytest.raises(UserError, match=f"^model: .*/tiny {sentence}"):
         load_checkpoint(str(tmp_path / "tiny"))
 
 
@@ -230,11 +230,17 @@ def test_a_reward_model_is_no_policy(finished: tuple[Any, list[str], Path], worl
         run(recipe(world, tmp_path, model={"id": str(folder)}, objective={"name": "dpo"}), echo=lambda _: None)
 
 
+def test_a_recipe_that_was_written_out_can_be_read_again(world: Path, tmp_path: Path) -> None:
+    made = recipe(world, tmp_path)
+    assert Recipe.from_dict(made.dump()).dump() == made.dump()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"sampling": {"samples": 2}}, "sampling: a reward model writes nothing; remove this."),
         ({"reference": {"sync_every": 5}}, "reference.sync_every: a reward model is compared with no reference"),
+        ({"watch": {"probe_pairs": 8}}, "watch.probe_pairs: no log-probs are followed that could drop"),
         ({"watch": {"stop_on_drop": True}}, "watch.stop_on_drop: no log-probs are followed that could drop"),
         (
             {"objective": [{"name": "bradley_terry"}, {"name": "dpo"}]},

@@ -21,6 +21,7 @@ from align.data.tokens.unlearning import alternate_texts, forget_rows, retain_ro
 from align.errors import UserError
 from align.objectives.base import LABELLED, ROW_VALUES, sources_of
 from align.probes.probe_set import choose_rows, labelled_pair, with_other
+from align.runs.quiet import silent
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -57,7 +58,10 @@ def load_data(recipe: Recipe, tokenizer: Any, branches: Sequence[str], say: Call
         if not all(hasattr(part, "__len__") for part in kept):
             raise UserError("data.held_out cannot be streamed: it is read many times. Give it `rows:` instead.")
         held_out = mix(kept, [1.0] * len(kept), seed=recipe.seed).dataset
-        if shared := _shared([part for part in parts if hasattr(part, "__len__")], held_out):
+        as_given = parts
+        if recipe.data.convex is not None:  # what is rewritten no longer looks like what is held out
+            as_given = [_prepared(recipe, s, tokenizer, branches, silent, "compared") for s in recipe.data.train]
+        if shared := _shared([part for part in as_given if hasattr(part, "__len__")], held_out):
             say(f"warning: {shared:,} of the training rows are held out as well: align check lists them")
     weights = [s.weight for s in recipe.data.train]
     if not all(hasattr(part, "__len__") for part in parts):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.embedding import Embedder, load_embedder
 from align.data.rows.sources import load_source, naming, source_name
-from align.data.rows.values import BadRow, number, with_system
+from align.data.rows.values import BadRow, preferred, with_system
 from align.data.tokens.preparation import plural
 from align.data.tokens.samples import Prompt
 from align.data.tokens.tokenize import recognise_dataset
@@ -166,7 +166,8 @@ def _preferred(source: Source, base: Path, say: Say) -> list[Answered]:
     for row in rows:
         try:
             canonical = form.canonical(row)
-            if (side := _preferred_side(row, form.branches)) is None:
+            side = preferred(row) if "rejected" in form.branches else form.branches[0]
+            if side is None:
                 ties += 1
             elif canonical.get("label") is not False:
                 corpus.append(_last_answer(canonical["prompt"], canonical[side], source.system))
@@ -181,18 +182,6 @@ def _preferred(source: Source, base: Path, say: Say) -> list[Answered]:
     without = f", without {' and '.join(left_out)}" if left_out else ""
     say(f"RewardFusion: {plural(distinct, 'preferred answer')} of {name}{without}")
     return corpus
-
-
-def _preferred_side(row: Mapping[str, Any], branches: Sequence[str]) -> str | None:
-    """The branch that a row prefers, by its number ``preference`` where it has one; None for a tie.
-
-    Raises:
-        BadRow: where the number is none.
-    """
-    if "rejected" not in branches or row.get("preference") is None:
-        return branches[0]
-    preference = number(row, "preference")
-    return None if preference == 0.5 else "chosen" if preference > 0.5 else "rejected"
 
 
 def _last_answer(prompt: Any, answer: Any, system: str | None) -> Answered:

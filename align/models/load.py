@@ -36,17 +36,13 @@ def load_checkpoint(
     source = str(where or name)
     adapter = where is not None and (where / ADAPTER).exists()
     base = adapter_base(where) if adapter and where is not None else source
-    if adapter and where is not None and json.loads((where / ADAPTER).read_text()).get("task_type") == "SEQ_CLS":
-        raise UserError(
-            f"model: {name} is the adapter of a reward model, which scores answers and writes none: name a language "
-            "model. It judges as judge.reward."
-        )
+    if adapter:
+        check_adapter("model", name, source, reward=False)
     model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype)
     if adapter:
         from peft import PeftModel
 
         try:
-            check_adapter("model", source, source, model)
             model = PeftModel.from_pretrained(model, source)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
@@ -105,23 +101,22 @@ def refuse_classifier(key: str, name: str, config: Any) -> None:
         )
 
 
-def check_adapter(key: str, name: str, source: str, model: Any) -> None:
+def check_adapter(key: str, name: str, source: str, *, reward: bool) -> None:
     """Refuse a reward model's adapter for a language model, and the other way round. Raises UserError.
 
     Args:
         source: where the adapter is; ``name`` is what it is called.
-        model: what it shall be put on.
+        reward: whether the model that it shall be put on is a reward model.
     """
     from peft import PeftConfig
 
     scored = PeftConfig.from_pretrained(source, **hub_options(source)).task_type == "SEQ_CLS"
-    scores = model.get_output_embeddings() is None
-    if scored and not scores:
+    if scored and not reward:
         raise UserError(
             f"{key}: {name} is the adapter of a reward model, which scores answers and writes none: name that of a "
             "language model. A reward model judges as judge.reward."
         )
-    if scores and not scored:
+    if reward and not scored:
         raise UserError(
             f"{key}: {name} is the adapter of a language model, under which the head that scores answers would not be "
             "trained: merge it into its model (peft's merge_and_unload), and name the merged folder in model.id."

@@ -132,7 +132,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
     tied = getattr(model.get_output_embeddings(), "weight", None) is model.get_input_embeddings().weight
     try:
         with quiet_hub():
-            check_adapter("model.lora.adapter", repr(adapter), name, model)
+            check_adapter("model.lora.adapter", repr(adapter), name, reward=model.get_output_embeddings() is None)
             adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         shapes = "size mismatch" in str(error)

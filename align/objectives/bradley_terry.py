@@ -64,15 +64,18 @@ class BradleyTerry(Objective):
 def reward_metrics(chosen: Tensor, rejected: Tensor, preference: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Metrics of scores [B] as (sum, count).
 
+    ``rewards/margins`` is the score of the preferred answer less that of the other, and of a tie chosen less rejected.
+
     ``rewards/accuracies`` is the share of pairs whose preferred answer has the higher score, equal scores as half. A
     pair whose ``preference`` is one half prefers neither, and does not count.
     """
     count = chosen.new_full((), float(chosen.numel()))
     side = (preference - 0.5).sign()
     hits = (side * (chosen - rejected) > 0).float() + 0.5 * (chosen == rejected).float()
+    turned = (preference >= 0.5).to(chosen.dtype) * 2 - 1
     return {
         "rewards/chosen": (chosen.sum(), count),
         "rewards/rejected": (rejected.sum(), count),
-        "rewards/margins": ((chosen - rejected).sum(), count),
+        "rewards/margins": ((turned * (chosen - rejected)).sum(), count),
         "rewards/accuracies": ((hits * side.abs()).sum(), side.abs().sum()),
     }

@@ -8,17 +8,22 @@ from typing import Any
 from align.objectives.base import WeightedSum
 from align.recipe.checks_unlearning import objective_of
 from align.recipe.messages import Path, Problem
+from align.recipe.sections import Watch
 
 # keys that ask for text or for log-probs, with what is to be said
 _WRITES = "a reward model writes nothing; remove this."
 _NO_LOGPROBS = "a reward model is compared with no reference; remove this."
+_NOT_FOLLOWED = "no log-probs are followed that could drop; remove this."
 _USELESS: Mapping[Path, str] = {
     ("sampling",): _WRITES,
     ("rounds",): _WRITES,
     ("evaluate",): _WRITES,
     ("watch", "generate_every"): _WRITES,
     ("watch", "prompts"): _WRITES,
-    ("watch", "stop_on_drop"): "no log-probs are followed that could drop; remove this.",
+    ("watch", "probe_pairs"): _NOT_FOLLOWED,
+    ("watch", "probe_answers"): _WRITES,
+    ("watch", "chosen_drop_nats"): _NOT_FOLLOWED,
+    ("watch", "stop_on_drop"): _NOT_FOLLOWED,
     ("watch", "stop_when"): "there is no test suite whose figures it could compare; remove this.",
     ("reference", "rows"): _NO_LOGPROBS,
     ("reference", "sync_every"): _NO_LOGPROBS,
@@ -43,6 +48,8 @@ def reward_checks(raw: Mapping[str, Any]) -> list[Problem]:
 
 
 def _given(raw: Any, path: Path) -> bool:
+    """Whether a key says something other than its default; a recipe that was written out names all of them."""
     for key in path:
         raw = raw.get(key) if isinstance(raw, Mapping) else None
-    return raw not in (None, False, [], {})
+    usual = Watch.model_fields[str(path[1])].default if path[0] == "watch" else None
+    return raw not in (None, False, 0, [], {}, usual)

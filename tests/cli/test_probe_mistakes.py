@@ -140,8 +140,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sample pairs.jsonl --model rm --out drawn.jsonl", f"model: {LANGUAGE}"),
         (
             "sample pairs.jsonl --model lora --out drawn.jsonl",
-            "model: lora is the adapter of a reward model, which scores answers and writes none: name a language "
-            "model. It judges as judge.reward.",
+            "model: lora is the adapter of a reward model, which scores answers and writes none: name that of a "
+            "language model. A reward model judges as judge.reward.",
         ),
     ],
 )

@@ -40,6 +40,7 @@ def test_convex_changes_training_rows_their_digest_and_nothing_that_is_held_out(
     assert all(data.train[i]["chosen_ids"] != plain.train[i]["chosen_ids"] for i in range(12))
     assert all(data.train[i]["rejected_ids"] != plain.train[i]["rejected_ids"] for i in range(12))
     assert all(data.train[i]["prompt_ids"] == plain.train[i]["prompt_ids"] for i in range(12))
+    assert "warning: 12 of the training rows are held out as well: align check lists them" in said  # as they were given
     assert "  ConvexDA of answers (pick: farthest): 12 of 12 rows with a rewritten text" in said
     again = Recipe.from_dict(recipe.dump(), base=tmp_path)
     assert load_data(again, TOKENIZER, PAIR, lambda _: None).digest == data.digest

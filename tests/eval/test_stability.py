@@ -200,6 +200,15 @@ def test_rows_that_are_no_pairs_are_said_and_counted(tmp_path: Path) -> None:
     assert len(read_pairs(write(tmp_path, [good] * 9), 4, 0, said.append)) == 4
 
 
+def test_labels_turn_pairs_and_ties_are_none(tmp_path: Path) -> None:
+    pair = {"prompt": "p", "chosen": "yes", "rejected": "no"}
+    file = write(tmp_path, [pair | {"preference": share} for share in (0.9, 0.5, 0.1, None)])
+    said: list[str] = []
+    turned = Pair("p", "no", "yes")
+    assert sorted(read_pairs(file, None, 0, said.append)) == [turned, Pair("p", "yes", "no"), Pair("p", "yes", "no")]
+    assert said == [f"{file}: rows left out: 1, since its label is a tie"]
+
+
 def test_conversations_are_pairs_where_each_answer_is_one_turn(tmp_path: Path) -> None:
     said: list[str] = []
     assert read_pairs(write(tmp_path, talk_rows()), None, 0, said.append)[0] == Pair(

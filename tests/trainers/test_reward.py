@@ -185,6 +185,8 @@ def test_soft_labels_and_ties(tmp_path: Path) -> None:
     logs = ours.evaluate()
     assert logs["eval_rewards/accuracies"] == pytest.approx(sum(hits) / 3)
     assert logs["eval_loss"] == pytest.approx(expected.mean().item(), rel=1e-5, abs=0)
+    turned = (gap[0] + gap[1] - gap[2] + gap[3]).item() / 4
+    assert logs["eval_rewards/margins"] == pytest.approx(turned, rel=1e-5, abs=0)
     assert ours.ties == 1
     # calibration: bins of sigmoid(|gap|)
     assert sum(found["n"] for found in ours.calibration) == 3

@@ -147,6 +147,17 @@ def number(row: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
+def preferred(row: Mapping[str, Any]) -> str | None:
+    """The branch of a pair that is better, by its number ``preference`` where it has one; None for a tie.
+
+    Raises ``BadRow`` where that is no probability.
+    """
+    if row.get("preference") is None:
+        return "chosen"
+    share = number(row, "preference")
+    return None if share == 0.5 else "chosen" if share > 0.5 else "rejected"
+
+
 def _label(value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False}  # a CSV file knows no booleans
     if isinstance(value, int | float) and value in (0, 1):  # True and False are, too
