@@ -77,6 +77,14 @@ def say_of(args: argparse.Namespace) -> Callable[[str], Any]:
     return partial(echo, file=sys.stderr if args.json else sys.stdout)
 
 
+def _deliver(args: argparse.Namespace, result: Any, written: dict[str, Any]) -> int:
+    """Print a result, and write what ``--out`` asks for."""
+    if args.out:
+        write_atomically(Path(args.out), json.dumps(written, indent=1) + "\n")
+    echo(json.dumps(result.to_json(), indent=1) if args.json else "\n".join(["", *result.lines()]))
+    return Exit.OK
+
+
 def run_consistency(args: argparse.Namespace) -> int:
     """``align probe consistency``."""
     _check_consistency(args)
@@ -101,10 +109,7 @@ def run_consistency(args: argparse.Namespace) -> int:
     if args.save_pairs:
         save(contrasts.pairs, Path(args.save_pairs))
     result = probe(judge, contrasts, say_of(args))
-    if args.out:
-        write_atomically(Path(args.out), json.dumps(result.log(), indent=1) + "\n")
-    echo(json.dumps(result.to_json(), indent=1) if args.json else "\n".join(["", *result.lines()]))
-    return Exit.OK
+    return _deliver(args, result, result.log())
 
 
 def _check_consistency(args: argparse.Namespace) -> None:
@@ -167,11 +172,7 @@ def run_stability(args: argparse.Namespace) -> int:
         found = measure_order(pairs, judge, args.seed, say)
     else:
         found = measure(pairs, judge, args.seed, say)
-    text = json.dumps(found.to_json(), indent=1)
-    if args.out:
-        write_atomically(Path(args.out), text + "\n")
-    echo(text if args.json else "\n".join(["", *found.lines()]))
-    return Exit.OK
+    return _deliver(args, found, found.to_json())
 
 
 _STABILITY = (
@@ -198,11 +199,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     tokenizer: Any = getattr(judge, "tokenizer", None)
     conversational = tokenizer is not None and talks(tokenizer)
     result = measure(judge, kind, items, conversational=conversational, notes=notes, limit=args.limit)
-    text = json.dumps(result.to_json(), indent=1)
-    if args.out:
-        write_atomically(Path(args.out), text + "\n")
-    echo(text if args.json else "\n".join(["", *result.lines()]))
-    return Exit.OK
+    return _deliver(args, result, result.to_json())
 
 
 _BENCHMARK = (

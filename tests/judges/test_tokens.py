@@ -66,3 +66,7 @@ def test_training_and_judging_see_the_same_tokens(kind: str, tmp_path: Path) -> 
         assert [row.count(end) for row in trained] == [1, 1]
         assert all(row[-1] == end for row in trained)
     assert not account.dropped
+    assert account.boundary.count == 0  # what closes a text is no part of a prompt
+    if not talks:
+        asked, _ = prepare(Dataset.from_list([{"prompt": prompt} for prompt, _ in TEXTS]), tokenizer, ())
+        assert asked["prompt_ids"][:] == prepared["prompt_ids"][:]

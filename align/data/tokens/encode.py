@@ -93,7 +93,8 @@ class Encoder:
 
     def _texts(self, rows: Sequence[dict[str, Any] | BadRow]) -> list[_Ids | BadRow]:
         """Tokenise rows of plain text, all texts of the batch in one call."""
-        end = text_end(self.tokenizer) or ""
+        ends = text_end(self.tokenizer)
+        end, closed = ends or "", ends == ""
         texts: list[str] = []
         for row in rows:
             if isinstance(row, BadRow):
@@ -107,7 +108,10 @@ class Encoder:
         out: list[_Ids | BadRow] = []
         for row in rows:
             if not isinstance(row, BadRow):
-                ids = _joined(next(encoded), {name: next(encoded) for name in self.branches})
+                prompt = next(encoded)
+                if closed:  # what the tokenizer puts behind a text does not stand behind a prompt that is answered
+                    prompt = prompt[:-1]
+                ids = _joined(prompt, {name: next(encoded) for name in self.branches})
                 ids.run_together = any(_run_together(row["prompt"], row[name]) for name in self.branches)
             out.append(row if isinstance(row, BadRow) else ids)
         return out
