@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from align.cli.terms import Explanation
 from align.probes.answer_order import BIAS
-from align.probes.stability import GAP, PULL, SAME, STABLE
+from align.probes.stability import FEW, GAP, PULL, SAME, STABLE
 
 STABILITY: dict[str, Explanation] = {
     "stability": Explanation(
         "Whether a reward model orders two answers the same after changes that should not matter.",
         "Share of pairs that keep their order (kept), among those without a tie before or after, with Wilson's "
-        f'interval. "stable" from {STABLE:g}, "unstable" where the whole interval lies below it, otherwise "unclear".',
+        f'interval. "stable" from {STABLE:g} of {FEW} pairs or more, "unstable" where the whole interval lies below, '
+        'otherwise "unclear".',
         "unstable: train on rewritten answers, too. unclear: more pairs (--rows). Look at the null models first.",
     ),
     "shift": Explanation(

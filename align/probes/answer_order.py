@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from align.probes.nulls import NULLS, not_above, span
-from align.probes.stability import RESAMPLES, STABLE, Length, Scores, accuracy, length_of
+from align.probes.stability import FEW, RESAMPLES, STABLE, Length, Scores, accuracy, length_of
 from align.stats import Interval, bootstrap_mean, wilson
 
 BIAS = 0.2  # mean of P(first shown better) - 1/2 from which a judge is said to prefer a place
@@ -51,7 +51,7 @@ class AnswerOrder:
         flips = "answer order: no pair has a verdict in both orders."
         if self.flips is not None:
             f, most = self.flips, 1 - STABLE
-            verdict = "stable" if f.value <= most else "unstable" if f.low > most else "unclear"
+            verdict = "stable" if f.value <= most and f.n >= FEW else "unstable" if f.low > most else "unclear"
             flips = (
                 f"answer order: the verdict of {span(f.value, f)} of {f.n} pairs changes with "
                 f"the order (threshold {most:.2f}): {verdict}."

@@ -17,6 +17,7 @@ from align.probes.nulls import NULLS, not_above
 from align.stats import Interval, bootstrap_mean, finite, wilson
 
 STABLE = 0.95  # share of pairs that keep their order
+FEW = 30  # pairs with an order below which nothing is called stable
 PULL = 0.25  # standard deviations of the scores by which a change of one side alone may move its score
 GAP = 0.2  # between accuracy on pairs with a longer and with a shorter chosen answer
 SAME = 1e-3  # standard deviations by which a score may depend on the rows beside it: rounding
@@ -68,7 +69,9 @@ class Change:
             return "raised" if self.shift.value < 0 else "lowered"
         if self.kept is None:
             return "all tied"
-        return "stable" if self.kept.value >= STABLE else "unstable" if self.kept.high < STABLE else "unclear"
+        if self.kept.high < STABLE:
+            return "unstable"
+        return "stable" if self.kept.value >= STABLE and self.kept.n >= FEW else "unclear"
 
     def passes(self, side: Side) -> bool:
         """Whether nothing is to be said against it."""

@@ -49,7 +49,15 @@ def test_affine_scores_change_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("kept", "n", "word"),
-    [(95, 100, "stable"), (94, 100, "unclear"), (80, 100, "unstable"), (900, 1000, "unstable"), (9, 10, "unclear")],
+    [
+        (95, 100, "stable"),
+        (94, 100, "unclear"),
+        (80, 100, "unstable"),
+        (900, 1000, "unstable"),
+        (9, 10, "unclear"),
+        (29, 29, "unclear"),
+        (30, 30, "stable"),
+    ],
 )
 def test_words_of_a_share(kept: int, n: int, word: str) -> None:
     change = Change(wilson(kept, n), 0, wilson(1, 2), wilson(1, 2), Interval(0, 0, 0, n))
