@@ -265,7 +265,14 @@ class Evaluate(Section):
 class Watch(Section):
     """What is measured while training runs."""
 
-    every: int | None = Field(None, ge=1, description="steps between measurements; by default train.logging_steps")
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between readings, taken at log steps; by default every log step that the budget allows",
+    )
+    budget: float = Field(
+        0.05, ge=0, description="share of the training time that readings may take, where watch.every is not set"
+    )
     probe_pairs: int = Field(64, ge=0, description="held-out pairs whose log-probs are followed; 0 switches it off")
     probe_answers: int = Field(
         16,

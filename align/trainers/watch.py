@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.compat import unwrap_model_for_generation
-from align.data.batches.collator import TreeCollator
-from align.data.batches.packing import sequential_packs
 from align.errors import Stopped
 from align.models.ends import end_ids
 from align.models.generate import greedy, padding
 from align.models.subject import Subject, positions
 from align.objectives.base import FRESH
-from align.probes.displacement import Displacement, ProbeReading, ProbeScores
+from align.probes.budget import Budget
 from align.report.progress import Progress, columns_for
 from align.runs.directory import RunDirectory
-from align.runs.memory import answered, explained
+from align.trainers.probing import PairProbe, Probe
 
-PROBE_STATE = "probe.json"
 SAMPLES = "samples.jsonl"
-_PROBE_PACK = 8
 _NEW_TOKENS = 128
 _ANSWER_TOKENS = 256  # most of an answer whose length is compared
-
-
-def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> ProbeScores:
-    """Summed log-probs of probe rows under ``model``; ranks share the work and all get the result."""
-    branches = ("chosen", "rejected", "other") if "other_ids" in rows[0] else ("chosen", "rejected")
-    collator = TreeCollator(branches)
-    world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-    device = trainer.args.device
-    sums = {name: torch.zeros(len(rows), device=device) for name in branches}
-    was_training = model.training
-    model.eval()
-    cure = "Set watch.probe_pairs: 0 to go without, or data.max_length lower (a new run)."
-    with answered(explained("while the probe set was scored", cure)), torch.no_grad(), trainer.accelerator.autocast():
-        for pack in sequential_packs([1] * len(rows), _PROBE_PACK, rank=rank, world=world):
-            batch = collator([dict(rows[i]) for i in pack])["tree"].to(device)
-            scores = trainer.engine(model, batch)
-            for name in batch.sequences:
-                sums[name][torch.tensor(pack, dtype=torch.long, device=device)] = scores.sum(name).float()
-    model.train(was_training)
-    columns: dict[str, Any] = {}
-    for name in branches:
-        columns[name] = trainer.sum_over_ranks(sums[name])
-        masks = [row.get(f"{name}_mask") for row in rows]
-        columns[f"{name}_tokens"] = torch.tensor(
-            [len(r[f"{name}_ids"]) if m is None else sum(m) for r, m in zip(rows, masks, strict=True)]
-        )
-    return ProbeScores(**columns)
 
 
 class Watch(TrainerCallback):
@@ -64,8 +31,10 @@ class Watch(TrainerCallback):
     Args:
         trainer: the AlignTrainer it is added to.
         run: the run directory.
-        rows: prepared probe rows; empty for no probe.
-        every: steps between readings; None for every log step.
+        rows: prepared probe rows; empty for none.
+        probes: what is read beside the pairs in ``rows``.
+        every: steps between readings; None for every log step that ``budget`` allows.
+        budget: share of the training time that readings may take, where ``every`` is None.
         chosen_drop_nats, stop_on_drop: the guard on chosen answers.
         answers: how many of the rows' prompts are answered greedily at the start and at the end, for the lengths.
         prompts: token ids of prompts to sample from every ``generate_every`` steps.
@@ -78,7 +47,9 @@ class Watch(TrainerCallback):
         run: RunDirectory,
         rows: Sequence[Mapping[str, Any]],
         *,
+        probes: Sequence[Probe] = (),
         every: int | None = None,
+        budget: float = 0.05,
         chosen_drop_nats: float = 20.0,
         stop_on_drop: bool = False,
         answers: int = 0,
@@ -90,10 +61,12 @@ class Watch(TrainerCallback):
         self.limit, self.stop_on_drop = chosen_drop_nats, stop_on_drop
         self.prompts, self.generate_every, self.echo = prompts, generate_every, echo
         self.answered = self.rows[:answers]
-        self.displacement = Displacement(objective=trainer.objective, seed=trainer.args.seed)
+        self.pairs = PairProbe(trainer, run, self.rows) if rows else None
+        self.probes: list[Probe] = [*([self.pairs] if self.pairs else []), *probes]
+        self.budget = Budget(budget, [probe.name for probe in self.probes])
         self.progress: Progress | None = None
         self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
-        self._read_at = -1  # step of the last reading
+        self._read_at: dict[str, int] = {}  # step of each probe's last reading
         self._begun = (0.0, 0)
         self._start_said = self._prompts_counted = False
 
@@ -114,17 +87,14 @@ class Watch(TrainerCallback):
         self.trainer.get_ready(model)
         if state.global_step:
             self.run.rewind_metrics(state.global_step)
-            saved = self.run.path / PROBE_STATE
-            if self.rows and saved.exists():
-                self.displacement.restore(json.loads(saved.read_text()))
+            for probe in self.probes:
+                probe.restore()
         else:
-            record: dict[str, Any] = {"step": 0}
-            if self.rows:
-                record["probe"] = self._read(0).to_json()
-            self.run.append_metrics(record)
+            self.run.append_metrics({"step": 0, **self._read(0, self.probes)})
             self._evaluate_start()
             self._answer(0)
             self._generate(state)
+        self.budget.begin()
         self._begun = (time.monotonic(), state.global_step)
         self._clock = (*self._begun, self.trainer.train_tokens)
 
@@ -141,28 +111,21 @@ class Watch(TrainerCallback):
                 self.run.append_metrics({"step": state.global_step, **logs})
             return
         record: dict[str, Any] = {"step": state.global_step, **logs, **self._speed(state)}
-        reading = None
-        due = self.every is None or state.global_step % self.every == 0 or state.global_step >= state.max_steps
-        if self.rows and due:
-            reading = self._read(state.global_step)
-            record["probe"] = reading.to_json()
+        record |= self._read(state.global_step, self._due(state))
         self.run.append_metrics(record)
         assert self.progress is not None
         self.progress.log(record)
-        if self.stop_on_drop and reading is not None and reading.chosen.value <= -self.limit:
-            raise Stopped(
-                f"Stopped at step {state.global_step}: chosen answers lost {-reading.chosen.value:.1f} nats since the "
-                f"start (watch.chosen_drop_nats: {self.limit:g}). The last checkpoint is kept. See: align explain "
-                "suppression."
-            )
+        self._stop_on_drop(record, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # the verdict compares with the end, also where the last step was no log step
-        if self.rows and self._read_at != state.global_step:
-            self.run.append_metrics({"step": state.global_step, "probe": self._read(state.global_step).to_json()})
+        left = [probe for probe in self.probes if self._read_at.get(probe.name) != state.global_step]
+        if left:
+            self.run.append_metrics({"step": state.global_step, **self._read(state.global_step, left)})
         self._answer(state.global_step)
+        self._say_skipped()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._start_said is False and self.trainer.start_reading is not None:
@@ -204,11 +167,51 @@ class Watch(TrainerCallback):
         tokens = [min(max(1, count), limit) for count in counts]  # bytes that are no text count more than once
         self.run.append_metrics({"step": step, "answer_tokens": tokens, "answer_limit": limit})
 
-    def _read(self, step: int) -> ProbeReading:
-        self._read_at = step
-        reading = self.displacement.read(step, score_probe(self.trainer, self.trainer.model_wrapped, self.rows))
-        self.run.write_json(PROBE_STATE, self.displacement.state())
-        return reading
+    def _read(self, step: int, probes: Sequence[Probe]) -> dict[str, Any]:
+        """Readings by the names of the probes."""
+        readings = {}
+        for probe in probes:
+            with self.budget.timed(probe.name):
+                readings[probe.name] = probe.read(step)
+            self._read_at[probe.name] = step
+        return readings
+
+    def _due(self, state: TrainerState) -> list[Probe]:
+        """The probes to read at this log step: as often as the recipe says, or as the budget allows."""
+        if state.global_step >= state.max_steps:
+            return self.probes
+        if self.every is not None:
+            return self.probes if state.global_step % self.every == 0 else []
+        # the guard looks at every log step
+        allowed = [(self.stop_on_drop and p is self.pairs) or self.budget.allows(p.name) for p in self.probes]
+        if self.trainer.accelerator.num_processes > 1:  # clocks differ, so the main process decides
+            mine = [float(flag and self.trainer.accelerator.is_main_process) for flag in allowed]
+            shared = self.trainer.sum_over_ranks(torch.tensor(mine, device=self.trainer.args.device))
+            allowed = [flag > 0 for flag in shared.tolist()]
+        return [probe for probe, flag in zip(self.probes, allowed, strict=True) if flag]
+
+    def _stop_on_drop(self, record: Mapping[str, Any], step: int) -> None:
+        """Ends the run where chosen answers lost too much, if the recipe asks for that."""
+        if not self.stop_on_drop or self.pairs is None or self.pairs.name not in record:
+            return
+        assert self.pairs.reading is not None
+        chosen = self.pairs.reading.chosen.value
+        if chosen <= -self.limit:
+            raise Stopped(
+                f"Stopped at step {step}: chosen answers lost {-chosen:.1f} nats since the start "
+                f"(watch.chosen_drop_nats: {self.limit:g}). The last checkpoint is kept. See: align explain "
+                "suppression."
+            )
+
+    def _say_skipped(self) -> None:
+        """What the budget left out."""
+        for probe in self.probes:
+            cost = self.budget.summary()["probes"][probe.name]
+            if cost["skipped"]:
+                self.echo(
+                    f"watch: {probe.title} was read {cost['readings']} times and {cost['skipped']} readings were left "
+                    f"out, to stay within {self.budget.share:.0%} of the training time (watch.budget, watch.every)"
+                )
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
         now, tokens = time.monotonic(), self.trainer.train_tokens

@@ -235,6 +235,7 @@ def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dic
         directory,
         rows[: settings.probe_pairs],
         every=settings.every,
+        budget=settings.budget,
         chosen_drop_nats=settings.chosen_drop_nats,
         stop_on_drop=settings.stop_on_drop,
         answers=settings.probe_answers,
