@@ -57,6 +57,7 @@ def recipe(world: Path, out: Path, **changes: Any) -> Recipe:
         "data": {"train": {"path": str(world / "train.jsonl")}, "held_out": {"path": str(world / "held_out.jsonl")}},
         "objective": {"name": "dpo"},
         "reference": {"store_dir": str(out / "store")},
+        "watch": {"every": 1},
         "output": str(out / "{name}"),
     }
     train = {
@@ -406,6 +407,28 @@ def test_the_guard_on_chosen_answers_stops_with_its_own_exit_code(world: Path, t
     file.write_text(yaml.safe_dump(values))
     assert main([str(file)]) == Exit.GUARD
     assert "chosen answers lost" in capsys.readouterr().err
+
+
+def test_readings_that_the_budget_does_not_pay_for_are_left_out_and_counted(world: Path, tmp_path: Path) -> None:
+    made = recipe(world, tmp_path, watch={"budget": 0}, train={"max_steps": 4, "save_strategy": "no"})
+    _, lines = quietly(made)
+    read = [r["step"] for r in RunDirectory(tmp_path / "tiny").metrics() if "probe" in r]
+    assert read == [0, 4]
+    said = [line for line in lines if line.startswith("watch: the probe set")]
+    assert said == [
+        "watch: the probe set was read 2 times and 3 readings were left out, to stay within 0% of the training time "
+        "(watch.budget, watch.every)"
+    ]
+    header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"])
+    place = lines[header].split().index("chosen")
+    shown = [line.split()[place] != "-" for line in lines[header + 1 : header + 5]]
+    assert shown == [False, False, False, True]
+
+
+def test_the_guard_is_read_at_every_log_step_whatever_the_budget(world: Path, tmp_path: Path) -> None:
+    watch = {"budget": 0, "stop_on_drop": True, "chosen_drop_nats": 1e6}
+    quietly(recipe(world, tmp_path, watch=watch, train={"max_steps": 4, "save_strategy": "no"}))
+    assert [r["step"] for r in RunDirectory(tmp_path / "tiny").metrics() if "probe" in r] == [0, 1, 2, 3, 4]
 
 
 def test_samples_of_fixed_prompts_are_written_at_the_start_and_every_n_steps(world: Path, tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ BAD = {
     ),
     "key like no other": (
         GOOD + "watch: {colour: red}\n",
-        "r.yaml:8  watch.colour: unknown key. Keys here: every, probe_pairs, probe_answers, chosen_drop_nats, "
+        "r.yaml:8  watch.colour: unknown key. Keys here: every, budget, probe_pairs, probe_answers, chosen_drop_nats, "
         "stop_when, stop_on_drop, similarity_limit, stop_on_collapse, generate_every, prompts.",
     ),
     "train key": (
