@@ -417,7 +417,7 @@ def test_readings_that_the_budget_does_not_pay_for_are_left_out_and_counted(worl
     said = [line for line in lines if line.startswith("watch: the probe set")]
     assert said == [
         "watch: the probe set was read 2 times and 3 readings were left out, to stay within 0% of the training time "
-        "(watch.budget, watch.every)"
+        "(watch.budget); watch.every: N reads at every Nth step, whatever it takes"
     ]
     header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"])
     place = lines[header].split().index("chosen")

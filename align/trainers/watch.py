@@ -210,7 +210,8 @@ class Watch(TrainerCallback):
             if cost["skipped"]:
                 self.echo(
                     f"watch: {probe.title} was read {cost['readings']} times and {cost['skipped']} readings were left "
-                    f"out, to stay within {self.budget.share:.0%} of the training time (watch.budget, watch.every)"
+                    f"out, to stay within {self.budget.share:.0%} of the training time (watch.budget); watch.every: N "
+                    "reads at every Nth step, whatever it takes"
                 )
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
