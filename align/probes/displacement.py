@@ -80,22 +80,6 @@ class ProbeScores:
 
 
 @dataclass(frozen=True)
-class BetaRatio:
-    """For which beta_minus / beta_plus a step raises the chosen and lowers the rejected answer, to first order of SGD.
-
-    ``low`` and ``high`` are medians over pairs of the two ends; ``high`` is None where most pairs have no upper end.
-    ``share_at_one`` is the share of pairs that equal betas (DPO) serve, ``share_at_best`` the share that ``best`` does.
-    """
-
-    low: float
-    high: float | None
-    best: float
-    share_at_one: float
-    share_at_best: float
-    n: int
-
-
-@dataclass(frozen=True)
 class ProbeReading:
     """What the probe found at one step. Changes are since the start, in nats; slopes are nats per optimizer step.
 
@@ -128,7 +112,6 @@ class ProbeReading:
     drift_of: str
     chosen_length: float  # mean target tokens
     rejected_length: float
-    beta_ratio: BetaRatio | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for ``metrics.jsonl``; what is not finite becomes null."""
@@ -137,8 +120,6 @@ class ProbeReading:
             value = getattr(self, name)
             if isinstance(value, Interval):
                 value = value.to_json()
-            elif isinstance(value, BetaRatio):
-                value = vars(value).copy()
             elif isinstance(value, float):
                 value = finite(value)
             data[name] = value
@@ -164,14 +145,8 @@ class Displacement:
         self.start: ProbeScores | None = None
         self._history: list[tuple[float, ...]] = []
 
-    def read(
-        self, step: int, now: ProbeScores, *, gradients: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> ProbeReading:
-        """The reading of ``now`` at optimizer step ``step``.
-
-        ``gradients``, if measured: per pair <g_w, g_l>, |g_w|^2 and |g_l|^2, each [n]. Raises ValueError where ``now``
-        is not of the pairs that the start was of.
-        """
+    def read(self, step: int, now: ProbeScores) -> ProbeReading:
+        """The reading of ``now`` at optimizer step ``step``. Raises ValueError where the start was of other pairs."""
         self.start = self.start or now
         start, reference = self.start, self.reference or self.start
         for earlier in (start, reference):
@@ -202,7 +177,6 @@ class Displacement:
             drift_of=self.other if now.other is not None else "",
             chosen_length=now.chosen_tokens.mean().item(),
             rejected_length=now.rejected_tokens.mean().item(),
-            beta_ratio=None if gradients is None else beta_ratio(*gradients),
         )
 
     def state(self) -> dict[str, Any]:
@@ -266,35 +240,6 @@ def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) 
         pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
     names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]
     return {name.removeprefix("rewards/"): torch.stack([pair[name][0] for pair in pairs]) for name in names} or None
-
-
-def beta_ratio(inner: Tensor, chosen_square: Tensor, rejected_square: Tensor) -> BetaRatio:
-    """Feasible beta_minus / beta_plus from per-pair gradient products, each [n].
-
-    With g = grad log pi(y|x) and ip = <g_w, g_l> > 0, "chosen up and rejected down" holds to first order of an SGD step
-    iff ip / |g_l|^2 < beta_minus / beta_plus < |g_w|^2 / ip; the interval is never empty (Cauchy-Schwarz) and its
-    geometric mean is |g_w| / |g_l|. With ip <= 0 every ratio serves. Adam rescales gradients, so there it is a hint.
-    """
-    products = (inner, chosen_square, rejected_square)
-    ip, w_w, l_l = (torch.as_tensor(x).detach().cpu().to(torch.float64).numpy() for x in products)
-    if not (ip.shape == w_w.shape == l_l.shape and ip.ndim == 1 and ip.size and min(w_w.min(), l_l.min()) > 0):
-        raise ValueError("gradient products must be flat, of one length, not empty, and squared norms positive")
-    low = np.where(ip > 0, ip / l_l, 0.0)
-    high = np.where(ip > 0, w_w / np.where(ip > 0, ip, 1.0), np.inf)
-    ends = np.unique(np.concatenate([low[low > 0], high[np.isfinite(high)]]))
-    # between two neighbouring ends the set of served pairs does not change, so one candidate for each gap is exact
-    between = np.sqrt(ends[:-1] * ends[1:]) if ends.size > 1 else ends
-    candidates = np.concatenate([[1.0], between])
-    served = np.array([((low < c) & (c < high)).mean() for c in candidates])
-    best = min(np.flatnonzero(served == served.max()), key=lambda k: abs(np.log(candidates[k])))
-    return BetaRatio(
-        low=float(np.median(low)),
-        high=finite(float(np.median(high))),
-        best=float(candidates[best]),
-        share_at_one=float(served[0]),
-        share_at_best=float(served[best]),
-        n=int(ip.size),
-    )
 
 
 def _pair(scores: ProbeScores, i: int) -> Scores:

@@ -12,7 +12,7 @@ from align.engine.reads import Entropy, LogProb
 from align.engine.scores import Scores
 from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Objective, SimPO, WeightedSum
 from align.objectives.base import Terms
-from align.probes.displacement import BetaRatio, Displacement, ProbeScores, beta_ratio, own_metrics, slope
+from align.probes.displacement import Displacement, ProbeScores, own_metrics, slope
 from align.probes.probe_set import choose_rows, with_other
 from align.stats import wilson
 
@@ -55,7 +55,6 @@ def test_worked_reading() -> None:
     assert reading.drift.low <= 0.10 <= reading.drift.high
     assert (reading.n, reading.against, reading.chosen_length, reading.rejected_length) == (4, "start", 4.0, 5.0)
     assert reading.reward_margin is None
-    assert reading.beta_ratio is None
 
 
 def test_at_the_start_nothing_has_moved_and_every_pair_is_a_tie() -> None:
@@ -213,40 +212,6 @@ def test_mismatched_input_is_refused() -> None:
     longer = ProbeScores(LATER.chosen, LATER.rejected, LATER.chosen_tokens + 1, LATER.rejected_tokens)
     with pytest.raises(ValueError, match="probe set changed"):
         probe.read(1, longer)
-
-
-def test_beta_ratio_of_one_pair_is_the_interval_of_the_paper() -> None:
-    # <g_w, g_l> = 2, |g_w|^2 = 3, |g_l|^2 = 8: 2/8 < ratio < 3/2, geometric mean sqrt(3/8) = |g_w| / |g_l|
-    found = beta_ratio(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([8.0]))
-    assert found == BetaRatio(0.25, 1.5, 1.0, 1.0, 1.0, 1)
-    # |g_w|^2 <= <g_w, g_l>: equal betas push both down, 1/4 < ratio < 1/2 does not
-    found = beta_ratio(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([4.0]))
-    assert (found.low, found.high, found.share_at_one, found.share_at_best) == (0.25, 0.5, 0.0, 1.0)
-    assert found.best == pytest.approx(math.sqrt(0.125))
-
-
-def test_beta_ratio_finds_what_serves_most_pairs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randn(50, 6, generator=generator, dtype=torch.float64)
-    rejected = 2.0 * chosen + torch.randn(50, 6, generator=generator, dtype=torch.float64)
-    inner, w_w, l_l = (chosen * rejected).sum(1), (chosen**2).sum(1), (rejected**2).sum(1)
-    found = beta_ratio(inner, w_w, l_l)
-
-    def share(ratio: float) -> float:  # straight from the first-order changes of the two log-probs
-        return ((w_w - ratio * inner > 0) & (inner - ratio * l_l < 0)).double().mean().item()
-
-    assert found.share_at_one == pytest.approx(share(1.0))
-    assert found.share_at_best == pytest.approx(share(found.best))
-    assert found.share_at_best >= max(share(10 ** (k / 200)) for k in range(-400, 400))
-    assert found.share_at_best > found.share_at_one
-
-
-def test_beta_ratio_without_conflict_has_no_upper_end() -> None:
-    found = beta_ratio(torch.tensor([-1.0, 0.0]), torch.ones(2), torch.ones(2))
-    assert found == BetaRatio(0.0, None, 1.0, 1.0, 1.0, 2)
-    probe = Displacement()
-    reading = probe.read(0, START, gradients=(torch.zeros(4), torch.ones(4), torch.ones(4)))
-    assert reading.to_json()["beta_ratio"]["share_at_one"] == 1.0
 
 
 def test_rows_are_chosen_by_seed_alone() -> None:
