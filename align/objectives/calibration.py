@@ -1,26 +1,26 @@
 """Scaling the gradients of both sides of a pair so that they weigh alike; the loss's value stays as it is.
 
-A pairwise loss changes by -pull_w with log pi(y_w|x) and by pull_l with log pi(y_l|x). With g_w and g_l the gradients
-of these log-probs, both answers fall (or both rise) unless r = pull_w / pull_l lies between rho r* and r* / rho, where
-r* = |g_l| / |g_w| and rho is the cosine of g_w and g_l (arXiv 2604.18239; arXiv 2410.13828 has the same interval). At
-r = r* both sides weigh alike. Then the chosen answer rises and the rejected one falls, unless g_w and g_l are parallel.
+With pulls and gradients as in ``entanglement``, both answers fall (or both rise) unless r = pull_w / pull_l lies
+between rho r* and r* / rho, where r* = |g_l| / |g_w| and rho is the cosine of g_w and g_l (arXiv 2604.18239; arXiv
+2410.13828 has the same interval). At r = r* both sides weigh alike. Then the chosen answer rises and the rejected one
+falls, unless g_w and g_l are parallel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+
+from align.objectives.entanglement import SIDES, Products, pulls_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.engine.scores import Scores
-    from align.objectives.base import Term, Terms
+    from align.objectives.base import Terms
+    from align.objectives.entanglement import Loss
 
-    Loss = Callable[[Scores, Scores | None], Terms]
-
-_SIDES = ("chosen", "rejected")
 _MOST = 10.0  # a side's gradient is made at most so many times as long, or short
 
 
@@ -30,6 +30,7 @@ class Balance(NamedTuple):
     log_r: Tensor  # log of pull_w / pull_l
     log_wanted: Tensor  # log of r*
     cosine: Tensor
+    in_band: Tensor  # whether r lies between the two bounds
     known: Tensor  # whether both logs are numbers: both pulls go the usual way, or both the other, and neither is 0
 
 
@@ -56,14 +57,12 @@ def calibrated(loss: Loss, policy: Scores, reference: Scores | None, *, per_pair
     def mean(values: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(balance.known, values, 0.0).sum(), count
 
-    bound = -balance.cosine.clamp(min=0).log()
-    distance = (balance.log_wanted - balance.log_r).abs()
     metrics = {
         "calibration/factor": mean(factor),
         "calibration/log_r": mean(balance.log_r),
         "calibration/log_wanted": mean(balance.log_wanted),
         "calibration/cosine": mean(balance.cosine),
-        "calibration/in_band": mean((distance < bound).to(gap)),
+        "calibration/in_band": mean(balance.in_band.to(gap)),
         "calibration/with_ratio": (count, gap.new_full((), float(gap.numel()))),
     }
     running = {"log_r": mean(balance.log_r), "log_wanted": mean(balance.log_wanted)}
@@ -72,43 +71,19 @@ def calibrated(loss: Loss, policy: Scores, reference: Scores | None, *, per_pair
 
 def _balance(loss: Loss, policy: Scores, reference: Scores | None) -> Balance:
     """What the loss pulls with, and what the gradients of both log-probs are like."""
-    products = policy.tokens["head_gradients"].detach()
-    pull_w, pull_l = (p.to(products) for p in _pulls(loss, policy, reference))
-    norms = products[:, :2].sqrt()
-    cosine = products[:, 2] / norms.prod(1)
-    log_r, log_wanted = (pull_w / pull_l).log(), (norms[:, 1] / norms[:, 0]).log()
-    return Balance(log_r, log_wanted, cosine, log_r.isfinite() & log_wanted.isfinite() & cosine.isfinite())
-
-
-def _pulls(loss: Loss, policy: Scores, reference: Scores | None) -> tuple[Tensor, Tensor]:
-    """pull_w and pull_l of every pair, [B] each: by autograd of the loss with respect to the two log-probs."""
-    import torch
-
-    logp = policy.tokens["logp"].detach()
-    shifts = [policy.sum(side).detach().new_zeros(len(policy.sequences[side])).requires_grad_() for side in _SIDES]
-    for side, shift in zip(_SIDES, shifts, strict=True):  # a shift of the sum, dealt out over the tokens
-        each = shift / policy.count(side).clamp(min=1)
-        logp = logp + logp.new_zeros(len(policy.lengths)).index_put((policy.sequences[side],), each)[policy.owner]
-    terms = loss(replace(policy, tokens={**policy.tokens, "logp": logp}), reference)
-    total = sum(t.weight * t.losses.sum() * _share(t, policy) for t in terms.losses)
-    on_chosen, on_rejected = torch.autograd.grad(total, shifts, materialize_grads=True)  # type: ignore[arg-type]
-    return -on_chosen, on_rejected
-
-
-def _share(term: Term, policy: Scores) -> Tensor | float:
-    """What a term is divided by less than one of pairs is, as far as this micro-batch shows it."""
-    kind, _, branch = term.unit.partition(":")
-    if kind != "tokens" or "+" in term.unit:
-        return 1.0
-    counts = policy.count(branch)
-    return counts.numel() / counts.sum().clamp(min=1)
+    products = Products(*policy.tokens["head_gradients"].detach().unbind(1))
+    pull_w, pull_l = (p.to(products.inner) for p in pulls_of(loss, policy, reference))
+    log_r, log_wanted, cosine = (pull_w / pull_l).log(), -products.log_ratio, products.cosine
+    low, high = products.band
+    in_band = (low < pull_l / pull_w) & (pull_l / pull_w < high)
+    return Balance(log_r, log_wanted, cosine, in_band, log_r.isfinite() & log_wanted.isfinite() & cosine.isfinite())
 
 
 def _scaled(policy: Scores, factor: Tensor) -> Scores:
     """The same values; gradients of log-probs times ``factor`` [B] for chosen answers, divided by it for rejected."""
     logp = policy.tokens["logp"]
     factors = logp.new_ones(len(policy.lengths))
-    for side, values in zip(_SIDES, (factor, 1 / factor), strict=True):
+    for side, values in zip(SIDES, (factor, 1 / factor), strict=True):
         factors = factors.index_put((policy.sequences[side],), values.to(logp.dtype))
     still = logp.detach()
     moving = still + factors[policy.owner] * (logp - still)  # the difference is 0, so the value is the same to the bit
