@@ -279,6 +279,9 @@ class Watch(Section):
         ge=0,
         description="prompts of those that are answered at the start and at the end, for the lengths; 0 for none",
     )
+    entanglement_pairs: int = Field(
+        8, ge=0, description="pairs of those whose two gradients are compared; 0 switches it off"
+    )
     chosen_drop_nats: float = Field(
         20.0, gt=0, description="warn when chosen answers lost so many nats since the start"
     )

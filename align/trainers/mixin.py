@@ -16,7 +16,7 @@ from align.data.batches.lengths import row_lengths
 from align.data.batches.packing import Order, shuffled
 from align.engine.layout import TreeBatch
 from align.engine.probe import kernels_to_try, probe
-from align.engine.reads import Hidden, Score
+from align.engine.reads import AnyRead, Hidden, Score
 from align.engine.score_probe import probe_scores
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
@@ -197,6 +197,13 @@ class AlignMixin(_Trainer):
     def score(self, model: nn.Module, batch: TreeBatch, *, compute_reference: bool = True) -> tuple[Scores, Terms]:
         """Scores under the policy and the objective's terms for a batch on the device."""
         reads = self.objective.reads()
+        policy, reference = self.policy_and_reference(model, batch, reads, compute_reference=compute_reference)
+        return policy, terms_of(self.objective, policy, reference)
+
+    def policy_and_reference(
+        self, model: nn.Module, batch: TreeBatch, reads: tuple[AnyRead, ...], *, compute_reference: bool = True
+    ) -> tuple[Scores, Scores | None]:
+        """What the objective is called with: scores under the policy with running means, and under the reference."""
         keep = any(read.needs_reference for read in reads)
         reference = None
         if self.reference is not None:
@@ -212,8 +219,7 @@ class AlignMixin(_Trainer):
         policy = self.engine(model, batch, reads, reference=reference.head if keep and reference else None)
         if self.reference_rows is not None and self.objective.needs_reference:
             reference = policy.anchored(self.reference_rows)
-        terms = terms_of(self.objective, replace(policy, running=self.running.means), reference)
-        return policy, terms
+        return replace(policy, running=self.running.means), reference
 
     def look_at(self, policy: Scores) -> None:
         """What a trainer adds up of the scores of an evaluation, beside the objective's metrics."""

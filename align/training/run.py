@@ -31,6 +31,7 @@ from align.runs.result import RunResult
 from align.trainers.arguments import refuse
 from align.trainers.base import AlignTrainer
 from align.trainers.collapse import Collapse
+from align.trainers.entanglement import EntanglementProbe, can_be_read
 from align.trainers.evaluation import FOLDER, Evaluation, Suite
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.layers import Layers
@@ -230,10 +231,12 @@ def _watch(recipe: Recipe, trainer: Any, directory: RunDirectory, rows: list[dic
         trainer.remove_callback(printer)
     settings = recipe.watch
     prompts = [_prompt_ids(trainer, text) for text in settings.prompts]
+    entangled = settings.entanglement_pairs and can_be_read(trainer.objective, rows)
     return Watch(
         trainer,
         directory,
         rows[: settings.probe_pairs],
+        probes=[EntanglementProbe(trainer, rows, settings.entanglement_pairs)] if entangled else [],
         every=settings.every,
         budget=settings.budget,
         chosen_drop_nats=settings.chosen_drop_nats,
