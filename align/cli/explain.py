@@ -73,6 +73,7 @@ def _field_entry(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         if key in kind
     ]
     allowed = ", ".join(map(_plain, kind["enum"])) if "enum" in kind else ", ".join(bounds)
+    allowed = " or ".join([allowed, *(_plain(part["const"]) for part in kinds if "const" in part)])
     return {
         "name": name,
         "default": schema.get("default"),

@@ -141,6 +141,10 @@ class Objective:
         """Itself without options that need more than sums of log-probs, or that only weigh or scale its loss."""
         return self
 
+    def settled(self, running: Mapping[str, Tensor]) -> Self:
+        """Itself with numbers in place of options that are measured while training, as ``running`` has them by now."""
+        return self
+
     @property
     def units(self) -> tuple[str, ...]:
         """Every ``Term.unit`` that this objective can return."""
@@ -209,6 +213,10 @@ class WeightedSum(Objective):
         first = next((o for o, _ in self.parts if o.compares_pairs), None)  # whose metrics count
         return first is not None and first.own_scales
 
+    def settled(self, running: Mapping[str, Tensor]) -> Self:
+        parts = ((o.settled(_part(i, running)), weight) for i, (o, weight) in enumerate(self.parts))
+        return replace(self, parts=tuple(parts))
+
     @property
     def units(self) -> tuple[str, ...]:
         return _unique(u for o, _ in self.parts for u in o.units)
@@ -228,14 +236,18 @@ class WeightedSum(Objective):
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         running: dict[str, tuple[Tensor, Tensor]] = {}
         for i, (objective, weight) in enumerate(self.parts):
-            start = f"{i}."  # each part has running means of its own
-            known = {k.removeprefix(start): v for k, v in policy.running.items() if k.startswith(start)}
-            terms = objective(replace(policy, running=known), reference)
+            terms = objective(replace(policy, running=_part(i, policy.running)), reference)
             losses += [Term(t.losses, t.unit, t.weight * weight) for t in terms.losses]
-            running |= {start + key: value for key, value in terms.running.items()}
+            running |= {f"{i}.{key}": value for key, value in terms.running.items()}
             for key, value in terms.metrics.items():
                 metrics.setdefault(key, value)
         return Terms(tuple(losses), metrics, running)
+
+
+def _part(number: int, running: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The running means of one part of a sum: each part has its own."""
+    start = f"{number}."
+    return {key.removeprefix(start): value for key, value in running.items() if key.startswith(start)}
 
 
 def _unique(items: Iterable) -> tuple:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,15 @@ def sentence(error: Mapping[str, Any], known: Iterable[str] = (), section: str |
     if kind == "align":  # a sentence of our own
         return error["msg"]
     return f"{error['msg']}, got {shown(value)}."
+
+
+def sentence_of_all(errors: Sequence[Mapping[str, Any]], known: Iterable[str] = ()) -> str:
+    """One sentence for all entries about one key: of a number or a word, each kind reports that it was not it."""
+    first = errors[0]
+    words = [str(error["ctx"]["expected"]).strip("'") for error in errors[1:] if error["type"] == "literal_error"]
+    if words and first["type"] in _EXPECTED:
+        return expected(" or ".join([_EXPECTED[first["type"]], *words]), first.get("input"))
+    return sentence(first, known)
 
 
 def expected(what: str, value: Any) -> str:

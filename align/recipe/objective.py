@@ -19,7 +19,7 @@ from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective, WeightedSum
 from align.objectives.formulas.structures import PRESETS
 from align.recipe.code import load_code
-from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence, shown
+from align.recipe.messages import Path, Problem, did_you_mean, expected, sentence_of_all, shown
 
 ELSEWHERE = {"sigmoid": "dpo", "sft": "nll", "sppo": "sppo_hard"}  # names that TRL or an earlier version gives them
 _TRL_KEYS = {
@@ -166,13 +166,14 @@ def _value(kind: type[Objective], given: Mapping[str, Any], path: Path) -> tuple
         return _adapter(kind).validate_json(json.dumps(dict(given)), strict=True), []
     except ValidationError as error:
         known = keys_of(kind)
-        problems: dict[Path, Problem] = {}
+        # one sentence for a key: a union reports each of its members; none where keys do not fit each other
+        entries: dict[Path, list[Any]] = {}
         for entry in error.errors(include_url=False):
-            # one sentence for a key: a union reports each of its members; none where keys do not fit each other
-            where = (*path, *entry["loc"][:1])
-            text = _TRL_KEYS.get(str(where[-1])) or sentence(entry, known)
-            problems.setdefault(where, Problem(where, text))
-        return None, list(problems.values())
+            entries.setdefault((*path, *entry["loc"][:1]), []).append(entry)
+        texts = {
+            where: _TRL_KEYS.get(str(where[-1])) or sentence_of_all(found, known) for where, found in entries.items()
+        }
+        return None, [Problem(where, text) for where, text in texts.items()]
 
 
 __all__ = ["Code", "Part", "combined", "keys_of", "load_objective", "parse_objective"]

@@ -49,6 +49,7 @@ class PairProbe:
     def read(self, step: int) -> dict[str, Any]:
         """Scores the pairs; the first reading is the start."""
         scores = score_probe(self.trainer, self.trainer.model_wrapped, self.rows)
+        self.displacement.objective = self.trainer.objective.settled(self.trainer.running.means)
         self.reading = self.displacement.read(step, scores)
         self.run.write_json(PROBE_STATE, self.displacement.state())
         return self.reading.to_json()

@@ -29,6 +29,7 @@ from align.objectives import (
     OBJECTIVES,
     RPO,
     WGA,
+    FlexDPO,
     Hinge,
     HyPO,
     Objective,
@@ -40,11 +41,13 @@ from align.objectives import (
     Terms,
     WeightedSum,
 )
+from align.objectives.pairwise import Pairwise
 from align.trainers.preference import PreferenceTrainer
 
 OBJECTIVES_AND_SUMS: dict[str, Objective] = {
     **{name: small(name) for name in OBJECTIVES if not small(name).coupled},
     "calibrated": DPO(0.3, calibrate=True),
+    "flex-auto": WeightedSum(((NLL(), 0.5), (FlexDPO(0.3, "auto"), 1.0))),
     "per-pair": WeightedSum(((NLL(), 0.5), (RPO(calibrate="per_pair"), 1.0))),
     "kto-apo": KTO("apo_zero_unpaired"),
     "ipo-sum": IPO(reduction="sum"),
@@ -163,10 +166,10 @@ def test_evaluation_between_steps_leaves_training_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("adapter", "objective"),
-    [(False, DPO(0.3)), (True, DPO(0.3)), (False, DPO(0.3, calibrate=True))],
-    ids=["full", "lora", "calibrated"],
+    [(False, DPO(0.3)), (True, DPO(0.3)), (False, DPO(0.3, calibrate=True)), (False, FlexDPO(0.3, "auto"))],
+    ids=["full", "lora", "calibrated", "flex-auto"],
 )
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(adapter: bool, objective: DPO, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(adapter: bool, objective: Pairwise, tmp_path: Path) -> None:
     from peft import LoraConfig
 
     options: dict[str, Any] = {
@@ -190,12 +193,17 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(adapter: bool, objective
             assert factor == pytest.approx(math.exp(mean / 2), rel=1e-6, abs=0)  # DPO's own ratio is 1
             mean = 0.98 * mean + 0.02 * wanted[i] if i else wanted[0]
         assert abs(mean) > 0.01
+    if isinstance(objective, FlexDPO):  # likewise: it changes with every step, and is nowhere at its bounds
+        ratios = [beta / 0.3 for (beta,) in history(whole, "flex/beta_minus")]
+        assert ratios[0] == pytest.approx(0.8, rel=1e-6, abs=0)
+        assert len(set(ratios)) == 8
+        assert all(0.1 < ratio < 1 for ratio in ratios)
     for step in (3, 6):
         resumed = trainer(tmp_path / f"from-{step}", objective, **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed.state.global_step == 8
         assert torch.equal(weights(resumed), weights(whole))
-        keys = ("loss", "grad_norm", "rewards/margins", "learning_rate")
+        keys = ("loss", "grad_norm", "rewards/margins", "rewards/rejected", "learning_rate")
         assert history(resumed, *keys) == history(whole, *keys)
 
 

@@ -19,7 +19,7 @@ from training import forget_rows, labelled, pairs, trainer
 from transformers import TrainerCallback
 from zoo import small
 
-from align.objectives import DPO, OBJECTIVES
+from align.objectives import DPO, OBJECTIVES, FlexDPO
 
 _LOOKS = {"item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "equal", "allclose", "is_nonzero", "unique"}
 _LOOKS |= {"__bool__", "__int__", "__float__", "__index__", "__contains__", "new_tensor"}
@@ -89,9 +89,10 @@ def counted(made: Any) -> Iterator[BetweenLogs]:
 QUIET = [name for name in OBJECTIVES if not {"sample", "survivor"} & set(small(name).branches)]
 
 
-@pytest.mark.parametrize("name", [*QUIET, "calibrated"])
+@pytest.mark.parametrize("name", [*QUIET, "calibrated", "flex-auto"])
 def test_a_step_looks_at_no_value(name: str, tmp_path: Path) -> None:
-    objective = DPO(calibrate=True) if name == "calibrated" else small(name)
+    measuring = {"calibrated": DPO(calibrate=True), "flex-auto": FlexDPO(beta_minus="auto")}
+    objective = measuring[name] if name in measuring else small(name)
     options = {"max_steps": 5, "logging_steps": 5, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
     for _ in range(2):  # the second run finds the reference in the store
         # so many that none comes again: a row that is read from the store has been waited for
