@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from align.errors import UserError
-from align.recipe.messages import did_you_mean
 from align.report.progress import FORGETTING, PAIRS, duration, header, line
 from align.report.trajectory import trajectory
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
+from align.runs.record import load_run
 from align.runs.result import MODEL
 
 _LINES = 8  # of a table
@@ -135,48 +131,18 @@ class Overview:
 
 def overview(run: str) -> Overview:
     """What the directory ``run`` shows. Raises UserError where it is none of a run, or cannot be read."""
-    path = Path(run)
-    _require_run(path, run)
-    directory = RunDirectory(path)
-    try:
-        recipe = directory.lock["recipe"]
-        verdict = json.loads((path / VERDICT).read_text()) if (path / VERDICT).exists() else None
-        records = [record for record in directory.metrics() if isinstance(record, dict)]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{run}: {LOCK}, {METRICS} or {VERDICT} is damaged ({what}). Put it back from a copy."
-        ) from error
+    found, path = load_run(run), Path(run)
     recorded = [path / name for name in (LOCK, METRICS, VERDICT) if (path / name).exists()]
     return Overview(
         run,
-        recipe if isinstance(recipe, dict) else {},
-        records,
-        verdict,
-        [checkpoint.name for checkpoint in directory.checkpoints()],
+        found.recipe,
+        found.metrics,
+        found.verdict,
+        [checkpoint.name for checkpoint in RunDirectory(path).checkpoints()],
         [name for name in _FILES if (path / name).exists()],
         time.strftime("%Y-%m-%d %H:%M", time.localtime((path / LOCK).stat().st_mtime)),
         time.time() - max(file.stat().st_mtime for file in recorded),
     )
-
-
-def _require_run(path: Path, run: str) -> None:
-    if path.is_file():
-        raise UserError(f"{run} is a file; name a run's directory.")
-    if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        meant = did_you_mean(path.name, beside)
-        hint = f" Did you mean {meant!r}?" if meant else ""
-        raise UserError(f"{run}: no such folder.{hint} Name a run's directory.")
-    if (path / LOCK).is_file():
-        return
-    if not any(path.iterdir()):
-        raise UserError(f"{run} is empty: no run has started there.")
-    runs = sorted(p.parent.name for p in path.glob(f"*/{LOCK}"))
-    inside = f" These in it are: {', '.join(runs[:10])}." if runs else ""
-    above = next((str(p) for p in path.resolve().parents if (p / LOCK).is_file()), None)
-    belongs = f" It belongs to {above}: name that." if above and not runs else ""
-    raise UserError(f"{run} is no run: it holds no {LOCK}.{inside}{belongs}")
 
 
 def _probed(record: Mapping[str, Any]) -> bool:

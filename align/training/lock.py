@@ -9,6 +9,7 @@ import torch
 
 from align.data.tokens.arguments import kept_arguments
 from align.recipe import Recipe
+from align.report.record import kind_of
 from align.versions import TESTED, installed
 
 
@@ -20,6 +21,7 @@ def lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, Any
         {} if recipe.sampling is None else {"samples": repeatable(recipe, on_cpu=device.type == "cpu", mixed=mixed)}
     )
     return {
+        "kind": kind_of(trainer.objective, forgets=bool(recipe.data.forget)),
         "recipe": recipe.dump(),
         "base": str(recipe.base),  # where its relative paths start
         "template_arguments": kept_arguments(trainer.processing_class),  # rendered again on resume and in evaluation

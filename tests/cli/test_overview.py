@@ -110,4 +110,4 @@ def test_a_damaged_run(damaged: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "dpo" / damaged).write_text("{: [")
     code, _, err = call(capsys, name)
     assert code == 2
-    assert err.startswith(f"{name}: recipe.lock.yaml, metrics.jsonl or verdict.json is damaged (")
+    assert err.startswith(f"{name}/{damaged} is damaged (")
