@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from align import __version__
+from align.cli.compare import COMPARE
 from align.cli.evaluate import EVAL
 from align.cli.probe import PROBE
 from align.cli.sample import SAMPLE, SHOW
@@ -210,6 +211,7 @@ VERBS = (
     PROBE,
     SAMPLE,
     SHOW,
+    COMPARE,
     Verb("doctor", "say what this machine has and what is missing", ("align doctor", "align doctor --json"), _doctor),
 )
 

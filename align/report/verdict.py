@@ -49,7 +49,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for the run directory and the report."""
         findings = {f.name: {"word": f.word, "text": f.text, **f.facts} for f in self.findings}
-        return {"headline": self.headline, "findings": findings, "paths": dict(self.paths)}
+        return {"headline": self.headline, "findings": findings, "paths": dict(self.paths), "shown": list(self.shown)}
 
 
 def headline(run: str, seconds: float | None, stopped: str) -> str:
