@@ -15,6 +15,7 @@ from align import __version__
 from align.cli.compare import COMPARE
 from align.cli.evaluate import EVAL
 from align.cli.probe import PROBE
+from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
 from align.cli.verbs import ALLOW_CODE, Parser, Verb, argument, flag, path
 from align.errors import Exit, UserError
@@ -212,6 +213,7 @@ VERBS = (
     SAMPLE,
     SHOW,
     COMPARE,
+    REPORT,
     Verb("doctor", "say what this machine has and what is missing", ("align doctor", "align doctor --json"), _doctor),
 )
 

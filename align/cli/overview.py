@@ -104,7 +104,7 @@ class Overview:
     def _rounds(self) -> list[str]:
         if not self.rounds:
             return []
-        from align.rounds.report import table
+        from align.report.rounds import table
 
         return table(self.rounds)
 

@@ -95,7 +95,8 @@ def _confidence(held_out: Mapping[str, Any] | None) -> Finding:
         f"confidence {confidence:.2f} and accuracy {accuracy:.2f} on average (gap {gap:+.2f}, limit {MISCALIBRATED:g}"
     )
     text += ")" if error is None else f"; expected calibration error {error:.2f})"
-    facts = {"confidence": confidence, "gap": gap, "error": error, "limit": MISCALIBRATED, "n": count}
+    facts: dict[str, Any] = {"confidence": confidence, "gap": gap, "error": error, "limit": MISCALIBRATED, "n": count}
+    facts["bins"] = [dict(part) for part in bins]
     if count < FEW_PAIRS:
         return Finding("confidence", "too few to say", f"{text}, n {count}", facts)
     # the accuracy's own interval is as wide as the question: a gap within it may be chance

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
+from align.report.rounds import table
 from align.rounds.policy import TRAIN, round_folder
-from align.rounds.report import card, table
+from align.rounds.report import card
 from align.runs.directory import METRICS, VERDICT, RunDirectory
 from align.runs.processes import World
 from align.runs.result import MODEL, RunResult

@@ -10,6 +10,7 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.report.card import CardFacts, model_card
+from align.report.rounds import table
 from align.rounds.pairs import dropped
 from align.rounds.policy import TRAIN
 from align.rounds.stages import Round
@@ -17,7 +18,6 @@ from align.runs.directory import VERDICT, RunDirectory
 from align.sampling.files import read_tables
 from align.sampling.similarity import among
 
-_COLUMNS = ("round", "pairs", "dropped", "score", "alike", "tokens", "cut", "bias", "loss", "accuracy")
 _PAIRS = 64  # pairs of chosen answers whose likeness is measured
 
 
@@ -60,30 +60,6 @@ def _alike(chosen: Sequence[str], seed: int) -> float | None:
         return None
     value = among(chosen, pairs=_PAIRS, seed=seed)
     return None if math.isnan(value) else value
-
-
-def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each round, under a line of names."""
-    rows = [_COLUMNS, *(_cells(record) for record in records)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
-    score, bias, loss, accuracy = (record[key] for key in ("score", "position_bias", "loss", "accuracy"))
-    alike = record["similarity"]
-    return (
-        str(record["round"]),
-        f"{record['pairs']:,}",
-        f"{record['prompts'] - record['pairs']:,}",
-        "-" if score is None else f"{score:.4g}",
-        "-" if alike is None else f"{alike:.2f}",
-        f"{record['tokens']:.1f}",
-        f"{record['truncated']:.1%}",
-        "-" if bias is None else f"{round(bias, 3) + 0:+.3f}",  # no minus before a zero
-        "-" if loss is None else f"{loss[0]:.4g} to {loss[1]:.4g}",
-        "-" if accuracy is None else f"{accuracy:.3f}",
-    )
 
 
 def card(recipe: Recipe, data: Sequence[str], records: Sequence[Mapping[str, Any]], versions: Mapping[str, Any]) -> str:

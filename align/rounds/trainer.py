@@ -28,13 +28,14 @@ from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
 from align.recipe.template_arguments import dated
 from align.reference.rows import check_reads
+from align.report.rounds import table
 from align.rounds.arguments import recipe_of
 from align.rounds.finish import finish
 from align.rounds.judging import check_judge, estimate, judge_of
 from align.rounds.pairs import make_pairs
 from align.rounds.policy import TRAIN, loaded, policy_digest, policy_section, round_folder, train_recipe
 from align.rounds.prompts import PROMPTS, deal, digest
-from align.rounds.report import record, table
+from align.rounds.report import record
 from align.rounds.stages import Round, Stage, draw_part, judge_part
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
 from align.runs.launch import check_launch, check_launcher_files

@@ -136,6 +136,8 @@ class Evaluation(TrainerCallback):
         self.run.write_json(f"{FOLDER}/step-{step}.json", {"step": step, **outcome.result.to_json()})
         self.run.write_json(f"{FOLDER}/{LOG}", outcome.log.to_json())
         record = {"step": step, "evaluation": reading, "evaluation_seconds": time.monotonic() - began}
+        if step == 0 and (retain := self.suite.target_reading()) is not None:
+            record["retain"] = retain
         if self._better(reading):
             self._keep(step, reading, outcome)
             record["best"] = self.best

@@ -1,0 +1,82 @@
+"""What a run came from: its fixed prompts, its data, what it cost, and how to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from align.report.figures import shown as number
+from align.report.page.blocks import Answer, Answers, Block, Code, Facts, Points, Section, Text
+from align.report.record import RunRecord
+
+
+def answers(run: RunRecord) -> Section:
+    """The answers to the fixed prompts at the start and at the end."""
+    title = "Fixed prompts, before and after"
+    start, end = by_prompt(run, first=True), by_prompt(run, first=False)
+    if not start:
+        return Section(title, [Text("No fixed prompts were answered.", quiet=True)])
+    last = max(int(line.get("step", 0)) for line in run.answers)
+    pairs = tuple(
+        Answer(prompt, {"before": text, f"after {last:,} steps": end[prompt]} if prompt in end else {"before": text})
+        for prompt, text in start.items()
+    )
+    about = (
+        f"{len(pairs)} prompts, drawn by the seed before training, answered greedily. An impression, no measurement."
+    )
+    return Section(title, [Text(about), Answers(pairs)])
+
+
+def by_prompt(run: RunRecord, *, first: bool) -> dict[str, str]:
+    """The answer to each prompt at step 0, or at the last step behind it."""
+    lines = [line for line in run.answers if (line.get("step") == 0) == first]
+    return {str(line.get("prompt", "")): str(line.get("text", "")) for line in lines}
+
+
+def data(run: RunRecord) -> Section:
+    """What became of the rows."""
+    found = run.facts.get("data")
+    blocks = _told(found) if found else [Text("Nothing was recorded about the rows.", quiet=True)]
+    return Section("Data", blocks)
+
+
+def cost(run: RunRecord) -> Section:
+    """Time, tokens and memory."""
+    found = run.facts.get("cost")
+    return Section("Cost", _told(found) if found else [Text("Time and memory were not recorded.", quiet=True)])
+
+
+def reproduce(run: RunRecord) -> Section:
+    """One command, the recipe as it ran, and what it ran on."""
+    blocks: list[Block] = []
+    if command := run.facts.get("reproduce"):
+        blocks.append(Code(str(command)))
+    else:
+        text = "The command was not recorded. The recipe below runs again with align train FILE."
+        blocks.append(Text(text, quiet=True))
+    environment = run.facts.get("environment") or {"versions": run.lock.get("versions")}
+    blocks += _told(environment)
+    recipe = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
+    return Section("Reproduce", [*blocks, Code(recipe, title="The recipe with every default")])
+
+
+def _told(found: Any) -> list[Block]:
+    """Recorded facts, whatever their layout: sentences one below the other, names with their values."""
+    if isinstance(found, Mapping):
+        facts = {str(name).replace("_", " "): _value(value) for name, value in found.items() if value not in (None, "")}
+        return [Facts(facts)] if facts else []
+    if isinstance(found, Sequence) and not isinstance(found, str):
+        return [Points([_value(item) for item in found])]
+    return [Text(str(found))]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_value(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "\n".join(map(_value, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else number(value)

@@ -1,0 +1,184 @@
+"""A chart over steps as a value: its lines, their limits, and how it is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from align.report.figures import shown as number
+from align.report.ink import DASHED, FONT, MUTED, line_style, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BUCKETS = 250  # of a line's width, each with its lowest and its highest point
+_SMOOTH_FROM = 60  # points from which a noisy line has the mean of its neighbours in front of it
+_NEIGHBOURS = 40  # the mean is over one such part of the line
+_STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+_MARKED = 30  # up to so many points are marked
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: values [n] at steps [n], and where they are known the ends of their 95 % intervals [n].
+
+    ``style`` is the number of its colour and dashes. ``noisy`` values are means over few rows.
+    """
+
+    label: str
+    steps: np.ndarray
+    values: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    style: int = 0
+    noisy: bool = False
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+    def says(self) -> str:
+        """The line in words, for those who do not see it."""
+        first, last = f"{number(self.values[0])} at {self.steps[0]:g}", f"{number(self.last)} at {self.steps[-1]:g}"
+        ends = f"lowest {number(self.values.min())}, highest {number(self.values.max())}"
+        return f"{self.label}: {first}, {last}, {ends}" if len(self.values) > 1 else f"{self.label}: {first}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A horizontal line that is no measurement, with the few words that stand at it."""
+
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart: ``about`` says in one line what is drawn, ``unit`` stands beside its title, ``x`` below it."""
+
+    title: str
+    about: str
+    unit: str
+    series: tuple[Series, ...]
+    limits: tuple[Limit, ...] = ()
+    log: bool = False
+    x: str = "step"
+
+    def says(self) -> str:
+        """The chart in words."""
+        limits = [f"{limit.text}: {number(limit.value)}" for limit in self.limits]
+        return f"{self.title} ({self.unit}). " + ". ".join([*(one.says() for one in self.series), *limits]) + "."
+
+    def draw(self, axes: Axes) -> None:
+        """Draw it, without title and legend."""
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        if self.log:
+            axes.set_yscale("log")
+            axes.minorticks_off()
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        for one in self.series:
+            _draw_series(axes, one)
+        for limit in self.limits:
+            axes.axhline(limit.value, color=MUTED, lw=1, ls=line_style(DASHED), zorder=1)
+            place = axes.get_yaxis_transform()  # across the axes, and up by values
+            axes.text(
+                1, limit.value, limit.text, transform=place, ha="right", va="bottom", fontsize=FONT - 1, color=MUTED
+            )
+        axes.set_xlabel(self.x)
+        axes.margins(x=0.02)
+
+
+def read(
+    records: Iterable[Mapping[str, Any]], key: str, label: str, *, style: int = 0, noisy: bool = False, x: str = "step"
+) -> Series | None:
+    """The line of a value of ``metrics.jsonl``; None where no record has it.
+
+    ``key`` is a name of the record, or ``part/name`` where ``part`` is a reading in it; an interval stands for its
+    estimate and its ends, a list for its mean. What is no finite number is left out.
+    """
+    part, _, inner = key.partition("/")
+    found: list[tuple[float, float, float, float]] = []
+    for record in records:
+        value = record.get(key)
+        if value is None and inner and isinstance(record.get(part), Mapping):
+            value = record[part].get(inner)
+        span = value if isinstance(value, Mapping) else {}
+        numbers = _numbers(value if isinstance(value, list) else [span.get("value", value)])
+        if numbers and (step := _numbers([record.get(x)])):
+            low, high = ((_numbers([span.get(end)]) or [math.nan])[0] for end in ("low", "high"))
+            found.append((step[0], sum(numbers) / len(numbers), low, high))
+    if not found:
+        return None
+    steps, values, low, high = np.array(found).T
+    banded = bool(np.isfinite(low).any() and np.isfinite(high).any())
+    return Series(label, steps, values, low if banded else None, high if banded else None, style, noisy)
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    """The values, where every one is a finite number."""
+    fine = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    return [float(value) for value in values] if fine else []
+
+
+def overlaid(panels: Mapping[str, Sequence[Panel]]) -> list[Panel]:
+    """The same panels of several runs in one: a chart for each quantity, in it a line for each run that has it.
+
+    ``panels`` are those of each run, by what the run is called; its place among them is its colour and its dashes.
+    """
+    merged: dict[tuple[str, str], Panel] = {}
+    labels: dict[str, set[str]] = {}
+    for panel in (panel for own in panels.values() for panel in own):
+        labels.setdefault(panel.title, set()).update(one.label for one in panel.series)
+    for place, (run, own) in enumerate(panels.items()):
+        for panel in own:
+            for one in panel.series:
+                key = (panel.title, one.label)
+                line = replace(one, label=run, style=place)
+                title = panel.title if len(labels[panel.title]) == 1 else f"{panel.title}: {one.label}"
+                earlier = merged.get(key) or replace(panel, title=title, series=())
+                merged[key] = replace(earlier, series=(*earlier.series, line))
+    return list(merged.values())
+
+
+def thin(values: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
+    """Indices of ``values`` [n] that a line needs: first, last, and the lowest and the highest of each bucket."""
+    if len(values) <= 2 * buckets:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), buckets + 1).astype(int)
+    kept = {0, len(values) - 1}
+    for begin, end in pairwise(edges):
+        kept |= {begin + int(values[begin:end].argmin()), begin + int(values[begin:end].argmax())}
+    return np.array(sorted(kept))
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of each value and its neighbours, fewer of them at the ends."""
+    half = max(1, len(values) // (2 * _NEIGHBOURS))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    begin, end = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (sums[end] - sums[begin]) / (end - begin)
+
+
+def _draw_series(axes: Axes, one: Series) -> None:
+    colour, dashes = style(one.style)
+    behind = one.noisy and len(one.values) >= _SMOOTH_FROM
+    if behind:
+        kept = thin(one.values)
+        axes.plot(one.steps[kept], one.values[kept], color=colour, lw=0.8, alpha=0.3, zorder=2)
+    line = smooth(one.values) if behind else one.values
+    kept = thin(line)
+    if one.low is not None and one.high is not None and not behind:
+        axes.fill_between(one.steps[kept], one.low[kept], one.high[kept], color=colour, alpha=0.15, lw=0, zorder=2)
+    marker = "o" if len(line) <= _MARKED else None
+    axes.plot(one.steps[kept], line[kept], color=colour, ls=line_style(dashes), marker=marker, ms=3.5, zorder=3)
