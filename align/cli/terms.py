@@ -13,6 +13,7 @@ from align.report.thresholds import (
     LENGTH_CHANGE,
     MAJORITY,
     REJECTED_DROP_NATS_PER_TOKEN,
+    SPENT,
     STILL_NATS,
     STILL_NATS_PER_TOKEN,
     WIDE_ACCURACY,
@@ -90,19 +91,30 @@ TERMS: dict[str, Explanation] = {
     ),
     "dispersion": Explanation(
         "Dispersion (D3): likelihood moved to answers that no pair names.",
-        "Change since the start, in nats per token, of answers borrowed from other held-out rows and scored under this "
-        'prompt. "mild" if its whole interval lies above 0 while chosen and rejected both fell, "yes" from '
-        f'{DRIFT_NATS_PER_TOKEN:g}. "drift" if they lost as much instead: then text of all kinds became less likely. '
-        '"not seen" means not on these answers: likelihood may have gone to others.',
+        "Change since the start, in nats per token, of two kinds of answers: borrowed from other held-out rows and "
+        "scored under this prompt, and drawn by the model itself at the start. Where chosen and rejected both fell: "
+        f'"mild" if the borrowed ones rose (their whole interval lies above 0), "yes" from {DRIFT_NATS_PER_TOKEN:g}; '
+        'and "yes" if what the model wrote at the start lost as much, since the likelihood must then be on other '
+        'text. "drift" if the borrowed answers lost as much: text of all kinds became less likely. "not seen" means '
+        "not on these answers.",
         "Lower the learning rate, train for fewer steps or raise beta; {name: kl} beside the objective holds the "
-        "model's distributions on given text. Read samples: dispersion shows there first.",
+        "model's distributions on given text. Whether it went to text that nobody wrote: align explain astray.",
     ),
     "drift": Explanation(
         "Change of answers outside the pairs since the start, in nats per token.",
-        "Log-prob now minus at step 0 of answers borrowed from other held-out rows (chosen and rejected in turn, "
-        "scored under this row's prompt), over their tokens. Their first tokens depend on the prompt, the rest mostly "
-        "on their own beginning, so it measures the model's language at large.",
-        f"Near 0 is what one wants. Beyond +-{DRIFT_NATS_PER_TOKEN:g}: align explain dispersion.",
+        "Log-prob now minus at step 0 of what the model itself drew at the start (watch.probe_answers prompts, two "
+        "answers each), over their tokens. Its mean is minus a KL divergence, that of the model now from the model at "
+        "the start, so it falls whenever the model moves, and only by chance is it above 0. Without such samples it is "
+        "that of answers borrowed from other rows, which may rise as well.",
+        f"A fall is no harm by itself: learning moves a model. Beyond {DRIFT_NATS_PER_TOKEN:g} while chosen answers "
+        "fall: align explain dispersion.",
+    ),
+    "signal": Explanation(
+        "What is left for the loss to teach on held-out pairs.",
+        "How hard the loss pulls on the rejected answer of each pair, over the same at the start; for DPO and other "
+        "losses of log sigmoid(m) this is s / s_0 with s = sigmoid(-m). "
+        f'"spent" if on most pairs (the whole interval above {SPENT:.0%}) less than a tenth is left.',
+        "Spent pairs teach nothing more, while every step still moves the model: train for fewer steps, or raise beta.",
     ),
     "margin": Explanation(
         "By how much the model prefers the chosen answer, in the objective's own implicit reward.",
@@ -137,12 +149,14 @@ TERMS: dict[str, Explanation] = {
     "next": Explanation(
         "The first advice whose rule applies.",
         "Rules in the order of harm: nothing measured, nothing moved, pairs swapped, suppression, imitation, "
-        "dispersion, not learned, length, then whatever else has a word that asks to be looked at.",
+        "collapse, text gone astray, dispersion, not learned, length, then whatever else has a word that asks to be "
+        "looked at.",
         "It is a rule of thumb. Change one thing, keep the seed, compare the two runs.",
     ),
     NOT_MEASURED.replace(" ", "_"): Explanation(
         "The numbers that this line needs were not recorded.",
-        "Most lines need data.held_out and readings at the start and at the end; length needs watch.probe_answers.",
+        "Most lines need data.held_out and readings at the start and at the end; length and astray need "
+        "watch.probe_answers.",
         "Set them and run again; a missing measurement is never read as a good one.",
     ),
 }

@@ -12,26 +12,10 @@ ONLINE: dict[str, Explanation] = {
         "It was trained against, so it flatters the model: let another judge score new samples (align sample), and "
         "read it with the likeness of answers: align explain collapse.",
     ),
-    "collapse": Explanation(
-        "The reward rises because the model says the same to everybody.",
-        "METEOR (exact words, then stems) between kept answers to different prompts, both orders averaged, over at "
-        "most 64 pairs since the last log step. A warning comes when it passes watch.similarity_limit (0.3) while the "
-        "reward is above the first log step's; watch.stop_on_collapse: true ends the run there.",
-        "Raise objective.kl_weight, or lower train.learning_rate. Without the KL term published runs end at a "
-        "similarity of 0.7 and at their highest reward (arXiv 2310.16763).",
-    ),
     "alike": Explanation(
         "How alike the answers to different prompts have become.",
         "The METEOR similarity of align explain collapse, mean over the last quarter of the log steps.",
         "See align explain collapse.",
-    ),
-    "distance": Explanation(
-        "How far the policy is from the model at the start.",
-        "With fresh samples (hypo): mean over them of log pi(y|x) - log pi_ref(y|x), in nats per answer, an unbiased "
-        "estimate of the reverse KL that may dip below 0. With survivors (superhf): the full-vocabulary forward KL at "
-        "the kept samples' tokens, in nats per token.",
-        "Raise objective.kl_weight to hold it down; a KL near 0 with an accuracy near the start's means little was "
-        "learned.",
     ),
     "rounds": Explanation(
         "Sample, judge, select and train, again and again; each round starts from the last one's policy.",

@@ -14,69 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.engine.reads import LogProb
-from align.engine.scores import Scores
-from align.objectives.base import FRESH, Objective, WeightedSum
-from align.objectives.own import failures_told
+from align.objectives.base import Objective
+from align.probes.margins import own_metrics, pull_left
 from align.probes.probe_set import OTHER_ROWS
+from align.probes.scores import ProbeScores
 from align.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
 
 SLOPE_WINDOW = 5  # readings that a slope is fitted to
 RESAMPLES = 1999  # per interval and reading: about 20 ms for 64 pairs
-
-
-@dataclass(frozen=True)
-class ProbeScores:
-    """Summed log-probs of the probe set under one model, in nats (EOS in, prompt out), and target-token counts.
-
-    ``chosen``, ``rejected`` [n] belong to pairs; ``other`` [m] to answers that no pair names, or is None. Whatever
-    dtype and device come in, float64 on the CPU is kept. Raises ValueError where shapes disagree.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
-    other: Tensor | None = None
-    other_tokens: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if value is not None:
-                # to the CPU first: some devices have no float64
-                object.__setattr__(self, name, torch.as_tensor(value).detach().cpu().to(torch.float64))
-        pair = (self.chosen, self.rejected, self.chosen_tokens, self.rejected_tokens)
-        if self.chosen.ndim != 1 or len({x.shape for x in pair}) > 1 or self.chosen.numel() == 0:
-            raise ValueError("probe scores of pairs must be flat, of one length and not empty")
-        if (self.other is None) != (self.other_tokens is None):
-            raise ValueError("log-probs and token counts of other answers come together")
-        if self.other is not None and self.other_tokens is not None and self.other.shape != self.other_tokens.shape:
-            raise ValueError("log-probs and token counts of other answers must have one length")
-
-    @classmethod
-    def from_scores(cls, scores: Scores) -> ProbeScores:
-        """Of one micro-batch; the branch ``other`` is optional."""
-        columns: dict[str, Any] = {}
-        for branch in ("chosen", "rejected", "other"):
-            if branch in scores.sequences:
-                columns[branch] = scores.sum(branch)
-                columns[f"{branch}_tokens"] = scores.lengths[scores.sequences[branch]]
-        return cls(**columns)
-
-    @classmethod
-    def cat(cls, parts: Sequence[ProbeScores]) -> ProbeScores:
-        """Micro-batches after each other; ``other`` is kept only where every part has it."""
-        columns: dict[str, Any] = {}
-        for name in (field.name for field in fields(cls)):
-            values = [getattr(part, name) for part in parts]
-            columns[name] = None if any(value is None for value in values) else torch.cat(values)
-        return cls(**columns)
-
-    def to_json(self) -> dict[str, list[float] | None]:
-        """Plain lists, exact in JSON."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: None if value is None else value.tolist() for name, value in values.items()}
+SPENT = 0.1  # a pair has taught what it can: less than this share of the pull on its rejected answer is left
+UNSEEN = "samples that the starting policy drew at these prompts"
 
 
 @dataclass(frozen=True)
@@ -88,7 +35,8 @@ class ProbeReading:
     ``accuracy`` is the share of pairs with d_w > d_l, or what an objective without a reference compares in its place
     (simpo: mean log-probs); None for objectives that compare no pairs. ``own_accuracy`` is that of the objective's
     margin where it has scales of its own. ``longer`` is the share of pairs whose chosen answer has more tokens. Ties
-    count as half. Intervals are 95 %, over pairs.
+    count as half. ``drift`` is of samples of the starting policy where there are some, else of the borrowed answers,
+    which ``drift_of`` says; ``borrowed`` is always of the latter. Intervals are 95 %, over pairs or prompts.
     """
 
     step: int
@@ -108,8 +56,11 @@ class ProbeReading:
     accuracy: Interval | None
     own_accuracy: Interval | None
     longer: float
-    drift: Interval | None  # D3: change of the other answers, nats per token
+    signal: Interval | None  # what is left of the pull on rejected answers at the start; see ``pull_left``
+    spent: Interval | None  # share of pairs with less than SPENT of it left
+    drift: Interval | None  # D3: change of answers that no pair names, nats per token
     drift_of: str
+    borrowed: Interval | None
     chosen_length: float  # mean target tokens
     rejected_length: float
 
@@ -138,10 +89,9 @@ class Displacement:
         *,
         objective: Objective | None = None,
         reference: ProbeScores | None = None,
-        other: str = OTHER_ROWS,
         seed: int = 0,
     ) -> None:
-        self.objective, self.reference, self.other, self.seed = objective, reference, other, seed
+        self.objective, self.reference, self.seed = objective, reference, seed
         self.start: ProbeScores | None = None
         self._history: list[tuple[float, ...]] = []
 
@@ -154,6 +104,8 @@ class Displacement:
         chosen, rejected = now.chosen - start.chosen, now.rejected - start.rejected
         d_w, d_l = now.chosen - reference.chosen, now.rejected - reference.rejected
         own = None if self.objective is None else own_metrics(self.objective, now, reference)
+        signal, spent = self._signal(now, start, reference)
+        unseen, borrowed = self._change("unseen", start, now), self._change("other", start, now)
         self._remember(step, chosen.mean().item(), rejected.mean().item(), (d_w - d_l).mean().item())
         return ProbeReading(
             step=step,
@@ -173,8 +125,11 @@ class Displacement:
             accuracy=self._accuracy(d_w - d_l, own),
             own_accuracy=None if own is None or "own_accuracies" not in own else _mean_share(own, "own_accuracies"),
             longer=_share(now.chosen_tokens - now.rejected_tokens, ties=0.5).value,
-            drift=self._drift(start, now),
-            drift_of=self.other if now.other is not None else "",
+            signal=signal,
+            spent=spent,
+            drift=unseen or borrowed,
+            drift_of=UNSEEN if unseen else OTHER_ROWS if borrowed else "",
+            borrowed=borrowed,
             chosen_length=now.chosen_tokens.mean().item(),
             rejected_length=now.rejected_tokens.mean().item(),
         )
@@ -207,11 +162,22 @@ class Displacement:
     def _mean(self, values: Tensor) -> Interval:
         return bootstrap_mean(values.numpy(), self.seed, resamples=RESAMPLES)
 
-    def _drift(self, start: ProbeScores, now: ProbeScores) -> Interval | None:
-        if now.other is None or now.other_tokens is None or start.other is None:
+    def _change(self, name: str, start: ProbeScores, now: ProbeScores) -> Interval | None:
+        """Change of answers that no pair names, in nats per token; None where they were not scored both times."""
+        before, after, tokens = getattr(start, name), getattr(now, name), getattr(now, f"{name}_tokens")
+        if before is None or after is None:
             return None
-        change = now.other - start.other
-        return bootstrap_ratio(change.numpy(), now.other_tokens.numpy(), self.seed, resamples=RESAMPLES)
+        return bootstrap_ratio((after - before).numpy(), tokens.numpy(), self.seed, resamples=RESAMPLES)
+
+    def _signal(
+        self, now: ProbeScores, start: ProbeScores, reference: ProbeScores
+    ) -> tuple[Interval | None, Interval | None]:
+        pulls = None if self.objective is None else pull_left(self.objective, now, start, reference)
+        if pulls is None or not (pulls[1] > 0).all():
+            return None, None  # it is no training signal of a pair, or there was none to begin with
+        left, first = pulls
+        mean = bootstrap_ratio(left.numpy(), first.numpy(), self.seed, resamples=RESAMPLES)
+        return mean, _share(SPENT * first - left, ties=0.0)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
@@ -221,34 +187,6 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
         return None
     centred = x - x.mean()
     return float(centred @ (y - y.mean()) / (centred @ centred))
-
-
-def own_metrics(objective: Objective, now: ProbeScores, reference: ProbeScores) -> dict[str, Tensor] | None:
-    """What the objective says of every pair, [n] each: ``margins``, ``accuracies`` and, with scales of its own,
-
-    ``own_accuracies``; None where it compares no pairs. It is asked about one pair at a time, so what it reports here
-    is what it reports in training. A sum of objectives answers with its first part that compares pairs.
-    """
-    if isinstance(objective, WeightedSum):
-        answers = (own_metrics(part, now, reference) for part, _ in objective.parts)
-        return next((answer for answer in answers if answer is not None), None)
-    bare = objective.bare  # one token stands for each answer
-    branches = set(bare.branches) - set(FRESH)
-    if branches != {"chosen", "rejected"} or set(bare.reads()) != {LogProb()} or bare.anchors:
-        return None  # it judges answers one by one, or reads what the probe does not measure
-    with failures_told(objective):
-        pairs = [bare(_pair(now, i), _pair(reference, i)).metrics for i in range(now.chosen.numel())]
-    names = [name for name in pairs[0] if name in ("rewards/margins", "rewards/accuracies", "rewards/own_accuracies")]
-    return {name.removeprefix("rewards/"): torch.stack([pair[name][0] for pair in pairs]) for name in names} or None
-
-
-def _pair(scores: ProbeScores, i: int) -> Scores:
-    # one token stands for each answer and carries its sum, while the lengths stay true: sums and means come out right
-    logp = torch.stack([scores.chosen[i], scores.rejected[i]])
-    lengths = torch.stack([scores.chosen_tokens[i], scores.rejected_tokens[i]]).long()
-    sequences = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
-    sequences |= dict.fromkeys(FRESH, torch.empty(0, dtype=torch.long))  # none, for objectives that read them too
-    return Scores({"logp": logp}, torch.tensor([0, 1]), sequences, lengths, places=sequences)
 
 
 def _mean_share(own: Mapping[str, Tensor], name: str) -> Interval:
@@ -271,7 +209,7 @@ def _ratio(top: float, bottom: float) -> float | None:
 
 
 def _same_answers(earlier: ProbeScores, now: ProbeScores) -> None:
-    names = ("chosen_tokens", "rejected_tokens", "other_tokens")
+    names = ("chosen_tokens", "rejected_tokens", "other_tokens", "unseen_tokens")
     for a, b in ((getattr(earlier, name), getattr(now, name)) for name in names):
         if a is not None and b is not None and not torch.equal(a, b):
             raise ValueError("the probe set changed: its answers have other lengths than at the start")

@@ -20,6 +20,20 @@ def choose_rows(available: int, wanted: int = 64, seed: int = 0) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(available, size=wanted, replace=False).tolist())
 
 
+def choose_prompts(rows: Sequence[Mapping[str, Any]], wanted: int, seed: int = 0) -> list[list[int]]:
+    """Token ids of ``wanted`` different prompts of prepared rows, drawn by the seed; all of them where there are fewer.
+
+    A row whose answers have prompts of their own asks that of its chosen answer.
+    """
+    prompts = list(dict.fromkeys(tuple(_prompt(row)) for row in rows))
+    return [list(prompts[i]) for i in choose_rows(len(prompts), wanted, seed)]
+
+
+def longest_answer(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the longest answer in prepared pairs."""
+    return max(len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected"))
+
+
 def labelled_pair(desirable: Mapping[str, Any], undesirable: Mapping[str, Any]) -> dict[str, Any]:
     """Two prepared rows of labelled answers as one pair, whose answers have prompts of their own."""
     out: dict[str, Any] = {"prompt_ids": desirable["prompt_ids"]}

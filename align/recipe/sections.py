@@ -277,7 +277,8 @@ class Watch(Section):
     probe_answers: int = Field(
         16,
         ge=0,
-        description="prompts of those that are answered at the start and at the end, for the lengths; 0 for none",
+        description="prompts of those that the model answers: greedily at the start and at the end, for the lengths, "
+        "and with samples now and then, for the model's own text; 0 for none",
     )
     entanglement_pairs: int = Field(
         8, ge=0, description="pairs of those whose two gradients are compared; 0 switches it off"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +40,15 @@ def choose(strategy: Strategy, model: nn.Module, fresh_adapter: bool) -> Strateg
 def frozen(model: nn.Module) -> nn.Module:
     """A copy that takes no gradient and is in evaluation mode."""
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def adapter_off(policy: Any) -> Iterator[None]:
+    """Meanwhile the adapter of a wrapped model does nothing."""
+    while hasattr(policy, "module"):
+        policy = policy.module
+    with policy.disable_adapter():
+        yield
 
 
 class ReferencePolicy:
@@ -129,28 +138,31 @@ class ReferencePolicy:
             batch = batch.only(self.branches)
         if not compute:
             return self._stored(batch)
-        with autocast(), self._adapter_off(policy):
-            model = policy if self.model is None else self.model
+        with autocast(), self.asked(policy) as model:
             scores = self.engine(model, batch, (LogProb(), *hidden), keep=keep)
         self.rows_computed += sum(_real(branch) for _, branch in batch.branches())
         if self.store is not None:
             self._remember(batch, scores)
         return scores
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether it can score text that the store does not have."""
+        return self.model is not None or self.strategy == "adapter_off"
+
     @contextlib.contextmanager
-    def _adapter_off(self, policy: Any) -> Any:
-        if self.strategy != "adapter_off":
-            if self.model is None:
-                raise UserError(
-                    "The reference store was complete at the start, but a row is missing now, and no reference model "
-                    "was loaded. Start again; the missing row will be computed."
-                )
-            yield
-            return
-        while hasattr(policy, "module"):
-            policy = policy.module
-        with policy.disable_adapter():
-            yield
+    def asked(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The model that computes the reference; meanwhile the adapter of the wrapped ``policy`` may be off."""
+        if self.strategy == "adapter_off":
+            with adapter_off(policy):
+                yield policy
+        elif self.model is None:
+            raise UserError(
+                "The reference store was complete at the start, but a row is missing now, and no reference model "
+                "was loaded. Start again; the missing row will be computed."
+            )
+        else:
+            yield self.model
 
     def _remember(self, batch: TreeBatch, scores: Scores) -> None:
         assert self.store is not None

@@ -26,6 +26,7 @@ _NOTABLE = {
     "drop": ("yes",),
     "degradation": ("yes", "still falling"),
     "dispersion": ("yes", "mild", "drift"),
+    "astray": ("partly",),
 }
 
 
@@ -59,6 +60,10 @@ def _on_model(found: Mapping[str, Finding], end: Mapping[str, Any], objective: s
         return _MORE_PULL_ON_CHOSEN.get(objective, _SUPPRESSION_ADVICE)
     if found["imitation"].word == "yes":
         return _MORE_PREFERENCE.get(objective, _IMITATION_ADVICE)
+    if found["collapse"].word == "yes":
+        return "the model says the same to everybody: lower train.learning_rate, or raise beta"
+    if found["astray"].word == "yes":
+        return f"read some answers; then {_MORE_PULL_ON_CHOSEN.get(objective, _SUPPRESSION_ADVICE)}"
     if found["dispersion"].word in ("yes", "drift"):
         return "lower train.learning_rate, train for fewer steps, or raise beta"
     return ""

@@ -11,6 +11,7 @@ from align.report.thresholds import (
     DRIFT_NATS_PER_TOKEN,
     MAJORITY,
     REJECTED_DROP_NATS_PER_TOKEN,
+    SPENT,
     STILL_NATS,
     STILL_NATS_PER_TOKEN,
 )
@@ -98,18 +99,36 @@ def degradation(end: Reading) -> Finding:
     return Finding("degradation", word, text, {"below": below.to_json(), "chosen_slope": slope, "against": than})
 
 
+def signal(end: Reading) -> Finding:
+    """What is left for the loss to teach on these pairs."""
+    left, spent = Interval.from_json(end.get("signal")), Interval.from_json(end.get("spent"))
+    if left is None or spent is None:
+        return _unmeasured("signal", end, "signal", "the objective has no pull of its own on every pair")
+    text = f"{left.value:.0%} of the pull at the start is left; hardly any in {spent.value:.0%} of {spent.n} pairs"
+    facts = {"left": left.to_json(), "spent": spent.to_json(), "limit_share": SPENT}
+    return Finding("signal", "spent" if spent.low > SPENT else "left", text, facts)
+
+
 def dispersion(end: Reading) -> Finding:
     """D3: likelihood went to answers that no pair names, or text of all kinds lost it."""
-    drift = Interval.from_json(end.get("drift"))
+    drift, of = Interval.from_json(end.get("drift")), str(end.get("drift_of", ""))
+    own = drift if of.startswith("samples") else None  # of the policy at the start; else borrowed answers
+    borrowed = Interval.from_json(end.get("borrowed")) if own else drift
     chosen, rejected = Interval.from_json(end.get("chosen")), Interval.from_json(end.get("rejected"))
     if drift is None or chosen is None or rejected is None:
         return _unmeasured("dispersion", end, "drift", "no answers outside the pairs were scored")
-    facts = {"drift": drift.to_json(), "of": end.get("drift_of", ""), "limit_nats_per_token": DRIFT_NATS_PER_TOKEN}
-    size = f"{drift.value:+.2f} nats/token on {drift.n} answers outside the pairs"
-    if drift.low > 0 and chosen.high < 0 and rejected.high < 0:
-        word = "yes" if drift.value >= DRIFT_NATS_PER_TOKEN else "mild"
+    facts = {"drift": drift.to_json(), "of": of, "limit_nats_per_token": DRIFT_NATS_PER_TOKEN}
+    facts["borrowed"] = None if borrowed is None else borrowed.to_json()
+    fell = chosen.high < 0 and rejected.high < 0
+    sizes = [f"{borrowed.value:+.2f} nats/token on {borrowed.n} answers outside the pairs"] if borrowed else []
+    sizes += [f"{own.value:+.2f} on what the model wrote at the start"] if own else []
+    size = ", ".join(sizes)
+    if borrowed is not None and borrowed.low > 0 and fell:
+        word = "yes" if borrowed.value >= DRIFT_NATS_PER_TOKEN else "mild"
         return Finding("dispersion", word, f"{size}, while both sides fell", facts)
-    if drift.high < 0 and -drift.value >= DRIFT_NATS_PER_TOKEN:
+    if own and fell and own.high < 0 and -own.value >= DRIFT_NATS_PER_TOKEN:
+        return Finding("dispersion", "yes", f"{size}, and both sides fell: likelihood went to other text", facts)
+    if borrowed is not None and borrowed.high < 0 and -borrowed.value >= DRIFT_NATS_PER_TOKEN:
         return Finding("dispersion", "drift", f"{size}: text of all kinds became less likely", facts)
     return Finding("dispersion", "not seen", size, facts)
 

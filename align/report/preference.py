@@ -8,11 +8,10 @@ from typing import Any, Literal
 from align.report import likelihood
 from align.report.advice import advice
 from align.report.length import length
+from align.report.own_text import own_text
 from align.report.thresholds import CHOSEN_DROP_NATS, FEW_PAIRS, NO_MARGIN
 from align.report.verdict import NOT_MEASURED, Finding, Verdict, headline
 from align.stats import Interval, finite, wilson
-
-LAST = 5  # log steps whose estimates of the sampled KL are averaged
 
 Records = Sequence[Mapping[str, Any]]
 Reading = likelihood.Reading
@@ -53,12 +52,13 @@ def preference_verdict(
             likelihood.suppression(end, chosen_drop_nats),
             likelihood.drop(end),
             likelihood.degradation(end),
+            likelihood.signal(end),
             likelihood.dispersion(end),
+            *own_text(records),
             length(records, end),
         ]
     else:
         findings = [_loss(records)]
-    findings += _sampled_kl(records)
     found = {finding.name: finding for finding in findings}
     findings.append(Finding("next", "", advice(found, end, objective)))
     return Verdict(headline(run, seconds, stopped), tuple(findings), dict(paths or {}), _shown(found))
@@ -66,11 +66,15 @@ def preference_verdict(
 
 def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
     """The lines of the block; those that only matter when they are so are left out when they are not."""
-    still = found["moved"].word == "no" if "moved" in found else False
-    alike = found["imitation"].word == "yes" if "imitation" in found else False
+    words = {name: finding.word for name, finding in found.items()}
     # answers that rose need no line about answers that fell
-    changes = ("imitation",) if alike else ("suppression",)
-    return ("loss", "learned", *(("moved",) if still else ()), *changes, "dispersion", "length", "distance", "next")
+    changes = "imitation" if words.get("imitation") == "yes" else "suppression"
+    if_so = {"moved": ("no",), "astray": ("yes", "partly"), "collapse": ("yes",)}
+    so = {name for name, said in if_so.items() if words.get(name) in said}
+    if "distance" in found and found["distance"].facts.get("trained"):
+        so.add("distance")
+    order = ("loss", "learned", "moved", changes, "dispersion", "astray", "collapse", "length", "distance", "next")
+    return tuple(name for name in order if name in so or name not in {*if_so, "distance"})
 
 
 def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, alike: bool) -> Finding:
@@ -121,16 +125,6 @@ def _loss(records: Records) -> Finding:
     word = "lower" if losses[-1] < losses[0] else "not lower"
     facts = {"start": losses[0], "end": losses[-1]}
     return Finding("loss", word, f"held-out loss {losses[-1]:.4f}, start {losses[0]:.4f}", facts)
-
-
-def _sampled_kl(records: Records) -> list[Finding]:
-    """With fresh samples: how far the policy went from the reference, by its own answers."""
-    seen = [value for record in records if (value := finite(record.get("kl/sampled"))) is not None]
-    if not seen:
-        return []
-    text = f"nats per fresh sample to the reference in the last {LAST} log steps or fewer (noisy; it may dip below 0)"
-    last = seen[-LAST:]
-    return [Finding("distance", f"{sum(last) / len(last):.2f}", text, {"readings": len(seen), "last": last})]
 
 
 def _start_accuracy(start: Reading) -> float | None:

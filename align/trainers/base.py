@@ -38,6 +38,8 @@ class AlignTrainer(TreeTrainer, SFTTrainer):
         store_dir: folder of the reference log-prob store; None for no store.
         reference_rows: take the reference's log-probs from the rows, columns such as ``chosen_logp_initial`` for
             ``initial``; no reference model is kept then.
+        reference_asked: keep the reference model also where the store holds every row: it will be asked about other
+            text, such as the policy's own.
         max_length: most tokens of prompt and answer together, None for no limit.
         truncation: what happens to longer rows: ``drop``, ``keep_start``, ``keep_end`` or ``prompt_left``.
         order: data-set order by epoch, a pure function; shuffled by seed and epoch if None.
@@ -70,6 +72,7 @@ class AlignTrainer(TreeTrainer, SFTTrainer):
         reference_sync: tuple[int, float] | None = None,
         store_dir: str | Path | None = None,
         reference_rows: str | None = None,
+        reference_asked: bool = False,
         max_length: int | None = 1024,
         truncation: str = "drop",
         order: Order | None = None,
@@ -101,7 +104,8 @@ class AlignTrainer(TreeTrainer, SFTTrainer):
             # what moves, and rows that never come back, are not worth keeping on disk
             kept_in = store_dir if self.stores_reference and reference_sync is None else None
             data = (ready["train_dataset"], ready["eval_dataset"])
-            kept = keep_reference(objective, ready["model"], ready["args"], reference, kept_in, peft_config, *data)
+            model, args = ready["model"], ready["args"]
+            kept = keep_reference(objective, model, args, reference, kept_in, peft_config, *data, asked=reference_asked)
             self.digest, self.coverage = kept.digest, kept.coverage
         super().__init__(**ready)
         self.check_ready()

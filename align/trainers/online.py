@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.compat import unwrap_model_for_generation
 from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import Order
 from align.data.tokens.samples import Sample, prompt_key
@@ -27,6 +26,7 @@ from align.recipe.sampling import Rounds, Sampling, Select
 from align.sampling.files import read_tables, sample_row, write_table
 from align.sampling.sampler import Sampler
 from align.trainers.base import AlignTrainer
+from align.trainers.drawing import draw
 
 FOLDER = "samples"
 
@@ -129,15 +129,7 @@ class OnlineTrainer(AlignTrainer):
     def _draw(self, rows: Sequence[Row], step: int) -> list[list[Sample]]:
         prompts = [example.trees[0].prompt for example, _ in rows]
         keys = [prompt_key(prompt, example.row) for prompt, (example, _) in zip(prompts, rows, strict=True)]
-        model = self.model_wrapped
-        was_training = model.training
-        in_step = self.engine.sharded and self.accelerator.num_processes > 1
-        with unwrap_model_for_generation(model, self.accelerator) as plain, torch.no_grad():
-            plain.eval()
-            with self.accelerator.autocast():
-                drawn = self.sampler(plain, prompts, keys, step, device=self.args.device, in_step=in_step)
-        model.train(was_training)
-        return drawn
+        return draw(self, self.sampler, prompts, keys, step)
 
     def _with(self, example: Example, samples: Sequence[Sample]) -> Example:
         first, *others = example.trees

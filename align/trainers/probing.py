@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +13,11 @@ from torch import nn
 
 from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import sequential_packs
-from align.probes.displacement import Displacement, ProbeReading, ProbeScores
+from align.probes.displacement import Displacement, ProbeReading
+from align.probes.scores import ProbeScores
 from align.runs.directory import RunDirectory
 from align.runs.memory import answered, explained
+from align.trainers.own_text import OwnAnswers
 
 PROBE_STATE = "probe.json"
 _PROBE_PACK = 8
@@ -33,7 +37,13 @@ class Probe(Protocol):
 
 
 class PairProbe:
-    """The log-probs of held-out pairs, as ``Displacement`` reads them.
+    """The log-probs of held-out pairs, and of what the policy wrote at the start, as ``Displacement`` reads them.
+
+    Args:
+        trainer: the trainer whose policy is read.
+        run: the run directory.
+        rows: prepared probe rows.
+        own: holds samples of the starting policy; None for none.
 
     Attributes:
         reading: the last one, or None.
@@ -41,8 +51,10 @@ class PairProbe:
 
     name, title = "probe", "the probe set"
 
-    def __init__(self, trainer: Any, run: RunDirectory, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.trainer, self.run, self.rows = trainer, run, list(rows)
+    def __init__(
+        self, trainer: Any, run: RunDirectory, rows: Sequence[Mapping[str, Any]], own: OwnAnswers | None = None
+    ) -> None:
+        self.trainer, self.run, self.rows, self.own = trainer, run, list(rows), own
         self.displacement = Displacement(objective=trainer.objective, seed=trainer.args.seed)
         self.reading: ProbeReading | None = None
 
@@ -50,8 +62,11 @@ class PairProbe:
         """Scores the pairs; the first reading is the start."""
         scores = score_probe(self.trainer, self.trainer.model_wrapped, self.rows)
         self.displacement.objective = self.trainer.objective.settled(self.trainer.running.means)
+        if self.own is not None:
+            scores = replace(scores, **self.own.unseen())
         self.reading = self.displacement.read(step, scores)
-        self.run.write_json(PROBE_STATE, self.displacement.state())
+        state = {"rows": self.digests(), **self.displacement.state(), "end": scores.to_json()}
+        self.run.write_json(PROBE_STATE, state)
         return self.reading.to_json()
 
     def restore(self) -> None:
@@ -59,6 +74,16 @@ class PairProbe:
         saved = self.run.path / PROBE_STATE
         if saved.exists():
             self.displacement.restore(json.loads(saved.read_text()))
+
+    def digests(self) -> list[str]:
+        """What each pair is, in 16 hex digits of its text, so that two runs can be compared pair by pair."""
+        tokenizer = self.trainer.processing_class
+        found = []
+        for row in self.rows:
+            prompts = [row.get(f"{side}_prompt_ids") or row["prompt_ids"] for side in ("chosen", "rejected")]
+            texts = [tokenizer.decode(ids) for ids in (*prompts, row["chosen_ids"], row["rejected_ids"])]
+            found.append(hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest())
+        return found
 
 
 def score_probe(trainer: Any, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> ProbeScores:

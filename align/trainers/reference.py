@@ -56,8 +56,11 @@ def keep_reference(
     store_dir: str | Path | None,
     peft_config: Any,
     *datasets: Any,
+    asked: bool = False,
 ) -> Kept:
     """Resolve the strategy while the policy still is what it was at the start, before anything wraps it.
+
+    ``asked``: keep a model also where the store has all rows of ``datasets``, since other text will be scored, too.
 
     Raises:
         UserError: where the strategy would not give the policy as it is at the start.
@@ -89,7 +92,7 @@ def keep_reference(
         store = LogProbStore(Path(store_dir), key, about)
     coverage = _coverage(store, objective, datasets)
     complete = all(gather_object([store is not None and coverage is not None and coverage.computed == 0]))
-    if resolved == "adapter_off" or complete:
+    if resolved == "adapter_off" or (complete and not asked):
         frozen_model = None
     elif resolved == "reload":
         frozen_model = _load_again(model)

@@ -13,16 +13,17 @@ from align.compat import unwrap_model_for_generation
 from align.errors import Stopped
 from align.models.ends import end_ids
 from align.models.generate import greedy, padding
-from align.models.subject import Subject, positions
+from align.models.subject import positions
 from align.objectives.base import FRESH
 from align.probes.budget import Budget
 from align.report.progress import Progress, columns_for
 from align.runs.directory import RunDirectory
+from align.trainers.answers import Answers
+from align.trainers.own_text import OwnAnswers, OwnText
 from align.trainers.probing import PairProbe, Probe
 
 SAMPLES = "samples.jsonl"
 _NEW_TOKENS = 128
-_ANSWER_TOKENS = 256  # most of an answer whose length is compared
 
 
 class Watch(TrainerCallback):
@@ -36,7 +37,8 @@ class Watch(TrainerCallback):
         every: steps between readings; None for every log step that ``budget`` allows.
         budget: share of the training time that readings may take, where ``every`` is None.
         chosen_drop_nats, stop_on_drop: the guard on chosen answers.
-        answers: how many of the rows' prompts are answered greedily at the start and at the end, for the lengths.
+        answers: how many of the rows' prompts the policy answers: greedily at the start and at the end, and with
+            samples, which a probe reads.
         prompts: token ids of prompts to sample from every ``generate_every`` steps.
         echo: takes one line of text, on the main process.
     """
@@ -60,15 +62,18 @@ class Watch(TrainerCallback):
         self.trainer, self.run, self.rows, self.every = trainer, run, list(rows), every
         self.limit, self.stop_on_drop = chosen_drop_nats, stop_on_drop
         self.prompts, self.generate_every, self.echo = prompts, generate_every, echo
-        self.answered = self.rows[:answers]
-        self.pairs = PairProbe(trainer, run, self.rows) if rows else None
-        self.probes: list[Probe] = [*([self.pairs] if self.pairs else []), *probes]
+        self.answers = Answers(trainer, run, self.rows, answers, echo)
+        self.drawn = OwnAnswers(trainer, run, self.rows, answers)
+        self.pairs = PairProbe(trainer, run, self.rows, self.drawn) if rows else None
+        self.own = OwnText(trainer, self.drawn, self.pairs) if self.drawn.prompts else None
+        own: tuple[Probe | None, ...] = (self.pairs, self.own)
+        self.probes = [*(probe for probe in own if probe is not None), *probes]
         self.budget = Budget(budget, [probe.name for probe in self.probes])
         self.progress: Progress | None = None
         self._clock = (0.0, 0, 0)  # time, step and tokens at the last line
         self._read_at: dict[str, int] = {}  # step of each probe's last reading
         self._begun = (0.0, 0)
-        self._start_said = self._prompts_counted = False
+        self._start_said = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,9 +95,10 @@ class Watch(TrainerCallback):
             for probe in self.probes:
                 probe.restore()
         else:
+            self.drawn.begin()
             self.run.append_metrics({"step": 0, **self._read(0, self.probes)})
             self._evaluate_start()
-            self._answer(0)
+            self.answers.give(0)
             self._generate(state)
         self.budget.begin()
         self._begun = (time.monotonic(), state.global_step)
@@ -124,7 +130,7 @@ class Watch(TrainerCallback):
         left = [probe for probe in self.probes if self._read_at.get(probe.name) != state.global_step]
         if left:
             self.run.append_metrics({"step": state.global_step, **self._read(state.global_step, left)})
-        self._answer(state.global_step)
+        self.answers.give(state.global_step)
         self._say_skipped()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -143,30 +149,6 @@ class Watch(TrainerCallback):
         if not (objective.compares_pairs and objective.needs_reference):
             self.trainer.evaluate()
 
-    def _answer(self, step: int) -> None:
-        """Lengths of greedy answers to prompts of the probe set, in tokens of their text."""
-        if not self.answered:
-            return
-        subject = Subject.of(self.trainer)
-        prompts = [row.get("chosen_prompt_ids") or row["prompt_ids"] for row in self.answered]
-        # twice what the pairs have leaves room to grow; what never ends costs no more than that
-        longest = max(len(row[f"{side}_ids"]) for row in self.answered for side in ("chosen", "rejected"))
-        limit = min(_ANSWER_TOKENS, 2 * longest)
-        if (reach := positions(subject.model)) is not None:
-            prompts = [prompt for prompt in prompts if len(prompt) + limit <= reach]
-            if len(prompts) < len(self.answered) and not self._prompts_counted:
-                self._prompts_counted = True
-                self.echo(
-                    f"watch.probe_answers: {len(prompts)} of {len(self.answered)} prompts are answered; the others "
-                    f"leave no room for {limit} tokens in the {reach:,} that the model reads"
-                )
-        if not prompts:
-            return
-        texts = subject.generate(prompts, limit)
-        counts = [len(subject.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-        tokens = [min(max(1, count), limit) for count in counts]  # bytes that are no text count more than once
-        self.run.append_metrics({"step": step, "answer_tokens": tokens, "answer_limit": limit})
-
     def _read(self, step: int, probes: Sequence[Probe]) -> dict[str, Any]:
         """Readings by the names of the probes."""
         readings = {}
@@ -180,15 +162,16 @@ class Watch(TrainerCallback):
         """The probes to read at this log step: as often as the recipe says, or as the budget allows."""
         if state.global_step >= state.max_steps:
             return self.probes
+        due = [probe for probe in self.probes if probe is not self.own or self.own.between]
         if self.every is not None:
-            return self.probes if state.global_step % self.every == 0 else []
+            return due if state.global_step % self.every == 0 else []
         # the guard looks at every log step
-        allowed = [(self.stop_on_drop and p is self.pairs) or self.budget.allows(p.name) for p in self.probes]
+        allowed = [(self.stop_on_drop and p is self.pairs) or self.budget.allows(p.name) for p in due]
         if self.trainer.accelerator.num_processes > 1:  # clocks differ, so the main process decides
             mine = [float(flag and self.trainer.accelerator.is_main_process) for flag in allowed]
             shared = self.trainer.sum_over_ranks(torch.tensor(mine, device=self.trainer.args.device))
             allowed = [flag > 0 for flag in shared.tolist()]
-        return [probe for probe, flag in zip(self.probes, allowed, strict=True) if flag]
+        return [probe for probe, flag in zip(due, allowed, strict=True) if flag]
 
     def _stop_on_drop(self, record: Mapping[str, Any], step: int) -> None:
         """Ends the run where chosen answers lost too much, if the recipe asks for that."""

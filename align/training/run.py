@@ -95,7 +95,9 @@ def run(
     lora = lora_config(recipe.model.lora, reward=reward)
     set_seed(recipe.seed)  # a reward model's new head is drawn
     model = load_model(recipe.model, base=recipe.base, reward=reward)
-    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge)
+    probed = [] if reward else held_out_rows(data, recipe)
+    asked = bool(probed) and recipe.watch.probe_answers > 0
+    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge, asked=asked)
     if resume and directory.lock["reference"] != trainer.digest:
         raise UserError(
             f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
@@ -105,7 +107,7 @@ def run(
     _say_notes(objective, _sync(recipe), say)
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
-    watch = _watch(recipe, trainer, directory, [] if reward else held_out_rows(data, recipe), say)
+    watch = _watch(recipe, trainer, directory, probed, say)
     trainer.add_callback(watch)
     if "survivor" in objective.branches:
         limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
@@ -152,9 +154,18 @@ def _look(recipe: Recipe, reward: bool, say: Callable[[str], Any]) -> None:
 
 
 def _trainer(
-    recipe: Recipe, model: Any, tokenizer: Any, objective: Any, args: Any, data: Any, lora: Any, judge: Any
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    objective: Any,
+    args: Any,
+    data: Any,
+    lora: Any,
+    judge: Any,
+    *,
+    asked: bool,
 ) -> Any:
-    """The trainer that goes with the rows."""
+    """The trainer that goes with the rows; ``asked`` says whether the reference is asked about other text as well."""
     kind: Any = AlignTrainer
     own: dict[str, Any] = {}
     shared: dict[str, Any] = {
@@ -185,6 +196,7 @@ def _trainer(
         reference_sync=_sync(recipe),
         store_dir=_store_dir(recipe),
         reference_rows=recipe.reference.rows,
+        reference_asked=asked,
     )
 
 

@@ -12,8 +12,10 @@ from align.engine.reads import Entropy, LogProb
 from align.engine.scores import Scores
 from align.objectives import DPO, IPO, KL, NLL, RPO, FlexDPO, Objective, SimPO, WeightedSum
 from align.objectives.base import Terms
-from align.probes.displacement import Displacement, ProbeScores, own_metrics, slope
+from align.probes.displacement import Displacement, slope
+from align.probes.margins import own_metrics
 from align.probes.probe_set import choose_rows, with_other
+from align.probes.scores import ProbeScores
 from align.stats import wilson
 
 
@@ -183,23 +185,6 @@ def test_readings_are_json_even_where_the_model_has_diverged() -> None:
 def test_float32_and_bfloat16_come_in_float64_is_kept() -> None:
     half = ProbeScores(torch.tensor([-1.5], dtype=torch.bfloat16), torch.tensor([-2.0]), [3], [4])  # type: ignore[arg-type]
     assert half.chosen.dtype == half.rejected_tokens.dtype == torch.float64
-
-
-def test_from_scores_adds_up_tokens_and_cat_joins_micro_batches() -> None:
-    batch = Scores.from_rows(
-        chosen=[torch.tensor([-1.0, -2.0]), torch.tensor([-4.0])],
-        rejected=[torch.tensor([-3.0]), torch.tensor([-1.0, -1.0, -1.0])],
-        other=[torch.tensor([-7.0, -1.0]), torch.tensor([-9.0])],
-    )
-    one = ProbeScores.from_scores(batch)
-    assert one.chosen.tolist() == [-3.0, -4.0]
-    assert one.rejected_tokens.tolist() == [1.0, 3.0]
-    assert one.other is not None
-    assert one.other.tolist() == [-8.0, -9.0]
-    two = ProbeScores.cat([one, one])
-    assert two.chosen.tolist() == [-3.0, -4.0, -3.0, -4.0]
-    assert two.other_tokens.tolist() == [2, 1, 2, 1]
-    assert ProbeScores.cat([one, scores([-1.0], [-2.0])]).other is None
 
 
 def test_mismatched_input_is_refused() -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from align.cli.terms import TERMS, Explanation
+from align.cli.terms_own_text import OWN_TEXT
 from align.objectives import DPO, OBJECTIVES
-from align.probes.displacement import Displacement, ProbeScores
+from align.probes.displacement import Displacement
+from align.probes.scores import ProbeScores
 from align.report import thresholds
 from align.report.preference import preference_verdict
 from align.report.verdict import NOT_MEASURED
@@ -86,7 +88,7 @@ def test_the_block_as_designed() -> None:
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["findings"]["suppression"]["chosen"]["value"] == -21.3
     assert data["findings"]["degradation"]["word"] == "no"
-    assert len(found.lines(full=True)) == len(found.lines()) + 4
+    assert len(found.lines(full=True)) == len(found.lines()) + 7
 
 
 def test_a_real_probe_reading_is_understood() -> None:
@@ -416,10 +418,10 @@ def test_a_stopped_run_says_why() -> None:
 
 def test_every_finding_is_explained_and_no_term_hides_an_objective() -> None:
     names = {finding.name for finding in preference_verdict(records()).findings}
-    assert names <= set(TERMS)
+    assert names <= set(TERMS | OWN_TEXT)
     assert {"suppression", "degradation", "dispersion", "drop", "learned"} <= set(TERMS)
-    assert not set(TERMS) & set(OBJECTIVES)
-    for explanation in TERMS.values():
+    assert not set(TERMS | OWN_TEXT) & set(OBJECTIVES)
+    for explanation in (TERMS | OWN_TEXT).values():
         assert isinstance(explanation, Explanation)
         assert all(explanation)
         assert "\n" not in explanation.summary
@@ -431,5 +433,18 @@ def test_the_page_on_diagnostics_states_every_threshold_and_term() -> None:
     assert len(constants) >= 9
     for name, value in constants.items():
         assert re.search(rf"`{name}` *\| *{value:g}\b", page), f"docs/diagnostics.md: {name} is {value:g}"
-    for term in ("learned", "moved", "imitation", "suppression", "drop", "degradation", "dispersion", "length", "next"):
+    for term in (
+        "learned",
+        "moved",
+        "imitation",
+        "suppression",
+        "drop",
+        "degradation",
+        "dispersion",
+        "signal",
+        "astray",
+        "collapse",
+        "length",
+        "next",
+    ):
         assert f"## {term}" in page.lower()

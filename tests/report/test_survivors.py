@@ -8,8 +8,10 @@ import pytest
 
 from align.cli.terms import TERMS
 from align.cli.terms_online import ONLINE
+from align.cli.terms_own_text import OWN_TEXT
 from align.objectives import OBJECTIVES, HyPO, SuperHF
-from align.report.preference import LAST, preference_verdict
+from align.report.own_text import LAST
+from align.report.preference import preference_verdict
 from align.report.progress import HYBRID, PAIRS, SURVIVORS, columns_for, header, line
 from align.report.survivors import survivors_verdict
 
@@ -92,5 +94,5 @@ def test_columns_follow_from_what_is_sampled() -> None:
 
 def test_every_word_is_explained() -> None:
     names = {finding.name for finding in survivors_verdict(records(RISING)).findings}
-    assert names - {"next"} <= set(TERMS) | set(ONLINE)
+    assert names - {"next"} <= set(TERMS) | set(OWN_TEXT) | set(ONLINE)
     assert not set(ONLINE) & (set(TERMS) | set(OBJECTIVES))
