@@ -1,6 +1,6 @@
 """Gradient entanglement on a real model and real pairs: what a reading costs, and what its cases are worth.
 
-    python benchmarks/entanglement.py [--model build/real/smollm2] [--pairs 40] [--steps 20] [--json]
+    python benchmarks/entanglement.py [--model build/real/smollm2] [--pairs 40] [--steps 20]
 
 For LoRA weights and for the last block: seconds for a reading of 8 pairs; then, at the start and after some steps of
 AdamW, the case of every pair by exact gradients, and in how many pairs the head's inputs come to the same case, a small
@@ -15,7 +15,6 @@ import gzip
 import json
 import sys
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,16 @@ ROOT = Path(__file__).resolve().parents[1]
 CHANGE = 0.02  # nats: about what a step shall change a log-prob by; rounding is some 1e-4
 
 
-def make_trainer(model: str, folder: str, adapter: bool, rows: int, steps: int) -> Any:
+def make_trainer(folder: str, adapter: bool, args: argparse.Namespace) -> Any:
     """DPO at the usual rates: 2e-4 for an adapter, 2e-6 for all weights."""
     with gzip.open(hh_file().with_name("helpful_test.jsonl.gz"), "rt", encoding="utf-8") as lines:
-        texts = [{k: json.loads(line)[k] for k in ("prompt", "chosen", "rejected")} for line in islice(lines, rows)]
-    args = training_config(
+        texts = [
+            {k: json.loads(line)[k] for k in ("prompt", "chosen", "rejected")} for line in islice(lines, 4 * args.pairs)
+        ]
+    config = training_config(
         output_dir=folder,
         per_device_train_batch_size=4,
-        max_steps=steps,
+        max_steps=args.steps,
         learning_rate=2e-4 if adapter else 2e-6,
         lr_scheduler_type="constant",
         logging_steps=10,
@@ -56,11 +57,11 @@ def make_trainer(model: str, folder: str, adapter: bool, rows: int, steps: int) 
     )
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return PreferenceTrainer(
-        model,
+        args.model,
         DPO(),
-        args,
+        config,
         train_dataset=Dataset.from_list(texts),
-        max_length=512,
+        max_length=args.max_length,
         peft_config=lora if adapter else None,
     )
 
@@ -95,12 +96,9 @@ def agreement(products: Products, pulls: Any, changes: torch.Tensor) -> int:
 
 def look(trainer: Any, pairs: int) -> dict[str, Any]:
     """Every number at one moment."""
-    probe = EntanglementProbe(trainer, trainer.train_dataset.to_list(), 8)
-    probe.read(0)  # once to warm up
-    began = time.monotonic()
-    probe.read(0)
-    seconds = time.monotonic() - began
-    probe = EntanglementProbe(trainer, trainer.train_dataset.to_list(), pairs)
+    rows = trainer.train_dataset.to_list()
+    seconds = EntanglementProbe(trainer, rows, 8).read(0)["seconds"]
+    probe = EntanglementProbe(trainer, rows, pairs)
     measured = probe.measure()
     products, scaled = measured.exact.products, measured.exact.scaled
     pulls = [pull[list(measured.rows)] for pull in measured.pulls]
@@ -115,7 +113,7 @@ def look(trainer: Any, pairs: int) -> dict[str, Any]:
         found |= {"adam": agreement(scaled, pulls, changes), "adam_by_plain": agreement(products, pulls, changes)}
         found["adam_cases"] = {k: int(v.sum()) for k, v in scaled.cases(*pulls).items()}
     assert set(found["cases"]) == set(CASES)
-    return found | {"seconds_for_8": round(seconds, 2)}
+    return found | {"seconds_for_8": seconds}
 
 
 def main() -> int:
@@ -123,24 +121,25 @@ def main() -> int:
     parser.add_argument("--model", default=str(ROOT / "build/real/smollm2"))
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--max-length", type=int, default=512)
     args = parser.parse_args()
     if not hh_file().exists():
         print(f"{hh_file()} is absent: set ALIGN_TEST_DATA to the folder that holds hh_rlhf.", file=sys.stderr)
         return 2
     out: dict[str, Any] = {}
+
+    def note(moment: str, trainer: Any) -> None:
+        out[moment] = look(trainer, args.pairs)
+        print(moment, *(f"    {key:<20} {value}" for key, value in out[moment].items()), sep="\n", file=sys.stderr)
+
     for name, adapter in (("lora", True), ("last_block", False)):
         with tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(args.model, folder, adapter, 4 * args.pairs, args.steps)
+            trainer = make_trainer(folder, adapter, args)
             trainer.get_ready(trainer.model_wrapped)
-            out[f"{name} at the start"] = look(trainer, args.pairs)
+            note(f"{name} at the start", trainer)
             trainer.train()
-            out[f"{name} after {args.steps} steps"] = look(trainer, args.pairs)
-    if args.json:
-        print(json.dumps(out))
-    else:
-        for moment, found in out.items():
-            print(moment, *(f"    {key:<20} {value}" for key, value in found.items()), sep="\n")
+            note(f"{name} after {args.steps} steps", trainer)
+    print(json.dumps(out))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from align.report import likelihood
 from align.report.advice import advice
+from align.report.entanglement import entanglement, explains
 from align.report.length import length
 from align.report.own_text import own_text
 from align.report.thresholds import CHOSEN_DROP_NATS, FEW_PAIRS, NO_MARGIN
@@ -55,6 +56,7 @@ def preference_verdict(
             likelihood.signal(end),
             likelihood.dispersion(end),
             *own_text(records),
+            entanglement(records),
             length(records, end),
         ]
     else:
@@ -71,10 +73,14 @@ def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
     changes = "imitation" if words.get("imitation") == "yes" else "suppression"
     if_so = {"moved": ("no",), "astray": ("yes", "partly"), "collapse": ("yes",)}
     so = {name for name, said in if_so.items() if words.get(name) in said}
+    if "entanglement" in found and explains(found):
+        so.add("entanglement")
     if "distance" in found and found["distance"].facts.get("trained"):
         so.add("distance")
-    order = ("loss", "learned", "moved", changes, "dispersion", "astray", "collapse", "length", "distance", "next")
-    return tuple(name for name in order if name in so or name not in {*if_so, "distance"})
+    order = ("loss", "learned", "moved", changes, "entanglement", "dispersion", "astray", "collapse", "length")
+    return tuple(
+        name for name in (*order, "distance", "next") if name in so or name not in {*if_so, "entanglement", "distance"}
+    )
 
 
 def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, alike: bool) -> Finding:

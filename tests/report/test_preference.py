@@ -88,7 +88,7 @@ def test_the_block_as_designed() -> None:
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["findings"]["suppression"]["chosen"]["value"] == -21.3
     assert data["findings"]["degradation"]["word"] == "no"
-    assert len(found.lines(full=True)) == len(found.lines()) + 7
+    assert len(found.lines(full=True)) == len(found.lines()) + 8
 
 
 def test_a_real_probe_reading_is_understood() -> None:
