@@ -32,16 +32,16 @@ def draw_curve(axes: Axes, bins: Bins) -> None:
     ``bins``: ``confidence`` (mean of sigmoid(|margin|)), ``accuracy`` and ``n`` of each bin that has pairs.
     """
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, lw=1, ls=line_style(DASHED))
-    axes.text(0.53, 0.51, "as sure as right", color=MUTED, fontsize=FONT - 1, va="top")
     spans = [wilson(part["accuracy"] * part["n"], part["n"]) for part in bins]
     x = [part["confidence"] for part in bins]
     y = [part["accuracy"] for part in bins]
     errors = [s.value - s.low for s in spans], [s.high - s.value for s in spans]
     axes.errorbar(x, y, yerr=errors, color=COLOURS["blue"], marker="o", ms=6, lw=1.6, elinewidth=1, capsize=3)
-    for part in bins:
-        place = (part["confidence"], part["accuracy"])
-        axes.annotate(f"n {part['n']}", place, (7, -12), textcoords="offset points", fontsize=FONT - 1, color=MUTED)
+    for place, part in enumerate(bins):
+        beside = (7, -13 if place % 2 else 6)  # neighbours may be as right as each other
+        point = (part["confidence"], part["accuracy"])
+        axes.annotate(f"n {part['n']}", point, beside, textcoords="offset points", fontsize=FONT - 1, color=MUTED)
     axes.set_xlim(0.48, 1.06)
-    axes.set_ylim(min([0.5, *(span.low for span in spans)]) - 0.03, 1.03)
-    axes.set_xlabel("confidence: sigmoid of the margin's size")
+    axes.set_ylim(min([0.5, *(span.low for span in spans)]) - 0.03, 1.08)
+    axes.set_xlabel("confidence: sigmoid of the margin's size\ndashed: as sure as right")
     axes.set_ylabel("accuracy")

@@ -111,15 +111,22 @@ def inline(document: str, name: str, label: str) -> str:
     # the style is for all elements of a document; the page has its own
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', inside))
-    inside = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", inside)
-    inside = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", inside)
-    inside = re.sub(r"font-family: [^;\"]*;? ?", "", inside)  # matplotlib's own fonts, which readers do not have
-    inside = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", inside)
-    inside = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", inside)
-    for colour, variable in _VARIABLES.items():
-        inside = inside.replace(colour, f"var(--{variable})")
+    inside = re.sub(r"<[^>]+>", lambda tag: _of_the_page(tag[0], name, used), inside)
     inside = re.sub(r"\s+", " ", inside)
     return f'<svg role="img" aria-label="{label}" viewBox="{size[1] if size else ""}">{inside}</svg>'
+
+
+def _of_the_page(tag: str, name: str, used: set[str]) -> str:
+    """A tag with ids that begin with ``name`` (those in ``used``), the page's colours and font, and short numbers."""
+    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag)
+    tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(
+        r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*;? ?', "", tag
+    )  # matplotlib's fonts, not a reader's
+    tag = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", tag)
+    for colour, variable in _VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag
 
 
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: name for name, colour in COLOURS.items()}}

@@ -34,8 +34,9 @@ def draw_trajectories(
         axes = figure.subplots()
         draw_front(axes, full, retain, runs, what=what)
         for number, title in enumerate(runs):
-            colour, _ = style(number)
-            axes.plot([], [], color=colour, marker=_MARKERS[number % len(_MARKERS)], ms=7, lw=1.6, label=title)
+            colour, dashes = style(number)
+            marker = _MARKERS[number % len(_MARKERS)]
+            axes.plot([], [], color=colour, ls=line_style(dashes), marker=marker, ms=7, lw=1.6, label=title)
         axes.set_title(
             "Forgetting and its cost: open marks on the way, filled ones at the end", loc="left", fontsize=11
         )
@@ -66,7 +67,7 @@ def draw_front(
     floor = 10.0 ** math.floor(math.log10(max(full["forget_quality"], 1e-30)) - 1)
     axes.axhline(ALPHA, color=MUTED, lw=0.9, ls=line_style(DASHED), zorder=1)
     for number, (title, readings) in enumerate(runs.items()):
-        _line(axes, readings, floor, style(number)[0], _MARKERS[number % len(_MARKERS)])
+        _line(axes, readings, floor, style(number), _MARKERS[number % len(_MARKERS)])
         ringed = [r for r in readings if r.get("step") is not None and r.get("step") == (kept or {}).get(title)]
         for reading in ringed:
             place = [reading["utility"]], [max(reading["forget_quality"], floor)]
@@ -76,10 +77,11 @@ def draw_front(
     _frame(axes, max(r["utility"] for r in (*models, *(r for own in runs.values() for r in own))), floor, what)
 
 
-def _line(axes: Axes, readings: Sequence[Reading], floor: float, colour: str, marker: str) -> None:
+def _line(axes: Axes, readings: Sequence[Reading], floor: float, style: Any, marker: str) -> None:
+    colour, dashes = style
     x = [reading["utility"] for reading in readings]
     y = [max(reading["forget_quality"], floor) for reading in readings]
-    axes.plot(x, y, color=colour, lw=1.6, alpha=0.8, zorder=2)
+    axes.plot(x, y, color=colour, ls=line_style(dashes), lw=1.6, zorder=2)
     axes.plot(x[1:-1], y[1:-1], color="none", marker=marker, ms=5, ls="", mec=colour, mew=1.4, zorder=3)
     axes.plot(x[-1:], y[-1:], color=colour, marker=marker, ms=8, ls="", mec=colour, zorder=5)
 

@@ -8,8 +8,13 @@ from typing import Any
 import yaml
 
 from align.report.figures import shown as number
-from align.report.page.blocks import Answer, Answers, Block, Code, Facts, Points, Section, Text
+from align.report.page.blocks import Answer, Answers, Block, Code, Facts, Points, Section, Table, Text
+from align.report.progress import duration
 from align.report.record import RunRecord
+
+# keys of facts.json, and what they are called
+_LENGTHS = {"mean": "mean", "median": "half at most", "p95": "95 % at most", "longest": "longest"}
+_PROBE = {"readings": "readings", "skipped": "left out", "seconds": "seconds"}
 
 
 def answers(run: RunRecord) -> Section:
@@ -36,16 +41,34 @@ def by_prompt(run: RunRecord, *, first: bool) -> dict[str, str]:
 
 
 def data(run: RunRecord) -> Section:
-    """What became of the rows."""
-    found = run.facts.get("data")
-    blocks = _told(found) if found else [Text("Nothing was recorded about the rows.", quiet=True)]
-    return Section("Data", blocks)
+    """What became of the rows, and how long they are."""
+    found = run.facts.get("data") or {}
+    blocks = told(found.get("sentences"))
+    rows = [
+        (f"{name}: {part}", *(_value(value) for value in (table.get("rows"), *(lengths.get(key) for key in _LENGTHS))))
+        for name, table in (found.get("sets") or {}).items()
+        for part, lengths in (table.get("tokens") or {}).items()
+    ]
+    if rows:
+        blocks.append(Table(("tokens of", "rows", *_LENGTHS.values()), rows))
+    blocks += told({key: value for key, value in found.items() if key not in ("sentences", "sets")})
+    return Section("Data", blocks or [Text("Nothing was recorded about the rows.", quiet=True)])
 
 
 def cost(run: RunRecord) -> Section:
-    """Time, tokens and memory."""
-    found = run.facts.get("cost")
-    return Section("Cost", _told(found) if found else [Text("Time and memory were not recorded.", quiet=True)])
+    """Time, tokens and memory, and what the probes took of the time."""
+    found = dict(run.facts.get("cost") or {})
+    seconds, memory, probes = (found.pop(key, None) for key in ("seconds", "peak_memory_bytes", "probes"))
+    facts = {} if seconds is None else {"time": duration(seconds)}
+    facts |= {} if memory is None else {"peak memory": f"{memory / 2**30:.2f} GiB"}
+    blocks = told({**facts, **found})
+    if probes:
+        taken = [
+            (name, *(_value(one.get(key)) for key in _PROBE)) for name, one in (probes.get("probes") or {}).items()
+        ]
+        share = "" if probes.get("share") is None else f": {probes['share']:.1%} of the training time"
+        blocks.append(Table(("probe", *_PROBE.values()), taken, title=f"Probes{share}"))
+    return Section("Cost", blocks or [Text("Time and memory were not recorded.", quiet=True)])
 
 
 def reproduce(run: RunRecord) -> Section:
@@ -57,19 +80,19 @@ def reproduce(run: RunRecord) -> Section:
         text = "The command was not recorded. The recipe below runs again with align train FILE."
         blocks.append(Text(text, quiet=True))
     environment = run.facts.get("environment") or {"versions": run.lock.get("versions")}
-    blocks += _told(environment)
+    blocks += told(environment)
     recipe = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
     return Section("Reproduce", [*blocks, Code(recipe, title="The recipe with every default")])
 
 
-def _told(found: Any) -> list[Block]:
+def told(found: Any) -> list[Block]:
     """Recorded facts, whatever their layout: sentences one below the other, names with their values."""
     if isinstance(found, Mapping):
         facts = {str(name).replace("_", " "): _value(value) for name, value in found.items() if value not in (None, "")}
         return [Facts(facts)] if facts else []
     if isinstance(found, Sequence) and not isinstance(found, str):
         return [Points([_value(item) for item in found])]
-    return [Text(str(found))]
+    return [Text(str(found))] if found else []
 
 
 def _value(value: Any) -> str:
@@ -77,6 +100,8 @@ def _value(value: Any) -> str:
         return ", ".join(f"{str(key).replace('_', ' ')} {_value(item)}" for key, item in value.items())
     if isinstance(value, list):
         return "\n".join(map(_value, value))
+    if value is None:
+        return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else number(value)

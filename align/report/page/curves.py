@@ -113,6 +113,18 @@ PAIRS = (
         "nats per token",
         (Line("own_text/entropy", "own samples"),),
     ),
+    Curve(
+        "Text nobody wrote",
+        "Share of own samples that are unlike the pairs' answers and the model's own at the start.",
+        "share of samples",
+        (Line("own_text/astray", "astray"),),
+    ),
+    Curve(
+        "Likeness",
+        "METEOR between own samples to different prompts, and the share of texts that differ.",
+        "0 to 1",
+        (Line("own_text/likeness", "likeness"), Line("own_text/distinct", "different texts")),
+    ),
     LENGTH,
     GRADIENT,
 )
@@ -228,8 +240,15 @@ THREE_D = (
             Line("probe/drift", "unseen"),
             Line("probe/chosen_per_token", "chosen"),
             Line("probe/rejected_per_token", "rejected"),
+            Line("probe/borrowed", "answers to other prompts"),
         ),
         (Limit(DRIFT_NATS_PER_TOKEN, "dispersion"),),
+    ),
+    Curve(
+        "Remaining signal",
+        "How much of its pull at the start the loss still has on the pairs of the probe set.",
+        "share",
+        (Line("probe/signal", "left"),),
     ),
 )
 

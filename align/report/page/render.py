@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from align.report.ink import STYLES, inline, svg
 from align.report.page.blocks import Chart, Document, Key
 from align.report.page.untrusted import shown
-from align.versions import installed
+from align.versions import DISTRIBUTION, installed
 
 _HERE = Path(__file__).parent
 
@@ -35,7 +35,7 @@ def render(page: Document) -> str:
     return environment.get_template("page.html").render(
         page=page,
         css=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        version=installed("align"),
+        version=installed(DISTRIBUTION),
         picture=picture,
         colour=lambda key: STYLES[key.style % len(STYLES)][0],
         dashes=_dashes,

@@ -18,6 +18,8 @@ _BAD = {
     "utility": ("collapsed",),
     "alike": ("collapsed",),
     "reward": ("fell",),
+    "astray": ("yes",),
+    "collapse": ("yes",),
 }
 _LOOK = {
     "learned": ("not shown", "too few to say"),
@@ -34,6 +36,9 @@ _LOOK = {
     "overfit": ("yes",),
     "utility": ("damaged",),
     "forgetting": ("differs",),
+    "astray": ("partly",),
+    "signal": ("spent",),
+    "entanglement": ("both down", "both up", "reversed"),
 }
 
 
