@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -144,15 +144,17 @@ class EntanglementProbe:
         with _inside(trainer, wrapped) as model:
             if (weights := trained_weights(model)) is None:
                 return None
-            sharded = any(map(_is_sharded, model.parameters()))
+            sharded = any(map(_is_sharded, weights.tensors))
+            everything = list(model.parameters())
             mine = range(len(self.exact)) if sharded else range(rank, len(self.exact), world)
             scales = adam_scales(trainer.optimizer, weights.tensors)
             kinds = 1 if scales is None else 2
             table = torch.zeros(len(self.exact), 3 * kinds, device=trainer.args.device)
-            with _trained_alone(model, weights.tensors, sharded):
+            with nullcontext() if sharded else _trained_alone(everything, weights.tensors):
                 for place in mine:
                     batch = self._batch([self.exact[place]])
-                    both = [self._gradient(model, batch, side, weights.tensors, sharded) for side in SIDES]
+                    touched = everything if sharded else []
+                    both = [self._gradient(model, batch, side, weights.tensors, touched) for side in SIDES]
                     copies = world if sharded else 1
                     found = [_products(both[0], both[1], scale, copies) for scale in (None, scales)[:kinds]]
                     table[place] = torch.cat(found).to(table)
@@ -162,20 +164,24 @@ class EntanglementProbe:
         return Exact(weights, parameters, products[0], products[1] if scales else None)
 
     def _gradient(
-        self, model: nn.Module, batch: TreeBatch, side: str, weights: list[nn.Parameter], sharded: bool
+        self, model: nn.Module, batch: TreeBatch, side: str, weights: list[nn.Parameter], touched: list[nn.Parameter]
     ) -> list[Tensor]:
-        """The gradient of one answer's summed log-prob, of sharded weights as DTensors."""
+        """The gradient of one answer's summed log-prob.
+
+        FSDP leaves its pieces of a gradient in ``.grad`` alone: there a backward pass is made, and ``touched``, all
+        weights that it reaches, have their ``.grad`` back afterwards. FSDP takes the mean over ranks, which have equal
+        gradients here.
+        """
         with self.trainer.accelerator.autocast():
             total = self.trainer.engine(model, batch.only((side,))).sum(side).sum()
-        if not sharded:
+        if not touched:
             return list(torch.autograd.grad(total, weights, materialize_grads=True))
-        # FSDP leaves its pieces of a gradient in .grad alone; equal ones on all ranks have themselves as their mean
-        kept = [(weight, weight.grad) for weight in model.parameters()]
-        for weight, _ in kept:
+        kept = [weight.grad for weight in touched]
+        for weight in touched:
             weight.grad = None
         total.backward()
         found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        for weight, gradient in kept:
+        for weight, gradient in zip(touched, kept, strict=True):
             weight.grad = gradient
         return found
 
@@ -215,14 +221,18 @@ def _inside(trainer: Any, wrapped: nn.Module) -> Iterator[Any]:
         with unwrap_model_for_generation(wrapped, trainer.accelerator) as model:
             yield model
     else:
-        yield trainer.accelerator.unwrap_model(wrapped)
+        model = trainer.accelerator.unwrap_model(wrapped)
+        for module in model.modules():
+            if hasattr(module, "reshard"):  # FSDP leaves some weights whole after a forward without gradients
+                module.reshard()
+        yield model
 
 
 @contextmanager
-def _trained_alone(model: nn.Module, weights: Sequence[nn.Parameter], sharded: bool) -> Iterator[None]:
-    """Only ``weights`` take gradients, so that nothing is computed for the others. FSDP knows its own by then."""
+def _trained_alone(everything: Sequence[nn.Parameter], weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Only ``weights`` take gradients, so that nothing is computed for the others."""
     mine = {id(weight) for weight in weights}
-    others = [w for w in model.parameters() if w.requires_grad and id(w) not in mine and not sharded]
+    others = [weight for weight in everything if weight.requires_grad and id(weight) not in mine]
     for weight in others:
         weight.requires_grad_(False)
     try:

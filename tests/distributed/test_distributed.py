@@ -34,7 +34,7 @@ CONFIGS = {
     "zero2": ROOT / "recipes/accelerate/zero2_cpu.yaml",
     "zero3": ROOT / "recipes/accelerate/zero3_cpu.yaml",
 }
-CASES = ("calibrated", "full", "lora", "kl-full", "unlearn")
+CASES = ("calibrated", "full-entangled", "lora-entangled", "kl-full", "unlearn")
 MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter", "unlearn-kl")
 FRESH = ("hypo", "superhf")
 SCORES = ("reward", "reward-lora", "own-reward")
@@ -146,8 +146,32 @@ def test_two_processes_have_the_losses_of_one(launch: Launch, label: str) -> Non
         assert WRAPPERS[label] in result["wrapper"]
         assert len(result["loss"]) == 5
         assert [len(rank["flags"]) for rank in result["ranks"]] == [10, 10]
-    assert _result(folder, label, "lora")["strategy"] == "adapter_off"
-    assert _result(folder, label, "full")["strategy"] == ("reload" if label == "zero3" else "copy")
+    assert _result(folder, label, "lora-entangled")["strategy"] == "adapter_off"
+    assert _result(folder, label, "full-entangled")["strategy"] == ("reload" if label == "zero3" else "copy")
+    for case, of in (("full-entangled", "last block"), ("lora-entangled", "LoRA weights")):
+        _compare_entanglement(_result(folder, label, case), _result(folder, "single", case), of, label)
+
+
+def _compare_entanglement(two: dict[str, Any], one: dict[str, Any], of: str, label: str) -> None:
+    """Two processes read the gradient products of one, over the same weights, before training and after every step."""
+    assert len(two["entanglement"]) == len(one["entanglement"]) == 6
+    for mine, theirs in zip(two["entanglement"], one["entanglement"], strict=True):
+        assert mine["of"] == theirs["of"] == of
+        assert (mine["block"], mine["parameters"]) == (theirs["block"], theirs["parameters"])
+        for a, b in ((mine, theirs), (mine["head"], theirs["head"])):
+            assert a["n"] == b["n"] > 0
+            for key in ("inner", "chosen_norm", "rejected_norm"):
+                assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-3)
+            assert a["cosine"]["value"] == pytest.approx(b["cosine"]["value"], rel=1e-3, abs=1e-4)
+            assert a["cases"] == b["cases"]
+    # Adam's own scale lies beside the weights, but in DeepSpeed
+    known = ["adam" in reading for reading in two["entanglement"]]
+    assert known == ([False] * 6 if label.startswith("zero") else [False, *[True] * 5])
+    if any(known):
+        for mine, theirs in zip(two["entanglement"][1:], one["entanglement"][1:], strict=True):
+            assert mine["adam"]["cosine"]["value"] == pytest.approx(
+                theirs["adam"]["cosine"]["value"], rel=1e-2, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize(

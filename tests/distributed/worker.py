@@ -22,12 +22,13 @@ allow()
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from saved_model import rows, tokenizer  # noqa: E402
-from transformers import AutoModelForCausalLM, set_seed  # noqa: E402
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed  # noqa: E402
 
 from align.compat import training_config  # noqa: E402
 from align.judges.judge import ScoreJudge  # noqa: E402
 from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum  # noqa: E402
 from align.recipe.sampling import Sampling  # noqa: E402
+from align.trainers.entanglement import EntanglementProbe  # noqa: E402
 from align.trainers.hypo import HyPOTrainer  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
 from align.trainers.reward import RewardModelTrainer  # noqa: E402
@@ -71,6 +72,21 @@ class Imitating(Watching, SuperHFTrainer):
 
 class Scoring(Watching, RewardModelTrainer):
     """Pairs, and a head that scores them."""
+
+
+class Entangled(TrainerCallback):
+    """Compares gradients of pairs before training and after every step."""
+
+    def __init__(self, trainer: Any, rows: list[dict]) -> None:
+        self.probe, self.trainer = EntanglementProbe(trainer, rows, 5), trainer
+        self.readings: list[dict] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.get_ready(self.trainer.model_wrapped)
+        self.readings.append(self.probe.read(0))
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.readings.append(self.probe.read(1))
 
 
 class Words(ScoreJudge):
@@ -164,6 +180,9 @@ def build(folder: Path, label: str, case: str) -> Any:
 def run(folder: Path, label: str, case: str) -> None:
     trainer = build(folder, label, case)
     trainer.flags = []
+    entangled = Entangled(trainer, rows(11)) if "entangled" in case else None
+    if entangled is not None:
+        trainer.add_callback(entangled)
     trainer.train()
     history = trainer.state.log_history
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
@@ -194,6 +213,7 @@ def run(folder: Path, label: str, case: str) -> None:
         "wrapper": [c.__name__ for c in type(trainer.model_wrapped).__mro__],
         "type": str(trainer.accelerator.distributed_type.value),
         "ranks": ranks,
+        "entanglement": entangled and entangled.readings,
     }
     (folder / f"{label}-{case}.json").write_text(json.dumps(out))
 
