@@ -142,6 +142,7 @@ def trainer(folder: Path, objective: Any, rows: Dataset | None = None, *, model:
         "peft_config",
         "callbacks",
         "reference",
+        "reference_asked",
         "store_dir",
         "order",
         "max_tokens_per_microbatch",

@@ -60,7 +60,7 @@ def preference_verdict(
             length(records, end),
         ]
     else:
-        findings = [_loss(records)]
+        findings = [_loss(records), *(finding for finding in own_text(records) if finding.word != NOT_MEASURED)]
     found = {finding.name: finding for finding in findings}
     findings.append(Finding("next", "", advice(found, end, objective)))
     return Verdict(headline(run, seconds, stopped), tuple(findings), dict(paths or {}), _shown(found))

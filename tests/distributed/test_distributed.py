@@ -37,6 +37,7 @@ CONFIGS = {
 CASES = ("calibrated", "full-entangled", "lora-entangled", "kl-full", "unlearn")
 MORE = ("tied-kl-full", "full-checkpointing", "lora-checkpointing", "adapter", "unlearn-kl")
 FRESH = ("hypo", "superhf")
+WATCHED = ("full-watched", "lora-watched")
 SCORES = ("reward", "reward-lora", "own-reward")
 STORE = ("full-store-seed", "full-store", "full-store-again")
 
@@ -187,6 +188,42 @@ def test_fresh_samples_on_two_processes_are_those_of_one(launch: Launch, label: 
         assert len(one) == 33 * 3
         ranks = {file.stem[-2:] for file in (folder / f"{label}-{case}/samples").iterdir()}
         assert ranks == {"r0", "r1"}
+
+
+@pytest.mark.parametrize(
+    "label", ["ddp", *(pytest.param(sharded, marks=pytest.mark.slow) for sharded in ("fsdp2", "zero3"))]
+)
+def test_what_two_processes_read_of_the_policy_is_what_one_reads(launch: Launch, label: str) -> None:
+    launch("single", WATCHED)
+    folder = launch(label, WATCHED)
+    for case in WATCHED:
+        one, two = (_result(folder, name, case)["watched"] for name in ("single", label))
+        assert [record["step"] for record in one if "own_text" in record] == [0, 2, 4, 5]
+        for key in ("own_text", "probe", "answer_tokens"):
+            mine, theirs = ([record[key] for record in records if key in record] for records in (two, one))
+            _near(mine, theirs, key)
+        last = [record["own_text"] for record in one if "own_text" in record][-1]
+        assert last["against"] == "reference"
+        assert last["reverse_kl"]["value"] > 0.01  # the policy has moved
+        samples = [json.loads((folder / f"{name}-{case}/unseen.json").read_text()) for name in ("single", label)]
+        assert [s["ids"] for s in samples[0]["samples"]] == [s["ids"] for s in samples[1]["samples"]]
+        assert len(samples[0]["samples"]) == 2 * 5
+
+
+def _near(mine: Any, theirs: Any, where: str) -> None:
+    """Numbers of two JSON values to 1e-4, all else exactly."""
+    if isinstance(theirs, dict):
+        assert mine.keys() == theirs.keys(), where
+        for key in theirs:
+            _near(mine[key], theirs[key], f"{where}.{key}")
+    elif isinstance(theirs, list):
+        assert len(mine) == len(theirs), where
+        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            _near(a, b, f"{where}[{i}]")
+    elif isinstance(theirs, float):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4), where
+    else:
+        assert mine == theirs, where
 
 
 def _drawn(folder: Path) -> dict[tuple, tuple]:

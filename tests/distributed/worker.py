@@ -29,11 +29,13 @@ from align.judges.judge import ScoreJudge  # noqa: E402
 from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum  # noqa: E402
 from align.recipe.sampling import Sampling  # noqa: E402
 from align.trainers.entanglement import EntanglementProbe  # noqa: E402
+from align.runs.directory import RunDirectory  # noqa: E402
 from align.trainers.hypo import HyPOTrainer  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
 from align.trainers.reward import RewardModelTrainer  # noqa: E402
 from align.trainers.superhf import SuperHFTrainer  # noqa: E402
 from align.trainers.unlearn import UnlearnTrainer  # noqa: E402
+from align.trainers.watch import Watch  # noqa: E402
 
 GLOBAL_BATCH = 8
 ROWS = 33  # the fifth step of eight has one row, so most of its micro-batches are dummies
@@ -183,6 +185,10 @@ def run(folder: Path, label: str, case: str) -> None:
     entangled = Entangled(trainer, rows(11)) if "entangled" in case else None
     if entangled is not None:
         trainer.add_callback(entangled)
+    watched = RunDirectory(folder / f"{label}-{case}", writer=trainer.accelerator.is_main_process)
+    if "watched" in case.split("-"):
+        # an odd number of prompts, so that processes have unequal shares
+        trainer.add_callback(Watch(trainer, watched, rows(7), answers=5, every=2, echo=lambda line: None))
     trainer.train()
     history = trainer.state.log_history
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
@@ -214,6 +220,7 @@ def run(folder: Path, label: str, case: str) -> None:
         "type": str(trainer.accelerator.distributed_type.value),
         "ranks": ranks,
         "entanglement": entangled and entangled.readings,
+        "watched": watched.metrics(),
     }
     (folder / f"{label}-{case}.json").write_text(json.dumps(out))
 
