@@ -62,7 +62,12 @@ def wilson(k: float, n: int, *, confidence: float = 0.95) -> Interval:
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray, seed: int, *, confidence: float = 0.95, resamples: int = 9999
 ) -> Interval:
-    """Mean of ``values`` [n] with a bias-corrected, accelerated bootstrap interval (scipy).
+    """Mean of ``values`` [n] with a bias-corrected, accelerated bootstrap interval (scipy), widened for few items.
+
+    A bootstrap of n items knows (n - 1) / n of their variance, and no more of its own uncertainty than a normal
+    distribution does; so both ends are moved away from the mean by sqrt(n / (n - 1)) times the quotient of Student's
+    quantile and the normal one. That is 3 % at 64 items, 12 % at 16 and a factor of 2.7 at 3, where normal values are
+    covered 95 times in a hundred in place of 71.
 
     For a paired comparison pass the differences, one per item: then items are resampled whole, and what makes an item
     hard for both sides cancels. Deterministic in ``seed``. Equal values, and a single one, have nothing to resample and
@@ -117,7 +122,8 @@ def _bootstrap(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(value, float(found.low), float(found.high), n)
+    wider = _student(confidence, n - 1) / _quantile(confidence) * math.sqrt(n / (n - 1))
+    return Interval(value, value - wider * (value - float(found.low)), value + wider * (float(found.high) - value), n)
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -126,6 +132,12 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def _ratio(totals: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
     return totals.sum(axis=axis) / sizes.sum(axis=axis)
+
+
+def _student(confidence: float, freedom: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _quantile(confidence: float) -> float:

@@ -41,7 +41,7 @@ def _paired(start: Sequence[int], last: Mapping[str, Any]) -> tuple[Interval, st
     """Change as a share with its interval over prompts, the sentence, and both means."""
     end = last["answer_tokens"]
     ratio = bootstrap_ratio(end, start, _SEED)
-    change = Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.n)
+    change = Interval(ratio.value - 1, max(ratio.low, 0.0) - 1, ratio.high - 1, ratio.n)  # no length is below 0
     sizes = (sum(start) / len(start), sum(end) / len(end))
     span = f"[{change.low:+.0%}, {change.high:+.0%}]" if ratio.n > 1 else "[?]"
     limit = f", at most {last['answer_limit']}" if last.get("answer_limit") else ""

@@ -212,8 +212,8 @@ IMITATION: dict[str, Any] = {
 
 def test_the_block_of_a_run_that_imitates() -> None:
     """Flex-DPO with beta_plus 0.1 and beta_minus 0.03 on real pairs, its answers 48 % shorter."""
-    tokens = [{"answer_tokens": [100 + i, 200 + i], "answer_limit": 256} for i in (0, -72)]
-    # 100 to 28 and 200 to 128: 300 to 156 tokens
+    tokens = [{"answer_tokens": [100 + i, 200 + i] * 8, "answer_limit": 256} for i in (0, -72)]
+    # 100 to 28 and 200 to 128, eight times: 300 to 156 tokens
     found = preference_verdict(
         [*records(**IMITATION), *tokens],
         objective="flex_dpo",
@@ -226,7 +226,7 @@ def test_the_block_of_a_run_that_imitates() -> None:
         "sides rose alike",
         "  imitation     yes         both sides rose alike, imitation, not preference: chosen +5.4, rejected +5.1 nats",
         "  dispersion    not seen    +0.00 nats/token on 64 answers outside the pairs",
-        "  length        -48%        150 to 78 tokens [-72%, -36%], n 2, at most 256; chosen answers are 12% longer "
+        "  length        -48%        150 to 78 tokens [-59%, -40%], n 16, at most 256; chosen answers are 12% longer "
         "than rejected ones",
         "  next          raise objective.beta_minus towards beta_plus, or try objective.name=dpo",
     ]
