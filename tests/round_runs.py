@@ -81,10 +81,10 @@ def values(world: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "sampling": {"samples": 4, "max_new_tokens": 6},
         "judge": {"function": "round_rules:score"},
         "rounds": {"count": 2, "prompts": 8},
-        "watch": {"probe_pairs": 0},
         "train": train,
         "output": str(out / "{name}"),
         **changes,
+        "watch": {"report": False, **changes.get("watch", {"probe_pairs": 0})},  # a second or two each
     }
 
 

@@ -33,7 +33,8 @@ def trained(name: str, places: dict[str, Any], out: Path, *more: str, allow_code
     shutil.rmtree(out, ignore_errors=True)
     lines: list[str] = []
     given = {key: str(value) if isinstance(value, Path) else value for key, value in places.items()}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in {**given, "output": str(out)}.items()]
+    given |= {"output": str(out), "watch.report": False}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     with calm():
         result = run(load_recipe(name, [*overrides, *more]), allow_code=allow_code, echo=lines.append)
     return result, lines

@@ -61,6 +61,7 @@ def made(tmp_path: Path) -> dict[str, Any]:
         },
         "data": {"train": {"path": str(tmp_path / "rows.jsonl")}},
         "objective": {"name": "nll", "branch": "completion"},
+        "watch": {"report": False},
         "train": {"max_steps": 2, "use_cpu": True, "gradient_checkpointing": False, "save_strategy": "no"},
         "output": str(tmp_path / "runs" / "{name}"),
     }

@@ -68,7 +68,7 @@ def recipe(world: Path, out: Path, **changes: Any) -> Recipe:
         "data": {name: {"path": str(world / f"{name}.jsonl"), **columns} for name in ("train", "held_out")},
         "objective": {"name": "kto", "desirable_weight": 0.6},
         "reference": {"store_dir": str(out / "store")},
-        "watch": {"probe_answers": 0, "every": 1},
+        "watch": {"report": False, **changes.pop("watch", {"probe_answers": 0, "every": 1})},
         "output": str(out / "{name}"),
     }
     return Recipe.from_dict({**values, **changes, "train": train})

@@ -48,7 +48,7 @@ def recipe(world: Path, out: Path) -> Path:
             "data": {"train": {"path": str(world / "train.jsonl")}},
             "objective": {"name": "dpo"},
             "reference": {"store": False},
-            "watch": {"probe_pairs": 0},
+            "watch": {"probe_pairs": 0, "report": False},
             "output": str(out / "{name}"),
             "train": {
                 "max_steps": 6,

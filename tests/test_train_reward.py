@@ -71,6 +71,7 @@ def recipe(world: Path, out: Path, **changes: Any) -> Recipe:
         "data": {name: {"path": str(world / f"{name}.jsonl")} for name in ("train", "held_out")},
         "objective": {"name": "bradley_terry", "center": 0.01},
         "seed": 2,
+        "watch": {"report": False, **changes.pop("watch", {})},
         "output": str(out / "{name}"),
     }
     return Recipe.from_dict({**values, **changes, "train": train})

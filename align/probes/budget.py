@@ -41,6 +41,10 @@ class Budget:
         self._costs = {name: _Cost() for name in names}
         self._began: float | None = None
 
+    def add(self, name: str) -> None:
+        """One more probe, which has an equal part from now on."""
+        self._costs[name] = _Cost()
+
     def begin(self) -> None:
         """Training starts now."""
         self._began = self._clock()

@@ -254,6 +254,8 @@ def _watch(raw: Mapping[str, Any]) -> list[Problem]:
         problems.append(Problem(("watch", "prompts"), "no generation is asked for; set watch.generate_every."))
     if watch.get("generate_every") is not None and not watch.get("prompts"):
         problems.append(Problem(("watch", "generate_every"), "there is nothing to answer; list watch.prompts."))
+    if watch.get("live") is True and watch.get("report") is False:
+        problems.append(Problem(("watch", "live"), "it rewrites the report, and watch.report: false wants none."))
     if watch.get("stop_on_drop") is True and watch.get("probe_pairs") == 0:
         problems.append(Problem(("watch", "stop_on_drop"), "no pair is followed; set watch.probe_pairs above 0."))
     return problems

@@ -28,6 +28,7 @@ from pydantic import (
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective
 from align.recipe.checks import cross_checks
+from align.recipe.locked import unlocked
 from align.recipe.messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe.objective import Code, Part, combined, parse_objective
 from align.recipe.sampling import SECTIONS, Judge, Rounds, Sampling, Select
@@ -203,7 +204,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, 
     """Read a recipe file, or a packaged recipe by its short name such as ``preference/dpo-tldr-pythia-1b``.
 
     Args:
-        path: the file or the short name.
+        path: the file, which may be a run's lock file, or the short name.
         overrides: ``key=value`` texts, as on the command line; later ones win.
         allow_code: whether an objective of the user's, such as ``my_losses:MyLoss``, may be imported.
 
@@ -217,10 +218,11 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, 
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}  cannot be read as UTF-8 text: {error}") from None
     document = parse(text, name)
+    base = unlocked(document) or file.resolve().parent
     for item in overrides:
         override(document, item)
-    recipe = _validated(document, Code(file.resolve().parent, allow_code))
-    recipe._path = file.resolve()
+    recipe = _validated(document, Code(base, allow_code))
+    recipe._path = base / file.name
     return recipe
 
 

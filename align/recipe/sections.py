@@ -294,5 +294,10 @@ class Watch(Section):
         0.3, gt=0, le=1, description="warn when kept samples of different prompts are more alike while rewards rise"
     )
     stop_on_collapse: bool = Field(False, description="end the run at that warning, with exit code 4")
+    report: bool = Field(True, description="write report.html and report.png at the end of the run")
+    live: bool = Field(
+        False,
+        description="rewrite it while the run trains, within the budget, for a browser tab that stays open",
+    )
     generate_every: int | None = Field(None, ge=1, description="steps between sample generations; null for none")
     prompts: list[str] = Field([], description="prompts of those generations")

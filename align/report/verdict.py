@@ -38,13 +38,16 @@ class Verdict:
     def __getitem__(self, name: str) -> Finding:
         return next(finding for finding in self.findings if finding.name == name)
 
-    def lines(self, *, full: bool = False) -> list[str]:
-        """The end block; with ``full``, the findings that it leaves out too."""
+    def body(self, *, full: bool = False) -> list[str]:
+        """A line for each finding of the end block; with ``full``, for those that it leaves out too."""
         shown = [finding for finding in self.findings if full or finding.name in self.shown]
         width = max(12, *(len(finding.word) + 2 for finding in shown))
-        body = [f"  {f.name:<14}{f.word.ljust(width) if f.word else ''}{f.text}".rstrip() for f in shown]
+        return [f"  {f.name:<14}{f.word.ljust(width) if f.word else ''}{f.text}".rstrip() for f in shown]
+
+    def lines(self, *, full: bool = False) -> list[str]:
+        """The end block."""
         ends = [f"  {name:<8} {path}" for name, path in self.paths.items()]
-        return [self.headline, "", *body, *([""] if ends else []), *ends]
+        return [self.headline, "", *self.body(full=full), *([""] if ends else []), *ends]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for the run directory and the report."""

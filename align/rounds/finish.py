@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
 from align.report.rounds import table
+from align.rounds.facts import cost
 from align.rounds.policy import TRAIN, round_folder
 from align.rounds.report import card
 from align.runs.directory import METRICS, VERDICT, RunDirectory
 from align.runs.processes import World
+from align.runs.record import load_run
+from align.runs.report import HTML
 from align.runs.result import MODEL, RunResult
+from align.training.facts import add
+from align.training.finish import report
 from align.versions import TESTED, installed
 
 
@@ -35,24 +41,30 @@ def finish(
     """
     assert recipe.rounds is not None
     run = directory.path
+    files = {**({"report": HTML} if recipe.watch.report else {}), "model": MODEL, "metrics": METRICS}
     verdict = {
         "run": str(run),
         "seconds": seconds,
         "rounds": list(records),
-        "paths": {"model": str(run / MODEL), "metrics": str(run / METRICS)},
+        "paths": {name: str(run / file) for name, file in files.items()},
     }
     last = round_folder(run, recipe.rounds.count) / TRAIN / MODEL
 
     def work() -> None:
         if world.rank == 0:
-            text = card(recipe, data, records, {name: installed(name) for name in TESTED})
+            add(directory, {"cost": cost(load_run(run), world, seconds)})
+            found = replace(load_run(run), verdict=verdict)
+            text = card(recipe, data, found, {name: installed(name) for name in TESTED})
             _copy(last, run / MODEL)
             directory.write("README.md", text)
             (run / MODEL / "README.md").write_text(text)
             directory.write_json(VERDICT, verdict)
+            written.append(report(recipe, directory, say))
 
+    written: list[bool] = []
     world.together(work)
-    for line in ["", *table(records), f"model  {run / MODEL}"]:
+    ends = [f"report  {run / HTML}"] if written == [True] else []
+    for line in ["", *table(records), *ends, f"model   {run / MODEL}"]:
         say(line)
     return RunResult(str(run), sum(r["steps"] for r in records), seconds, {}, verdict, 0, 0)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.report.card import CardFacts, model_card
+from align.report.record import RunRecord
 from align.report.rounds import table
 from align.rounds.pairs import dropped
 from align.rounds.policy import TRAIN
@@ -62,7 +63,7 @@ def _alike(chosen: Sequence[str], seed: int) -> float | None:
     return None if math.isnan(value) else value
 
 
-def card(recipe: Recipe, data: Sequence[str], records: Sequence[Mapping[str, Any]], versions: Mapping[str, Any]) -> str:
+def card(recipe: Recipe, data: Sequence[str], run: RunRecord, versions: Mapping[str, Any]) -> str:
     """The model card of a run in rounds."""
     base = recipe.model.id
     sections = {"rounds": recipe.rounds, "sampling": recipe.sampling, "select": recipe.select}
@@ -73,9 +74,10 @@ def card(recipe: Recipe, data: Sequence[str], records: Sequence[Mapping[str, Any
         base_model=None if Path(base).exists() else base,
         adapter=recipe.model.lora is not None,
         data=data,
-        settings={**settings, "steps": sum(record["steps"] for record in records), "seed": recipe.seed},
+        settings={**settings, "steps": run.steps, "seed": recipe.seed},
         versions=versions,
-        verdict=table(records),
+        verdict=table(run.metrics),
+        record=run,
     )
     return model_card(facts)
 

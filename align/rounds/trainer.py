@@ -8,7 +8,6 @@ stage that has its files is never done again, so a run that was killed goes on w
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,6 +29,7 @@ from align.recipe.template_arguments import dated
 from align.reference.rows import check_reads
 from align.report.rounds import table
 from align.rounds.arguments import recipe_of
+from align.rounds.facts import begin_rounds
 from align.rounds.finish import finish
 from align.rounds.judging import check_judge, estimate, judge_of
 from align.rounds.pairs import make_pairs
@@ -46,9 +46,9 @@ from align.runs.result import RunResult
 from align.runs.terminal import Work
 from align.sampling.files import read_tables
 from align.trainers.online import check_settings
-from align.training.lock import repeatable
+from align.training.facts import Said
+from align.training.finish import report
 from align.training.run import run as train
-from align.versions import TESTED, installed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -168,6 +168,8 @@ class RoundTrainer:
                 self._round(now)
             records.append(record(now))
             self._note(records[-1])
+            if now.number < self.rounds.count:  # the last one's is the whole run's
+                report(self.recipe, self.directory, self.say)
         named = [Path(source_name(source)).name for source in self.recipe.data.train or []]
         data = named if self._dataset is None else ["prompts of the caller's own"]
         return finish(self.recipe, self.directory, self.world, records, data, time.monotonic() - began, self.say)
@@ -297,8 +299,9 @@ class RoundTrainer:
                 if self._tokenizer is not None:
                     self._tokenizer.save_pretrained(self.recipe.model.tokenizer)
                 arguments = dated(self.recipe.data.template_arguments)
-                deal(self.recipe, self._dataset, arguments, file, self.say)
-                self.directory.write_lock(self._lock(digest(file), arguments))
+                said = Said(self.say)
+                deal(self.recipe, self._dataset, arguments, file, said)
+                begin_rounds(self.recipe, self.directory, self.world, file, arguments, said.lines)
 
         self.world.together(work)
         prompts: list[list[dict[str, Any]]] = [[] for _ in range(self.rounds.count)]
@@ -306,21 +309,6 @@ class RoundTrainer:
             prompts[line["round"] - 1].append(line)
         folder = self.directory.path
         return [Round(number, round_folder(folder, number), lines) for number, lines in enumerate(prompts, 1)]
-
-    def _lock(self, digest: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        import torch
-
-        device = self.world.device
-        return {
-            "recipe": self.recipe.dump(),
-            "base": str(self.recipe.base),
-            "template_arguments": dict(arguments),
-            "data": digest,
-            "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "processes": self.world.size,
-            "samples": repeatable(self.recipe, on_cpu=device.type == "cpu", mixed=self.world.mixed is not None),
-        }
 
     def _note(self, values: Mapping[str, Any]) -> None:
         """Add a round to ``metrics.jsonl``, once."""

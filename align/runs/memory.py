@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,6 +57,14 @@ def memory(device: torch.device) -> Memory:
     held = module.memory_allocated(device)
     spare = module.memory_reserved(device) - held
     return Memory(str(device), total, free, held, spare, module.max_memory_allocated(device))
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes held at a time: by tensors on an accelerator, elsewhere by this whole process."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return memory(device).peak or unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _of_process(name: str) -> Memory:

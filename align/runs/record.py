@@ -20,8 +20,44 @@ from align.runs.directory import LOCK, METRICS, VERDICT
 FACTS, ANSWERS, PROBE, EVALUATIONS = "facts.json", "answers.jsonl", "probe.json", "eval"
 
 
-def load_run(path: str | os.PathLike[str]) -> RunRecord:
-    """What the directory ``path`` holds of a run.
+class Lines:
+    """The JSON objects of a file that may grow, a line each, with a number under ``place``. A line is read once."""
+
+    def __init__(self, file: Path, place: str = "step") -> None:
+        self.file, self.place = file, place
+        self._records: list[dict[str, Any]] = []
+        self._broken, self._read, self._cut = 0, 0, False
+
+    def read(self) -> list[dict[str, Any]]:
+        """All of them, those among them that came since the last call."""
+        if not self.file.exists():
+            return []
+        # as bytes, since a text of a model may hold characters that str.splitlines takes for the end of a line
+        with open(self.file, "rb") as lines:
+            lines.seek(self._read)
+            for line in lines:
+                value = _object(line)
+                self._cut = value is None and not line.endswith(b"\n")
+                if self._cut:  # it is being written, or a kill ended it
+                    break
+                self._read += len(line)
+                if value is not None and isinstance(value.get(self.place), int | float):
+                    self._records.append(value)
+                else:
+                    self._broken += bool(line.strip())
+        return list(self._records)
+
+    def notes(self) -> list[str]:
+        """A sentence on lines that were left out."""
+        if not self._broken:
+            return [f"{self.file}: 1 line is cut off at the end and was left out."] if self._cut else []
+        count = self._broken + self._cut
+        what = "1 line is no JSON object or has" if count == 1 else f"{count:,} lines are no JSON object or have"
+        return [f"{self.file}: {what} no {self.place} and {'was' if count == 1 else 'were'} left out."]
+
+
+def load_run(path: str | os.PathLike[str], metrics: Lines | None = None) -> RunRecord:
+    """What the directory ``path`` holds of a run; ``metrics`` has read some of its ``metrics.jsonl`` already.
 
     Raises:
         UserError: where it is no run, or where its lock file or its verdict cannot be read.
@@ -29,23 +65,23 @@ def load_run(path: str | os.PathLike[str]) -> RunRecord:
     folder = Path(path)
     require_run(folder)
     lock = _lock(folder)
-    recipe, kind = lock["recipe"], _kind(lock)
-    notes: list[str] = []
+    kind = _kind(lock)
+    metrics = metrics or Lines(folder / METRICS, "round" if kind == "rounds" else "step")
+    answers, notes = Lines(folder / ANSWERS), list[str]()
     files = sorted((folder / EVALUATIONS).glob("*.json"))
-    evaluations = {file.stem: found for file in files if (found := _json(file, notes)) is not None}
     return RunRecord(
         folder,
         kind,
         lock,
-        recipe,
-        _lines(folder / METRICS, notes, "round" if kind == "rounds" else "step"),
+        lock["recipe"],
+        metrics.read(),
         _verdict(folder),
         _json(folder / FACTS, notes) or {},
-        _lines(folder / ANSWERS, notes, "step"),
+        answers.read(),
         _json(folder / PROBE, notes),
-        evaluations,
+        {file.stem: found for file in files if (found := _json(file, notes)) is not None},
         [load_run(lock.parent) for lock in sorted(folder.glob(f"rounds/*/train/{LOCK}"))],
-        notes,
+        [*metrics.notes(), *answers.notes(), *notes],
     )
 
 
@@ -112,28 +148,6 @@ def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
         return value
     notes.append(f"{file} is damaged and was left out: it holds no JSON object.")
     return None
-
-
-def _lines(file: Path, notes: list[str], place: str) -> list[dict[str, Any]]:
-    """The JSON objects of a file, a line each, with a number under ``place``; others are counted."""
-    records: list[dict[str, Any]] = []
-    broken, last = 0, b"\n"
-    if not file.exists():
-        return records
-    # as bytes, since a text of a model may hold characters that str.splitlines takes for the end of a line
-    with open(file, "rb") as lines:
-        for last in lines:
-            value = _object(last)
-            if value is not None and isinstance(value.get(place), int | float):
-                records.append(value)
-            else:
-                broken += 1
-    if broken == 1 and not last.endswith(b"\n"):
-        notes.append(f"{file}: 1 line is cut off at the end and was left out.")
-    elif broken:
-        what = "1 line is no JSON object or has" if broken == 1 else f"{broken:,} lines are no JSON object or have"
-        notes.append(f"{file}: {what} no {place} and {'was' if broken == 1 else 'were'} left out.")
-    return records
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

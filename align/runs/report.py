@@ -12,8 +12,11 @@ from align.runs.directory import METRICS, write_atomically
 HTML, PNG = "report.html", "report.png"
 
 
-def write_report(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
-    """Both files, each whole or as it was. Raises UserError where nothing was recorded, or runs cannot be compared."""
+def write_report(runs: Sequence[RunRecord], folder: Path, *, refresh: int | None = None) -> list[Path]:
+    """Both files, each whole or as it was; ``refresh`` are seconds after which a browser reads the page again.
+
+    Raises UserError where nothing was recorded, or runs cannot be compared.
+    """
     from align.report.page.comparison import comparison
     from align.report.page.document import document
     from align.report.page.render import render
@@ -23,7 +26,7 @@ def write_report(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
         if not run.metrics:
             raise UserError(f"{run.path}: {METRICS} holds no record, so there is nothing to report yet.")
     page = document(runs[0]) if len(runs) == 1 else comparison(runs)
-    files = {folder / HTML: render(page).encode(), folder / PNG: picture(page)}
+    files = {folder / HTML: render(page, refresh).encode(), folder / PNG: picture(page)}
     try:
         for path, content in files.items():
             write_atomically(path, content)

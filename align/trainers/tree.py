@@ -27,6 +27,7 @@ from align.objectives.base import Objective, sources_of
 from align.recipe.template_arguments import dated
 from align.reference.rows import check_anchors
 from align.report.card import CardFacts, model_card
+from align.report.record import RunRecord
 from align.runs.directory import write_atomically
 from align.runs.launch import check_launch
 from align.runs.quiet import silent
@@ -184,13 +185,22 @@ class TreeTrainer(AlignMixin):
         args.gradient_accumulation_steps = packs // world
 
     def create_model_card(
-        self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None, verdict: Sequence[str] = ()
+        self,
+        model_name: str | None = None,
+        dataset_name: Any = None,
+        tags: Any = None,
+        verdict: Sequence[str] = (),
+        record: RunRecord | None = None,
     ) -> None:
-        """Write ``README.md`` of the output directory; called by the Trainer at every checkpoint."""
+        """Write ``README.md`` of the output directory; called by the Trainer at every checkpoint.
+
+        At its end a run gives the lines of its ``verdict``, and its ``record``.
+        """
         if not self.is_world_process_zero():
             return
         base = self.model.config._name_or_path
         shown = ("learning_rate", "lr_scheduler_type", "warmup_steps", "seed")
+        chosen = [(name, getattr(self.args, name)) for name in shown]
         done = {"steps": self.state.global_step, "epochs": round(self.state.epoch or 0, 2)}
         facts = CardFacts(
             model_name or Path(self.args.output_dir).name,
@@ -198,9 +208,14 @@ class TreeTrainer(AlignMixin):
             base_model=None if not base or Path(base).exists() else base,
             adapter=hasattr(self.model, "peft_config"),
             data=[str(dataset_name)] if dataset_name else [],
-            settings={**done, "examples per step": self.step_examples, **{k: getattr(self.args, k) for k in shown}},
+            settings={
+                **done,
+                "examples per step": self.step_examples,
+                **{name: getattr(value, "value", value) for name, value in chosen},
+            },
             versions={name: installed(name) for name in ("torch", "transformers", "trl", "peft")},
             verdict=verdict,
+            record=record,
             tags=tuple(self._tag_names) + tuple([tags] if isinstance(tags, str) else tags or ()),
         )
         write_atomically(Path(self.args.output_dir) / "README.md", model_card(facts))

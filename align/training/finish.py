@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from align.data.rows.sources import source_name
+from align.errors import told
 from align.objectives.base import sources_of
 from align.recipe import Recipe
 from align.report.calibration import draw_calibration
@@ -19,39 +21,67 @@ from align.report.survivors import survivors_verdict
 from align.report.unlearning import unlearning_verdict
 from align.report.verdict import Verdict
 from align.runs.directory import METRICS, VERDICT, RunDirectory
+from align.runs.record import load_run
+from align.runs.report import HTML, write_report
 from align.runs.result import MODEL, RunResult
+from align.training.facts import add
 
 CALIBRATION = "calibration.svg"
 
 
 def finish(
-    recipe: Recipe, trainer: Any, directory: RunDirectory, stopped: str, seconds: float, say: Callable[[str], Any]
+    recipe: Recipe,
+    trainer: Any,
+    directory: RunDirectory,
+    stopped: str,
+    cost: Mapping[str, Any],
+    say: Callable[[str], Any],
 ) -> RunResult:
-    """Check, save and judge."""
+    """Check, save, judge and report. ``stopped`` is why ``watch.stop_when`` ended the run, ``cost`` what it took."""
     trainer.check_finite(weights=True)
     evaluation: dict[str, float] = {}
     if trainer.eval_dataset is not None:
         evaluation = trainer.evaluate()
     trainer.save_model(str(directory.path / MODEL))
     store = trainer.reference.store if trainer.reference else None
-    judged = _judge(recipe, trainer, directory, evaluation, stopped, seconds)
+    judged = _judge(recipe, trainer, directory, evaluation, stopped, cost["seconds"])
+    add(directory, {"cost": cost})
+    verdict = {**judged.to_json(), "steps": trainer.state.global_step}
     named = [*recipe.data.rows, *(recipe.data.retain or [])]
     data = [Path(source_name(source)).name if source.path else source_name(source) for source in named]
-    trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.lines()[1:-3])
     if directory.writer:
+        record = replace(load_run(directory.path), verdict=verdict)
+        trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.body(), record=record)
         shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
+    directory.write_json(VERDICT, verdict)
+    if not report(recipe, directory, say):
+        judged = replace(judged, paths={name: path for name, path in judged.paths.items() if name != "report"})
     for line in ["", *judged.lines()]:
         say(line)
-    directory.write_json(VERDICT, {**judged.to_json(), "steps": trainer.state.global_step})
     return RunResult(
         str(directory.path),
         trainer.state.global_step,
-        seconds,
+        cost["seconds"],
         evaluation,
         judged.to_json(),
         trainer.reference.rows_computed if trainer.reference else 0,
         store.rows_read if store else 0,
     )
+
+
+def report(recipe: Recipe, directory: RunDirectory, say: Callable[[str], Any]) -> bool:
+    """Write the report of a run on the writing process, unless the recipe wants none; whether there is one.
+
+    What goes wrong with it is said, and costs the run nothing.
+    """
+    if not recipe.watch.report or not directory.writer:
+        return False
+    try:
+        write_report([load_run(directory.path)], directory.path)
+    except Exception as error:
+        say(f"report: it could not be written ({told(error)}). Nothing else is lost; try align report {directory.path}")
+        return False
+    return True
 
 
 def _judge(
@@ -64,7 +94,8 @@ def _judge(
 ) -> Verdict:
     """What the run's records say."""
     records = directory.metrics() if directory.writer else []
-    paths = {"model": str(directory.path / MODEL), "metrics": str(directory.path / METRICS)}
+    files = {**({"report": HTML} if recipe.watch.report else {}), "model": MODEL, "metrics": METRICS}
+    paths = {name: str(directory.path / file) for name, file in files.items()}
     if trainer.objective.scores_answers:
         held_out = _scored(trainer, evaluation, records)
         if held_out and held_out["n"] and directory.writer:

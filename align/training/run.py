@@ -14,7 +14,7 @@ from align.data.load import held_out_rows, load_data
 from align.data.tokens.arguments import kept_arguments, unused_arguments
 from align.data.tokens.chat import Rendered, Request, render
 from align.data.tokens.tokenize import load_tokenizer
-from align.errors import UserError
+from align.errors import Stopped, UserError
 from align.judges.loading import load_judge
 from align.models.look import look, new_head
 from align.models.policy import adapter_note, load_model, lora_config
@@ -35,11 +35,13 @@ from align.trainers.entanglement import EntanglementProbe, can_be_read
 from align.trainers.evaluation import FOLDER, Evaluation, Suite
 from align.trainers.hypo import HyPOTrainer
 from align.trainers.layers import Layers
+from align.trainers.live import Live
 from align.trainers.reward import RewardModelTrainer
 from align.trainers.superhf import SuperHFTrainer
 from align.trainers.unlearn import UnlearnTrainer
 from align.trainers.watch import Watch
-from align.training.finish import finish
+from align.training.facts import Said, add, begin_training, cost
+from align.training.finish import finish, report
 from align.training.lock import lock
 
 MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.suites
@@ -86,7 +88,8 @@ def run(
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=_arguments(recipe, directory, args, resume))
     for sentence in unused_arguments(tokenizer, recipe.data.template_arguments):
         say(f"warning: {sentence}")
-    data = load_data(recipe, tokenizer, objective.branches, say)
+    said = Said(say)
+    data = load_data(recipe, tokenizer, objective.branches, said)
     if resume and directory.lock["data"] != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
     # before the model: a retain model is measured and gone by then
@@ -107,22 +110,42 @@ def run(
     _say_notes(objective, _sync(recipe), say)
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
-    watch = _watch(recipe, trainer, directory, probed, say)
-    trainer.add_callback(watch)
-    if "survivor" in objective.branches:
-        limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
-        trainer.add_callback(Collapse(limit, stop=stop, echo=say))
-    evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
-    if evaluation is not None:
-        trainer.add_callback(evaluation)
+    begin_training(recipe, trainer, directory, data, said.lines)
+    watch, evaluation = _watched(recipe, trainer, directory, probed, suite, say)
     if checkpoint is not None:
         say(f"resuming from {checkpoint.name}")
     elif resume:
         say("the run had no complete checkpoint yet: it starts from the beginning")
         directory.rewind_metrics(-1)  # what was recorded will be recorded again
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    stopped = evaluation.stopped if evaluation is not None else ""
-    return finish(recipe, trainer, directory, stopped, time.monotonic() - began, say)
+    since = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+
+    def account() -> dict[str, Any]:
+        return cost(trainer, time.monotonic() - began, since, watch.budget.summary())
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Stopped as error:
+        add(directory, {"cost": account(), "stopped": str(error)})
+        report(recipe, directory, say)
+        raise
+    return finish(recipe, trainer, directory, evaluation.stopped if evaluation else "", account(), say)
+
+
+def _watched(
+    recipe: Recipe, trainer: Any, directory: RunDirectory, probed: list[dict], suite: Any, say: Callable[[str], Any]
+) -> tuple[Watch, Evaluation | None]:
+    """Add the callbacks that look at the run while it trains."""
+    watch = _watch(recipe, trainer, directory, probed, say)
+    trainer.add_callback(watch)
+    if recipe.watch.live:
+        trainer.add_callback(Live(directory, watch.budget, echo=say))
+    if "survivor" in trainer.objective.branches:
+        limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
+        trainer.add_callback(Collapse(limit, stop=stop, echo=say))
+    evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
+    if evaluation is not None:
+        trainer.add_callback(evaluation)
+    return watch, evaluation
 
 
 def _say_notes(objective: Objective, sync: tuple[int, float] | None, say: Callable[[str], Any]) -> None:

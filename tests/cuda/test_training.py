@@ -76,6 +76,7 @@ def recipe(world: Path, out: Path, device: torch.device, **changes: Any) -> Reci
         "data": {"train": {"path": "pairs.jsonl"}},
         "objective": {"name": "dpo"},
         "reference": {"store_dir": str(out / "store")},
+        "watch": {"report": False, **changes.pop("watch", {})},
         "output": str(out / "{name}"),
         **changes,
         "train": train,

@@ -287,7 +287,7 @@ model: {{id: {folder}/model, dtype: float32}}
 data: {{train: {{path: {folder}/pairs.jsonl}}, max_length: 128}}
 objective: {{name: dpo}}
 reference: {{store_dir: {folder}/reference-{name}}}
-watch: {{probe_pairs: 3}}
+watch: {{probe_pairs: 3, report: false}}
 train: {{max_steps: 8, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 5e-3,
          logging_steps: 1, save_steps: 3, use_cpu: true, activation_checkpointing: false}}
 output: {folder}/runs/{name}

@@ -88,6 +88,7 @@ def recipe(model: Path, out: Path, **sections: Any) -> Recipe:
         "output": str(out / "{name}"),
         "train": train,
         **sections,
+        "watch": {"report": False, **sections.get("watch", {})},
     }
     return Recipe.from_dict(values)
 

@@ -49,6 +49,7 @@ def train(world: Path, name: str, model: dict[str, Any], objective: str = "dpo",
             "data": data,
             "objective": objectives,
             "reference": {"store": False},
+            "watch": {"report": False},
             "output": str(world / name),
             "train": {
                 "max_steps": 2,

@@ -16,12 +16,13 @@ def longest_sequence(dataset: Dataset, collator: TreeCollator) -> int:
     for name in sources_of(collator.branches):
         if f"{name}_ids" in dataset.column_names:
             prompts = f"{name}_prompt_ids" if f"{name}_prompt_ids" in dataset.column_names else "prompt_ids"
-            total = _lengths(dataset, f"{name}_ids") + _lengths(dataset, prompts)
+            total = column_lengths(dataset, f"{name}_ids") + column_lengths(dataset, prompts)
             longest = max(longest, int(total.max(initial=0)))
     return longest
 
 
-def _lengths(dataset: Dataset, column: str) -> np.ndarray:
+def column_lengths(dataset: Dataset, column: str) -> np.ndarray:
+    """Tokens of every row in a column of lists, int [n]; 0 where a row has none."""
     values = dataset.with_format("arrow")[column]
     return np.asarray(pc.fill_null(pc.list_value_length(values), 0))
 

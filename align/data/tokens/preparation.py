@@ -67,6 +67,16 @@ class Lengths:
                 return length
         return 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "total": self.total,
+            "mean": round(self.mean, 3),
+            "median": self.quantile(0.5),
+            "p95": self.quantile(0.95),
+            "longest": self.longest,
+        }
+
 
 @dataclass
 class Preparation:
@@ -240,16 +250,7 @@ class Preparation:
             **{name: _tally_dict(tally) for name, tally in tallies.items()},
             "unread": list(self.unread),
             "unseen": {what: _tally_dict(tally) for what, tally in self.unseen.items()},
-            "tokens": {
-                name: {
-                    "total": lengths.total,
-                    "mean": round(lengths.mean, 3),
-                    "median": lengths.quantile(0.5),
-                    "p95": lengths.quantile(0.95),
-                    "longest": lengths.longest,
-                }
-                for name, lengths in self.lengths.items()
-            },
+            "tokens": {name: lengths.to_dict() for name, lengths in self.lengths.items()},
         }
 
 

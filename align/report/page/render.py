@@ -17,8 +17,11 @@ from align.versions import DISTRIBUTION, installed
 _HERE = Path(__file__).parent
 
 
-def render(page: Document) -> str:
-    """The page. Every text in it passes ``shown`` and is escaped, whoever wrote it."""
+def render(page: Document, refresh: int | None = None) -> str:
+    """The page. Every text in it passes ``shown`` and is escaped, whoever wrote it.
+
+    A browser reads it again every ``refresh`` seconds, where that is given.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -34,6 +37,7 @@ def render(page: Document) -> str:
 
     return environment.get_template("page.html").render(
         page=page,
+        refresh=refresh,
         css=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         version=installed(DISTRIBUTION),
         picture=picture,
