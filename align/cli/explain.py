@@ -94,6 +94,7 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     if ":" in name:
         return objective_entry(name, own_objective(name, allow_code=allow_code))
     from align.cli.terms import TERMS
+    from align.cli.terms_compare import COMPARISON
     from align.cli.terms_consistency import CONSISTENCY
     from align.cli.terms_online import ONLINE
     from align.cli.terms_own_text import OWN_TEXT
@@ -101,7 +102,7 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     from align.cli.terms_stability import STABILITY
     from align.cli.terms_unlearning import UNLEARNING
 
-    terms = TERMS | OWN_TEXT | UNLEARNING | ONLINE | REWARD | CONSISTENCY | STABILITY
+    terms = TERMS | OWN_TEXT | UNLEARNING | ONLINE | REWARD | CONSISTENCY | STABILITY | COMPARISON
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()
