@@ -30,6 +30,7 @@ from align.judges.judge import ScoreJudge
 from align.objectives import DPO, INPO
 from align.recipe import Recipe, load_recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
+from align.report.figures import shown
 from align.rounds import stages
 from align.rounds.inpo import INPOTrainer
 from align.rounds.policy import train_recipe
@@ -37,6 +38,7 @@ from align.rounds.prompts import deal
 from align.rounds.trainer import RoundTrainer
 from align.runs.directory import RunDirectory
 from align.runs.processes import World
+from align.runs.record import load_run
 from align.sampling.sampler import Sampler
 from align.train import RunResult, run
 
@@ -72,7 +74,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """Two rounds of INPO, not interrupted."""
     out = tmp_path_factory.mktemp("finished")
     before, stages.PART = stages.PART, 3
-    lines = go(world, out)
+    lines = go(world, out, watch={"probe_pairs": 0, "report": True})
     stages.PART = before
     return out / "tiny", lines
 
@@ -92,6 +94,27 @@ def logp(model: Any, prompt: list[int], answer: list[int]) -> float:
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
     return sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+
+
+def test_rounds_leave_facts_a_report_and_a_card(finished: Any) -> None:
+    run, lines = finished
+    found = load_run(run)
+    assert (found.kind, found.finished, found.steps) == ("rounds", True, 6)
+    assert [one.kind for one in found.rounds] == ["preference", "preference"]
+    data, cost = found.facts["data"], found.facts["cost"]
+    assert "16 rows of 16 kept." in data["sentences"]
+    assert data["sets"]["prompts"]["rows"] == 16
+    assert cost["steps"] == 6
+    assert cost["trained_tokens"] == sum(one.facts["cost"]["tokens"] for one in found.rounds) > 0
+    assert found.facts["reproduce"].startswith(f"align train {run}/recipe.lock.yaml output={run}-again ")
+    assert found.facts["reproduce"].endswith(" --allow-code")
+    pages = [run, *(run / "rounds" / number / "train" for number in ("01", "02"))]
+    assert all((page / "report.html").read_text().rstrip().endswith("</html>") for page in pages)
+    assert lines[-2:] == [f"report  {run}/report.html", f"model   {run}/model"]
+    card = (run / "model" / "README.md").read_text()
+    assert "The judge that chose the training samples is the only one that was asked: another may disagree." in card
+    assert f"| length of samples, last round (tokens) | {shown(found.metrics[-1]['tokens'])} |" in card
+    assert str(run.parent) not in card
 
 
 def test_rounds_take_fresh_prompts_and_every_prompt_has_its_samples(finished: Any) -> None:
