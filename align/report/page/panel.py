@@ -108,26 +108,29 @@ def read(
     """
     part, _, inner = key.partition("/")
     found: list[tuple[float, float, float, float]] = []
-    for record in records:
+    for record in records:  # there may be a hundred thousand of them
         value = record.get(key)
-        if value is None and inner and isinstance(record.get(part), Mapping):
+        if value is None and inner and isinstance(record.get(part), dict):
             value = record[part].get(inner)
-        span = value if isinstance(value, Mapping) else {}
-        numbers = _numbers(value if isinstance(value, list) else [span.get("value", value)])
-        if numbers and (step := _numbers([record.get(x)])):
-            low, high = ((_numbers([span.get(end)]) or [math.nan])[0] for end in ("low", "high"))
-            found.append((step[0], sum(numbers) / len(numbers), low, high))
-    if not found:
+        if value is None:
+            continue
+        low = high = math.nan
+        if isinstance(value, dict):
+            low, high, value = _number(value.get("low")), _number(value.get("high")), value.get("value")
+        elif isinstance(value, list) and value:
+            value = sum(map(_number, value)) / len(value)
+        found.append((_number(record.get(x)), _number(value), low, high))
+    table = np.array(found).reshape(-1, 4)
+    steps, values, low_ends, high_ends = table[np.isfinite(table[:, :2]).all(axis=1)].T
+    if not len(values):
         return None
-    steps, values, low, high = np.array(found).T
-    banded = bool(np.isfinite(low).any() and np.isfinite(high).any())
-    return Series(label, steps, values, low if banded else None, high if banded else None, style, noisy)
+    banded = bool(np.isfinite(low_ends).any() and np.isfinite(high_ends).any())
+    return Series(label, steps, values, low_ends if banded else None, high_ends if banded else None, style, noisy)
 
 
-def _numbers(values: Sequence[Any]) -> list[float]:
-    """The values, where every one is a finite number."""
-    fine = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    return [float(value) for value in values] if fine else []
+def _number(value: Any) -> float:
+    """What JSON holds as a number; anything else is not a number."""
+    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
 
 
 def overlaid(panels: Mapping[str, Sequence[Panel]]) -> list[Panel]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # the charts that say most, of whatever kind of run
 _FIRST = (
     "Forget quality against utility", "Chosen and rejected", "Accuracy", "Calibration", "Reward", "Score",
-    "Dispersion", "Likeness", "Reverse KL", "Forgotten answers", "Utility", "Margin", "KL", "Length", "Loss",
+    "Dispersion", "Reverse KL", "Likeness", "Forgotten answers", "Utility", "Margin", "KL", "Length", "Loss",
 )  # fmt: skip
 _TONES: dict[Tone, str] = {"good": "#00694c", "look": "#7d5200", "bad": "#b3261e", "plain": INK}
 _WIDTH, _CHART, _LINE, _MARGIN = 12.0, 2.9, 0.21, 0.3  # inches

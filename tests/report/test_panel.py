@@ -1,0 +1,130 @@
+"""Charts as values: what is read from records, what is left of long lines, and how they become part of a page."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from align.report import ink
+from align.report.page.panel import Limit, Panel, Series, overlaid, read, smooth, thin
+
+STYLED = {ink.COLOURS["blue"]: "blue", ink.MUTED: "muted"}
+
+
+def line(label: str, *values: float, style: int = 0) -> Series:
+    return Series(label, np.arange(len(values), dtype=float), np.array(values), style=style)
+
+
+def test_a_line_is_read_from_records() -> None:
+    records = [
+        {"step": 1, "a/b": 2, "probe": {"chosen": {"value": 1.0, "low": 0.5, "high": None, "n": 3}}},
+        {"step": 2, "a/b": True, "probe": {"chosen": {"value": 2.0, "low": 1.5, "high": 2.5, "n": 3}}},
+        {
+            "step": 3,
+            "a/b": "7",
+            "probe": {"chosen": {"value": None, "low": None, "high": None, "n": 3}},
+            "many": [1, 4],
+        },
+        {"step": 4, "a/b": float("nan"), "probe": None, "many": []},
+        {"a/b": 5, "many": ["x"]},
+    ]
+    plain, inner, mean = (read(records, key, "x") for key in ("a/b", "probe/chosen", "many"))
+    assert plain is not None
+    assert inner is not None
+    assert mean is not None
+    assert (plain.steps.tolist(), plain.values.tolist(), plain.low) == ([1.0], [2.0], None)
+    assert (inner.steps.tolist(), inner.values.tolist()) == ([1.0, 2.0], [1.0, 2.0])
+    assert inner.low is not None
+    assert inner.high is not None
+    np.testing.assert_array_equal(inner.low, [0.5, 1.5])
+    np.testing.assert_array_equal(inner.high, [np.nan, 2.5])
+    assert (mean.steps.tolist(), mean.values.tolist()) == ([3.0], [2.5])
+    assert read(records, "probe/rejected", "x") is None
+    assert read(records, "nothing", "x") is None
+
+
+def test_a_line_in_words() -> None:
+    panel = Panel("Loss", "about", "nats", (line("train", 3.0, 9.25, 0.5), line("held", 1.0)), (Limit(2.0, "end"),))
+    assert panel.says() == ("Loss (nats). train: 3 at 0, 0.5 at 2, lowest 0.5, highest 9.25. held: 1 at 0. end: 2.")
+
+
+def test_thinning_keeps_the_ends_and_the_extremes_of_each_bucket() -> None:
+    values = np.array([5, 1, 9, 4, 4, 3, 8, 2, 6, 7], dtype=float)
+    assert thin(values, buckets=2).tolist() == [0, 1, 2, 6, 7, 9]
+    assert thin(values, buckets=5).tolist() == list(range(10))
+    noise = np.random.default_rng(0).normal(size=100_001)
+    noise[[70, 99_000]] = 50.0, -60.0
+    kept = thin(noise)
+    assert len(kept) <= 502
+    assert (kept[0], kept[-1]) == (0, 100_000)
+    assert {70, 99_000} <= set(kept.tolist())
+    assert (np.diff(kept) > 0).all()
+
+
+def test_smoothing_is_the_mean_of_neighbours() -> None:
+    values = np.zeros(80)
+    values[10] = 3.0
+    values[0] = 2.0
+    found = smooth(values)  # 80 points: one neighbour at each side
+    assert found[:3].tolist() == [1.0, pytest.approx(2 / 3), 0.0]
+    assert found[8:13].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert smooth(np.full(500, 2.5)) == pytest.approx(np.full(500, 2.5))
+
+
+def test_panels_of_runs_are_overlaid_by_quantity_and_keep_each_run_its_style() -> None:
+    both = Panel("Change", "", "nats", (line("chosen", 1.0), line("rejected", 2.0, style=1)))
+    one = Panel("Change", "", "nats", (line("rejected", 3.0, style=1),))
+    loss = Panel("Loss", "", "", (line("training", 4.0),))
+    found = overlaid({"A": [one], "B": [both, loss], "C": [both]})
+    assert [(p.title, [(s.label, s.style, s.last) for s in p.series]) for p in found] == [
+        ("Change: rejected", [("A", 0, 3.0), ("B", 1, 2.0), ("C", 2, 2.0)]),
+        ("Change: chosen", [("B", 1, 1.0), ("C", 2, 1.0)]),
+        ("Loss", [("B", 1, 4.0)]),
+    ]
+
+
+def test_a_limit_is_drawn_where_it_lies() -> None:
+    def draw(axes: Axes) -> None:
+        Panel("Drop", "", "", (line("rejected", 0.0, -0.25),), (Limit(-1.0, "drop"),)).draw(axes)
+        low, high = axes.get_ylim()
+        assert low < -1 < high
+        assert [text.get_text() for text in axes.texts] == ["drop"]
+        assert axes.texts[0].get_position() == (1, -1.0)
+
+    ink.svg(draw, "one")
+
+
+def test_a_long_noisy_line_is_drawn_faintly_behind_its_mean() -> None:
+    values = np.tile([0.0, 2.0], 100)
+    series = Series("loss", np.arange(200.0), values, noisy=True)
+
+    def draw(axes: Axes) -> None:
+        Panel("Loss", "", "", (series,)).draw(axes)
+        behind, mean = axes.lines
+        assert (behind.get_alpha(), np.ptp(behind.get_ydata())) == (0.3, 2.0)
+        assert np.ptp(mean.get_ydata()) < 0.7
+
+    ink.svg(draw, "one")
+
+
+def test_a_picture_becomes_part_of_a_page() -> None:
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0.123456, 1], color=ink.COLOURS["blue"], label="x")
+        axes.set_title(f"3.14159 url(#a) {ink.COLOURS['blue']} <b> $x$")
+
+    document = ink.svg(draw, "one")
+    assert document == ink.svg(draw, "one")
+    part = ink.inline(document, "chart-7", "a label")
+    assert part.startswith('<svg role="img" aria-label="a label" viewBox="0 0 338.4 187.2">')
+    assert "<style" not in part
+    assert "metadata" not in part
+    assert 'id="chart-7-' in part
+    assert part.count("id=") == part.count('id="chart-7-')
+    assert "stroke: var(--blue)" in part
+    assert "stroke: var(--muted)" in part
+    # text is left as it is, numbers and colours in it as well
+    assert f">3.14159 url(#a) {ink.COLOURS['blue']} &lt;b&gt; $x$</text>" in part
+    assert not re.search(r' d="[^"]*\.\d{3}', part)
