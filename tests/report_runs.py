@@ -164,7 +164,7 @@ def unlearning_run(folder: Path, *, text: str = "plain", fall: float = 0.2) -> P
         }
     metrics.append({"step": 40, "best": {"step": 40, "path": "best", "forget_quality": 1e-4, "utility": 0.5}})
     attack = {"name": "8 bits", "word": "held", "rows": 120, "rise": {"forget_probability": span(0.01, 0.01, 120)}}
-    files["eval/durability.json"] = {"attacks": [attack], "untested": [text]}
+    files["eval/durability.json"] = {"word": "held", "attacks": [attack], "untested": [text]}
     verdict = unlearning_verdict(metrics, run=str(folder), seconds=60)
     objective = {"objective": [{"name": "npo", "beta": 0.1}, {"name": "nll", "branch": "retain", "weight": 4}]}
     return write_run(folder, metrics, verdict, files, data={"forget": [{"path": text}]}, **objective)

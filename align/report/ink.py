@@ -25,7 +25,7 @@ COLOURS = {
     "gold": "#9a6700",
     "violet": "#5b4fc7",
 }
-INK, MUTED, GRID = "#1f2328", "#6e7781", "#d1d9e0"
+INK, MUTED, GRID, CARD = "#1f2328", "#6e7781", "#d1d9e0", "#f6f8fa"
 # a line is told by its dashes as well as by its colour: (colour, on and off in points)
 STYLES: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("blue", ()),
@@ -129,4 +129,10 @@ def _of_the_page(tag: str, name: str, used: set[str]) -> str:
     return tag
 
 
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: name for name, colour in COLOURS.items()}}
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    CARD: "card",
+    **{colour: name for name, colour in COLOURS.items()},
+}

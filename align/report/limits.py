@@ -52,7 +52,11 @@ def _of_kind(record: RunRecord) -> list[str]:
         return ["What its scores depend on (order, wording, length) was not asked: align probe tells."]
     if record.kind == "unlearning":
         said = finding(record, "durability")
-        out = [f"Durability was not tested: {said['text']}"] if said.get("word") == "not tested" else []
+        out = (
+            [f"Durability was not tested: {said['text']}"]
+            if said.get("word") == "not tested" and "durability" not in record.evaluations
+            else []
+        )
         evaluate = record.recipe.get("evaluate") or {}
         if evaluate and not evaluate.get("retain"):
             out.append("There was no retain model (evaluate.retain) to compare with, so forget quality is unknown.")

@@ -52,8 +52,8 @@ def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
         (["dpo", "./dpo"], "dpo is named twice: a comparison with itself shows nothing. Name another run."),
         (
             ["npo", "rm"],
-            "npo (unlearning) and rm (reward) cannot be compared: runs of these kinds are measured by different numbers. "
-            "Compare runs of one kind.",
+            "npo (unlearning) and rm (reward) cannot be compared: runs of these kinds are measured by different "
+            "numbers. Compare runs of one kind.",
         ),
         (["rm", "--out", "rm/metrics.jsonl"], "--out rm/metrics.jsonl is a file; name a folder."),
     ],

@@ -284,6 +284,14 @@ def test_evaluation_has_intervals_n_and_change(tmp_path: Path) -> None:
     assert only(section, Points).items == ["Not tested: plain"]
 
 
+def test_what_was_attacked_after_the_run_is_no_longer_called_untested(tmp_path: Path) -> None:
+    page = document(load_run(unlearning_run(tmp_path / "run")))
+    (durability,) = [word for word in only(page.sections[0], Words).words if word.name == "durability"]
+    assert (durability.word, durability.tone) == ("held", "plain")  # a model that forgot nothing holds, too
+    assert durability.text == "relearning, rounded weights, paraphrased questions: see Evaluation"
+    assert not any("Durability" in text for text in only(page.sections[-1], Points).items)
+
+
 def test_data_cost_and_how_to_repeat(tmp_path: Path) -> None:
     run = load_run(preference_run(tmp_path / "run"))
     assert only(data(run), Table).rows == [

@@ -47,7 +47,9 @@ def test_a_line_is_read_from_records() -> None:
 
 
 def test_a_line_in_words() -> None:
-    panel = Panel("Loss", "about", "nats", (line("train", 3.0, 9.25, 0.5), line("held", 1.0)), (Limit(2.0, "end"),))
+    panel = Panel(
+        "Loss", "about", "nats", (line("train", 3.0, 9.25, 0.5), line("held", 1.0)), (Limit(2.0, "end"), Limit(0.0, ""))
+    )
     assert panel.says() == ("Loss (nats). train: 3 at 0, 0.5 at 2, lowest 0.5, highest 9.25. held: 1 at 0. end: 2.")
 
 
@@ -93,6 +95,18 @@ def test_a_limit_is_drawn_where_it_lies() -> None:
         assert low < -1 < high
         assert [text.get_text() for text in axes.texts] == ["drop"]
         assert axes.texts[0].get_position() == (1, -1.0)
+
+    ink.svg(draw, "one")
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [((1.0, 21.0), "log"), ((1.0, 20.0), "linear"), ((0.0, 90.0), "linear"), ((-1.0, 90.0), "linear")],
+)
+def test_an_axis_is_logarithmic_where_that_helps(values: tuple[float, float], scale: str) -> None:
+    def draw(axes: Axes) -> None:
+        Panel("Norm", "", "", (line("norm", *values),), log=True).draw(axes)
+        assert axes.get_yscale() == scale
 
     ink.svg(draw, "one")
 

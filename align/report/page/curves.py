@@ -48,7 +48,7 @@ LOSS = Curve(
     (Line("loss", "training", noisy=True), Line("eval_loss", "held-out")),
 )
 GRADIENT = Curve(
-    "Gradient norm", "Of the whole step, before it is clipped.", "", (Line("grad_norm", "norm", noisy=True),)
+    "Gradient norm", "Of the whole step, before it is clipped.", "", (Line("grad_norm", "norm", noisy=True),), log=True
 )
 MARGIN = Curve(
     "Margin",

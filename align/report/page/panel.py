@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.report.figures import shown as number
-from align.report.ink import DASHED, FONT, MUTED, line_style, style
+from align.report.ink import CARD, DASHED, FONT, MUTED, line_style, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ BUCKETS = 250  # of a line's width, each with its lowest and its highest point
 _SMOOTH_FROM = 60  # points from which a noisy line has the mean of its neighbours in front of it
 _NEIGHBOURS = 40  # the mean is over one such part of the line
 _STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+_DECADES = 20  # between the largest and the smallest value, from where on an axis may be logarithmic
 _MARKED = 30  # up to so many points are marked
 
 
@@ -51,7 +52,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Limit:
-    """A horizontal line that is no measurement, with the few words that stand at it."""
+    """A horizontal line that is no measurement, with the few words that stand at it, if any."""
 
     value: float
     text: str
@@ -66,19 +67,20 @@ class Panel:
     unit: str
     series: tuple[Series, ...]
     limits: tuple[Limit, ...] = ()
-    log: bool = False
+    log: bool = False  # where values are of very different sizes
     x: str = "step"
 
     def says(self) -> str:
         """The chart in words."""
-        limits = [f"{limit.text}: {number(limit.value)}" for limit in self.limits]
+        limits = [f"{limit.text}: {number(limit.value)}" for limit in self.limits if limit.text]
         return f"{self.title} ({self.unit}). " + ". ".join([*(one.says() for one in self.series), *limits]) + "."
 
     def draw(self, axes: Axes) -> None:
         """Draw it, without title and legend."""
         from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-        if self.log:
+        values = np.concatenate([one.values for one in self.series])
+        if self.log and values.min() > 0 and values.max() > _DECADES * values.min():
             axes.set_yscale("log")
             axes.minorticks_off()
         else:
@@ -88,12 +90,13 @@ class Panel:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         for one in self.series:
             _draw_series(axes, one)
+        place = axes.get_yaxis_transform()  # across the axes, and up by values
         for limit in self.limits:
             axes.axhline(limit.value, color=MUTED, lw=1, ls=line_style(DASHED), zorder=1)
-            place = axes.get_yaxis_transform()  # across the axes, and up by values
-            axes.text(
-                1, limit.value, limit.text, transform=place, ha="right", va="bottom", fontsize=FONT - 1, color=MUTED
-            )
+            if not limit.text:
+                continue
+            label = axes.text(1, limit.value, limit.text, transform=place, ha="right", va="bottom", zorder=4)
+            label.set(fontsize=FONT - 1, color=MUTED, bbox={"facecolor": CARD, "lw": 0, "alpha": 0.8, "pad": 1})
         axes.set_xlabel(self.x)
         axes.margins(x=0.02)
 

@@ -17,6 +17,7 @@ _BAD = {
     "ranks": ("reversed", "worse"),
     "utility": ("collapsed",),
     "alike": ("collapsed",),
+    "durability": ("came back",),
     "reward": ("fell",),
     "astray": ("yes",),
     "collapse": ("yes",),
@@ -36,6 +37,7 @@ _LOOK = {
     "overfit": ("yes",),
     "utility": ("damaged",),
     "forgetting": ("differs",),
+    "durability": ("rose",),
     "astray": ("partly",),
     "signal": ("spent",),
     "entanglement": ("both down", "both up", "reversed"),
@@ -47,7 +49,10 @@ def verdict(run: RunRecord) -> Section:
     if run.verdict is None:
         text = f"This run has not ended. What follows is what it recorded up to step {run.steps:,}."
         return Section("Verdict", [Text(text)])
-    findings = run.verdict.get("findings") or {}
+    findings = dict(run.verdict.get("findings") or {})
+    if (attacked := run.evaluations.get("durability")) is not None:  # tested after the run had ended
+        text = "relearning, rounded weights, paraphrased questions: see Evaluation"
+        findings["durability"] = {"word": attacked.get("word"), "text": text}
     if not findings:
         return Section("Verdict", [Text("Nothing is claimed from training alone: evaluate the model.")])
     first = run.verdict.get("shown") or [*findings]
