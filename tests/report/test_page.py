@@ -157,7 +157,9 @@ def entangled() -> dict[str, Any]:
     return {
         **reading,
         "share_at_best": 0.75,
-        "cases": {"ideal": 6, "both_up": 0, "both_down": 2, "reversed": 0},
+        "cases": {"ideal": 6, "both_up": 0, "both_down": 2, "reversed": 0, "still": 0},
+        "adam": {"cases": {"ideal": 7, "both_up": 0, "both_down": 1, "reversed": 0, "still": 0}},
+        "head": {"same_case": 7},
     }
 
 
@@ -170,14 +172,15 @@ def test_entanglement_says_what_it_can_claim() -> None:
         ("chosen up, rejected down", "0.75"),
         ("both up", "0"),
         ("both down", "0.25"),
-        ("reversed", "0"),
     ]
     assert section.blocks[0] == Text(
-        "Gradients of 8 held-out pairs with respect to LoRA weights. At the end a ratio of 0.8 would serve 75% of them."
+        "Gradients (LoRA weights) of 8 held-out pairs. At the end a ratio of 0.8 would serve 75% of them. "
+        "The head alone, without a backward pass, comes to the same case in 7 of them."
     )
     assert section.blocks[-1] == Text(
-        "The cases are exact to first order for plain SGD. adamw_torch rescales gradients, so here they are a hint: "
-        "the realised changes are those of the curves above."
+        "The cases are exact to first order for plain SGD on the pair alone. adamw_torch rescales gradients (with its "
+        "scales of that step: chosen up, rejected down in 7, both down in 1 of 8 pairs) and adds earlier ones, so here "
+        "they are a hint: what happened is in the curves above."
     )
     sgd = record(recipe={**DPO, "train": {"optim": "sgd"}}, metrics=run.metrics)
     assert entanglement(sgd).blocks[-1] == Text(
@@ -186,10 +189,10 @@ def test_entanglement_says_what_it_can_claim() -> None:
 
 
 def test_entanglement_of_no_pair_has_no_empty_chart() -> None:
-    run = record(metrics=[{"step": 5, "entanglement": {"of": "the last block", "n": 0, "left_out": 8}}])
+    run = record(metrics=[{"step": 5, "entanglement": {"of": "last block", "n": 0, "left_out": 8}}])
     section = entanglement(run)
     assert charts(section) == []
-    assert section.blocks[0] == Text("Gradients of 0 held-out pairs with respect to the last block.")
+    assert section.blocks[0] == Text("Gradients (last block) of 0 held-out pairs.")
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ THREE_D = (
             Line("probe/drift", "unseen"),
             Line("probe/chosen_per_token", "chosen"),
             Line("probe/rejected_per_token", "rejected"),
-            Line("probe/borrowed", "answers to other prompts"),
+            Line("probe/borrowed", "borrowed"),
         ),
         (Limit(DRIFT_NATS_PER_TOKEN, "dispersion"),),
     ),

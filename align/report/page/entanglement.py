@@ -10,7 +10,14 @@ from align.report.page.curves import Curve, Line
 from align.report.page.panel import Limit, Panel
 from align.report.record import RunRecord
 
-_CASES = {"ideal": "chosen up, rejected down", "both_up": "both up", "both_down": "both down", "reversed": "reversed"}
+_CASES = {
+    "ideal": "chosen up, rejected down",
+    "both_up": "both up",
+    "both_down": "both down",
+    "reversed": "reversed",
+    "still": "neither moves",
+}
+_RARE = ("reversed", "still")
 CASES = Curve(
     "Cases",
     "What one plain gradient step does to the answers of a pair, to first order.",
@@ -35,7 +42,7 @@ def entanglement(run: RunRecord) -> Section:
     if not readings:
         return Section("Gradient entanglement", [Text("Gradient products of pairs were not measured.", quiet=True)])
     charts = Charts(tuple(map(Chart.of, entanglement_panels(run))))
-    return Section("Gradient entanglement", [Text(_about(readings[-1])), charts, Text(_claim(run))])
+    return Section("Gradient entanglement", [Text(_about(readings[-1])), charts, Text(_claim(run, readings[-1]))])
 
 
 def entanglement_panels(run: RunRecord) -> list[Panel]:
@@ -61,24 +68,31 @@ def own_ratio(run: RunRecord) -> float | None:
 
 
 def _with_shares(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the share of each case; the rare ones are there only where some pair has them."""
     cases = record["entanglement"].get("cases") or {}
     total = sum(cases.values())
-    return {**record, "case": {name: count / total for name, count in cases.items()} if total else {}}
+    shown = {name: count for name, count in cases.items() if count or name not in _RARE}
+    return {**record, "case": {name: count / total for name, count in shown.items()} if total else {}}
 
 
 def _about(reading: Mapping[str, Any]) -> str:
-    of, n = reading.get("of", "some weights"), reading.get("n")
-    text = f"Gradients of {n} held-out pairs with respect to {of}."
+    text = f"Gradients ({reading.get('of', 'of some weights')}) of {reading.get('n')} held-out pairs."
     if (share := reading.get("share_at_best")) is not None and reading.get("best") is not None:
         text += f" At the end a ratio of {reading['best']:.2g} would serve {share:.0%} of them."
+    head = reading.get("head")
+    if isinstance(head, Mapping) and head.get("same_case") is not None:
+        text += f" The head alone, without a backward pass, comes to the same case in {head['same_case']} of them."
     return text
 
 
-def _claim(run: RunRecord) -> str:
+def _claim(run: RunRecord, reading: Mapping[str, Any]) -> str:
+    """What the cases can say of this run's optimizer."""
     optimizer = str((run.recipe.get("train") or {}).get("optim") or "adamw_torch")
     if optimizer == "sgd":
         return "The run trained with plain SGD, for which the cases hold to first order of the learning rate."
-    return (
-        f"The cases are exact to first order for plain SGD. {optimizer} rescales gradients, so here they are a hint: "
-        "the realised changes are those of the curves above."
-    )
+    text = f"The cases are exact to first order for plain SGD on the pair alone. {optimizer} rescales gradients"
+    scaled = (reading.get("adam") or {}).get("cases") or {}
+    found = [f"{_CASES[name]} in {count}" for name, count in scaled.items() if count and name in _CASES]
+    if found:
+        text += f" (with its scales of that step: {', '.join(found)} of {sum(scaled.values())} pairs)"
+    return f"{text} and adds earlier ones, so here they are a hint: what happened is in the curves above."

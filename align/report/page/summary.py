@@ -13,6 +13,7 @@ from align.report.page.blocks import Chart, Charts, Document, Key, Table, Tone, 
 from align.report.page.untrusted import shown
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # the charts that say most, of whatever kind of run
@@ -22,6 +23,7 @@ _FIRST = (
 )  # fmt: skip
 _TONES: dict[Tone, str] = {"good": "#00694c", "look": "#7d5200", "bad": "#b3261e", "plain": INK}
 _WIDTH, _CHART, _LINE, _MARGIN = 12.0, 2.9, 0.21, 0.3  # inches
+_LEGEND = 75  # characters and lines of a legend that fit over a chart
 _TEXT_AT, _WRAP = 3.15, 104  # where the sentences begin, in inches, and how many characters they have in a line
 
 
@@ -46,8 +48,7 @@ def picture(page: Document) -> bytes:
             unit = f" ({chart.unit})" if chart.unit else ""
             axes.set_title(f"{chart.title}{unit}", loc="left", fontsize=FONT + 1, fontweight="bold", pad=24)
             if chart.legend:
-                axes.legend(handles=[_handle(key) for key in chart.legend], loc="lower left", ncols=4,
-                            bbox_to_anchor=(-0.02, 0.98), borderaxespad=0.3, columnspacing=1.2)  # fmt: skip
+                _legend(axes, [_handle(key) for key in chart.legend])
         out = io.BytesIO()
         figure.savefig(out, format="png")
     return out.getvalue()
@@ -94,6 +95,14 @@ def _head(figure: Figure, page: Document, rows: Sequence[tuple[Word, list[str]]]
         for line in lines:
             write(at, y, line, fontsize=FONT)
             y += _LINE
+
+
+def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+    """Over the axes on one line, in smaller letters where there are many words."""
+    characters = sum(len(handle.get_label()) + 9 for handle in handles)
+    size = (FONT - 0.5) * min(1.0, _LEGEND / characters)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "borderaxespad": 0.3, "columnspacing": 1.2}
+    axes.legend(handles=handles, ncols=len(handles), fontsize=size, **place)
 
 
 def _handle(key: Key) -> Any:
