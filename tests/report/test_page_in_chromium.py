@@ -164,6 +164,7 @@ def test_the_policy_of_the_page_stops_what_would_load(
     browser.open(pages["rounds"], width=1280)
     address, asked = server
     browser.value(f"document.body.insertAdjacentHTML('beforeend', '<img src={address}/image>')")
+    assert browser.value(f"fetch('{address}/fetch').then(() => 'answered', () => 'refused')") == "refused"
     browser.value("new Promise(done => setTimeout(done, 200))")
     assert asked == []
     said = [e["params"]["entry"]["text"] for e in browser.events if e["method"] == "Log.entryAdded"]
