@@ -93,6 +93,12 @@ def readings(record: RunRecord, name: str) -> list[Mapping[str, Any]]:
     return [one[name] for one in record.metrics if isinstance(one.get(name), Mapping)]
 
 
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """The sentences of a probe's result; none where it is another kind of file."""
+    lists = [found[key] for key in ("sentences", "verdict") if isinstance(found.get(key), list)]
+    return [str(text) for one in lists for text in one]
+
+
 def _preference(record: RunRecord) -> list[Figure]:
     probed = readings(record, "probe")
     end = probed[-1] if probed else {}

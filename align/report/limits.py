@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.report.figures import figures, finding, readings
+from align.report.figures import figures, finding, readings, sentences
 from align.report.record import RunRecord
 from align.report.thresholds import FEW_PAIRS
 from align.report.verdict import NOT_MEASURED
@@ -49,6 +49,8 @@ def _rows(record: RunRecord) -> list[str]:
 def _of_kind(record: RunRecord) -> list[str]:
     """What a run of this kind never measures, and what it was judged by."""
     if record.kind == "reward":
+        if any(sentences(one) for one in record.evaluations.values()):
+            return []
         return ["What its scores depend on (order, wording, length) was not asked: align probe tells."]
     if record.kind == "unlearning":
         said = finding(record, "durability")

@@ -14,6 +14,7 @@ from report_runs import hostile, preference_run, reward_run, rounds_run, span, s
 from run_records import DPO, record
 
 from align.errors import UserError
+from align.report.limits import limits
 from align.report.page.about import cost, data, reproduce
 from align.report.page.blocks import Block, Charts, Code, Document, Facts, Points, Section, Table, Text, Words
 from align.report.page.comparison import comparison
@@ -258,6 +259,9 @@ def test_a_reward_model_stands_beside_chance_and_rules_that_do_not_read(tmp_path
         "confidence 0.97: accuracy 0.9, n 60."
     )
     assert only(section, Points).items == ["It reads plain."]
+    unasked = "What its scores depend on (order, wording, length) was not asked: align probe tells."
+    assert unasked in limits(record(kind="reward", findings={}))
+    assert unasked not in limits(load_run(tmp_path / "run"))
 
 
 def test_probes_that_were_not_asked_are_named_with_their_commands() -> None:
@@ -265,8 +269,9 @@ def test_probes_that_were_not_asked_are_named_with_their_commands() -> None:
     assert [block.text for block in reward(run).blocks if isinstance(block, Text)] == [
         "Accuracy on held-out pairs was not measured.",
         "The calibration of its confidence was not measured.",
-        "What its scores depend on was not asked: align probe stability runs/rm --out runs/rm/eval/stability.json and "
-        "align probe consistency runs/rm --out runs/rm/eval/consistency.json.",
+        "What its scores depend on was not asked: align probe stability runs/rm --pairs FILE --out "
+        "runs/rm/eval/stability.json and align probe consistency runs/rm --from FILE --out "
+        "runs/rm/eval/consistency.json.",
     ]
 
 

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from align.report.calibration import draw_curve
+from align.report.figures import sentences
 from align.report.figures import shown as number
 from align.report.page.blocks import Block, Chart, Charts, Points, Section, Table, Text
 from align.report.record import RunRecord
 from align.stats import Interval, finite
 
-_PROBES = ("align probe stability", "align probe consistency")
+_PROBES = {"stability": "--pairs", "consistency": "--from"}  # and the option that names their rows
 
 
 def reward(run: RunRecord) -> Section:
@@ -38,10 +39,11 @@ def reward(run: RunRecord) -> Section:
     for name, found in probes.items():
         blocks += [Text(f"{name}:"), Points(sentences(found))]
     if not probes:
-        commands = " and ".join(
-            f"{probe} {run.path} --out {run.path}/eval/{probe.split()[-1]}.json" for probe in _PROBES
-        )
-        blocks.append(Text(f"What its scores depend on was not asked: {commands}.", quiet=True))
+        commands = [
+            f"align probe {probe} {run.path} {option} FILE --out {run.path}/eval/{probe}.json"
+            for probe, option in _PROBES.items()
+        ]
+        blocks.append(Text(f"What its scores depend on was not asked: {' and '.join(commands)}.", quiet=True))
     return Section("Reward model", blocks)
 
 
@@ -50,9 +52,3 @@ def calibration_chart(bins: Sequence[Mapping[str, Any]]) -> Chart:
     about = "Of the pairs in which the model is 80 % sure, about 80 % should be right. Bars are 95 % intervals."
     points = [f"confidence {number(b['confidence'])}: accuracy {number(b['accuracy'])}, n {b['n']}" for b in bins]
     return Chart("Calibration", about, f"Calibration. {'; '.join(points)}.", partial(draw_curve, bins=bins), height=3.8)
-
-
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The sentences of a probe's result; none where it is another kind of file."""
-    lists = [found[key] for key in ("sentences", "verdict") if isinstance(found.get(key), list)]
-    return [str(text) for one in lists for text in one]
