@@ -7,6 +7,7 @@ from typing import Any
 
 from align.report.thresholds import FEW_PAIRS, WIDE_ACCURACY
 from align.report.verdict import NOT_MEASURED, Finding
+from align.stats import finite
 
 _MORE_PULL_ON_CHOSEN = {
     "dpo": "try objective.name=rpo, flex_dpo with a smaller beta_minus, or a larger beta",
@@ -48,10 +49,10 @@ def _on_loss(loss: Finding) -> str:
 def _on_model(found: Mapping[str, Finding], end: Mapping[str, Any], objective: str) -> str:
     """What happened to the log-probs."""
     learned, suppression = found["learned"].word, found["suppression"].word
-    if suppression == NOT_MEASURED and end:
-        return "the run diverged: lower train.learning_rate, or set train.max_grad_norm"
-    if suppression == NOT_MEASURED:
+    if not end:
         return "set data.held_out, so that the next run can be judged"
+    if finite((end.get("chosen") or {}).get("value")) is None:
+        return "the run diverged: lower train.learning_rate, or set train.max_grad_norm"
     if found["moved"].word == "no":
         return "the model hardly moved: raise train.learning_rate or train longer"
     if suppression == "reversed" or learned == "worse":
@@ -75,7 +76,8 @@ def _on_accuracy(learned: Finding) -> str:
         return "set data.held_out: accuracy on training pairs does not show what was learned"
     span = learned.facts["accuracy"]
     if learned.word == "too few to say":
-        return f"{span['n']} held-out pairs are too few to say: hold out {FEW_PAIRS} or more (data.held_out)"
+        few = "1 held-out pair is" if span["n"] == 1 else f"{span['n']} held-out pairs are"
+        return f"{few} too few to say: hold out {FEW_PAIRS} or more (data.held_out)"
     if learned.word != "not shown":
         return ""
     if (span["high"] - span["low"]) / 2 > WIDE_ACCURACY:

@@ -136,6 +136,8 @@ def dispersion(end: Reading) -> Finding:
 def _unmeasured(name: str, end: Reading, key: str, why: str = "") -> Finding:
     if not end:
         return Finding(name, NOT_MEASURED, "needs readings at the start and at the end")
-    if isinstance(end.get(key), Mapping):
-        return Finding(name, NOT_MEASURED, "the last scores were not finite")
+    if isinstance(found := end.get(key), Mapping):
+        single = finite(found.get("value")) is not None
+        text = "a single pair has no interval" if single else "the last scores were not finite"
+        return Finding(name, NOT_MEASURED, text)
     return Finding(name, NOT_MEASURED, why or "not in the last reading")

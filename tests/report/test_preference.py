@@ -409,6 +409,17 @@ def test_scores_that_are_not_finite_are_not_measured() -> None:
     assert found["suppression"].text == "the last scores were not finite"
 
 
+def test_a_single_pair_is_too_few_and_no_divergence() -> None:
+    one = torch.tensor([-20.0]), torch.tensor([-20.0]), torch.tensor([10]), torch.tensor([10])
+    probe = Displacement(objective=DPO())
+    start = probe.read(0, ProbeScores(*one)).to_json()
+    end = probe.read(9, ProbeScores(one[0] + 2, one[1] - 5, *one[2:])).to_json()
+    found = preference_verdict([{"probe": start}, {"probe": end}])
+    assert (found["suppression"].word, found["suppression"].text) == (NOT_MEASURED, "a single pair has no interval")
+    assert found["learned"].word == "too few to say"
+    assert found["next"].text == "1 held-out pair is too few to say: hold out 30 or more (data.held_out)"
+
+
 def test_a_stopped_run_says_why() -> None:
     head = preference_verdict(
         records(), run="runs/x", seconds=61, stopped="the loss is not finite at step 40."
