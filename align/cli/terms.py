@@ -83,8 +83,6 @@ TERMS: dict[str, Explanation] = {
         f'Wilson interval lies above {MAJORITY:.0%}: "ideal" (chosen up, rejected down), "both down", "both up" or '
         '"reversed" (a pull has the wrong sign); otherwise "not clear". The line appears only where it says why '
         "answers moved together.",
-        '"reversed" (a pull has the wrong sign); otherwise "not clear". The line appears only where it says why both '
-        "sides moved together.",
         "Both down: less pull on the rejected answer (flex_dpo, whose beta_minus may be auto) or more on the chosen "
         "one (rpo), or calibrate: true. Exact for a step of SGD on the pair alone. Adam divides by a scale of its own "
         "and adds past gradients and other pairs, so there the case is a hint: what happened is in suppression.",

@@ -28,8 +28,8 @@ from align.compat import training_config  # noqa: E402
 from align.judges.judge import ScoreJudge  # noqa: E402
 from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum  # noqa: E402
 from align.recipe.sampling import Sampling  # noqa: E402
-from align.trainers.entanglement import EntanglementProbe  # noqa: E402
 from align.runs.directory import RunDirectory  # noqa: E402
+from align.trainers.entanglement import EntanglementProbe  # noqa: E402
 from align.trainers.hypo import HyPOTrainer  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
 from align.trainers.reward import RewardModelTrainer  # noqa: E402
