@@ -218,7 +218,7 @@ def test_killed_in_the_middle_and_resumed_is_bitwise_the_uninterrupted_run(
 def test_a_sweep_pays_for_the_reference_once(world: Path, finished: Any, tmp_path: Path) -> None:
     first = finished[0]
     assert first.reference_rows >= 2 * 52  # training and held-out answers
-    second, _ = quietly(
+    second, lines = quietly(
         recipe(
             world,
             tmp_path,
@@ -230,6 +230,8 @@ def test_a_sweep_pays_for_the_reference_once(world: Path, finished: Any, tmp_pat
     )
     assert second.reference_rows == 0
     assert second.stored_rows > 0
+    note = "note: all reference rows are stored; the reference model is kept to judge the policy's own answers "
+    assert note + "(watch.probe_answers: 0 goes without both)" in lines
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -> None:
@@ -414,10 +416,13 @@ def test_readings_that_the_budget_does_not_pay_for_are_left_out_and_counted(worl
     _, lines = quietly(made)
     read = [r["step"] for r in RunDirectory(tmp_path / "tiny").metrics() if "probe" in r]
     assert read == [0, 4]
-    said = [line for line in lines if line.startswith("watch: the probe set")]
+    said = [line for line in lines if line.startswith("watch: readings left out")]
+    parts = ", ".join(
+        f"3 of 5 of {what}" for what in ("the probe set", "the model's own text", "gradient entanglement")
+    )
     assert said == [
-        "watch: the probe set was read 2 times and 3 readings were left out, to stay within 0% of the training time "
-        "(watch.budget); watch.every: N reads at every Nth step, whatever it takes"
+        f"watch: readings left out to stay within 0% of the training time (watch.budget): {parts}; watch.every: N reads "
+        "at every Nth step, whatever it takes"
     ]
     header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"])
     place = lines[header].split().index("chosen")

@@ -68,19 +68,17 @@ def preference_verdict(
 
 def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
     """The lines of the block; those that only matter when they are so are left out when they are not."""
-    words = {name: finding.word for name, finding in found.items()}
-    # answers that rose need no line about answers that fell
-    changes = "imitation" if words.get("imitation") == "yes" else "suppression"
-    if_so = {"moved": ("no",), "astray": ("yes", "partly"), "collapse": ("yes",)}
-    so = {name for name, said in if_so.items() if words.get(name) in said}
-    if "entanglement" in found and explains(found):
-        so.add("entanglement")
-    if "distance" in found and found["distance"].facts.get("trained"):
-        so.add("distance")
-    order = ("loss", "learned", "moved", changes, "entanglement", "dispersion", "astray", "collapse", "length")
-    return tuple(
-        name for name in (*order, "distance", "next") if name in so or name not in {*if_so, "entanglement", "distance"}
-    )
+    if_so = {"moved": ("no",), "imitation": ("yes",), "astray": ("yes", "partly"), "collapse": ("yes",)}
+    left_out = {name for name, words in if_so.items() if name in found and found[name].word not in words}
+    # answers that rose alike, or hardly moved, need no line about answers that fell
+    if not {"moved", "imitation"} <= left_out:
+        left_out.add("suppression")
+    if "entanglement" in found and not explains(found):
+        left_out.add("entanglement")
+    if "distance" in found and not found["distance"].facts.get("trained"):
+        left_out.add("distance")
+    order = ("loss", "learned", "moved", "imitation", "suppression", "entanglement", "dispersion", "astray", "collapse")
+    return tuple(name for name in (*order, "length", "distance", "next") if name in {*found, "next"} - left_out)
 
 
 def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, alike: bool) -> Finding:

@@ -225,6 +225,11 @@ def _others(trainer: Any, held: Holdings) -> Iterator[str]:
             f"reference.store: true, which frees the reference's {amount(held.reference)} in the runs after one that "
             "has computed all its rows"
         )
+    if held.reference and trainer.reference.complete:
+        yield (
+            f"watch.probe_answers: 0 in a new run, which frees the reference's {amount(held.reference)}: its rows are "
+            "all stored, and it is kept for the policy's own answers alone"
+        )
     if not adapter:
         freed = held.gradients + held.optimizer + held.reference + held.coming
         what = f"gradients, optimizer state{' and the reference' * (held.reference > 0)}"

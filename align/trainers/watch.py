@@ -188,14 +188,17 @@ class Watch(TrainerCallback):
 
     def _say_skipped(self) -> None:
         """What the budget left out."""
-        for probe in self.probes:
-            cost = self.budget.summary()["probes"][probe.name]
-            if cost["skipped"]:
-                self.echo(
-                    f"watch: {probe.title} was read {cost['readings']} times and {cost['skipped']} readings were left "
-                    f"out, to stay within {self.budget.share:.0%} of the training time (watch.budget); watch.every: N "
-                    "reads at every Nth step, whatever it takes"
-                )
+        costs = self.budget.summary()["probes"]
+        left = [
+            f"{cost['skipped']} of {cost['skipped'] + cost['readings']} of {probe.title}"
+            for probe in self.probes
+            if (cost := costs[probe.name])["skipped"]
+        ]
+        if left:
+            self.echo(
+                f"watch: readings left out to stay within {self.budget.share:.0%} of the training time (watch.budget): "
+                f"{', '.join(left)}; watch.every: N reads at every Nth step, whatever it takes"
+            )
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
         now, tokens = time.monotonic(), self.trainer.train_tokens

@@ -19,7 +19,7 @@ from align.judges.loading import load_judge
 from align.models.look import look, new_head
 from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject, positions
-from align.objectives.base import Objective, reads_labels
+from align.objectives.base import reads_labels
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
 from align.recipe.template_arguments import dated
@@ -107,7 +107,7 @@ def run(
             "it back (pin model.revision for one on the Hub), or start anew."
         )
     trainer.echo = say
-    _say_notes(objective, _sync(recipe), say)
+    _say_notes(trainer, _sync(recipe), say)
     if not resume:
         directory.write_lock(lock(recipe, trainer, data.digest))
     begin_training(recipe, trainer, directory, data, said.lines)
@@ -148,8 +148,9 @@ def _watched(
     return watch, evaluation
 
 
-def _say_notes(objective: Objective, sync: tuple[int, float] | None, say: Callable[[str], Any]) -> None:
+def _say_notes(trainer: Any, sync: tuple[int, float] | None, say: Callable[[str], Any]) -> None:
     """What one should know of the objective and its reference to read the lines of a run."""
+    objective, reference = trainer.objective, trainer.reference
     if objective.coupled:
         say(f"note: {objective.coupled}")
     if reads_labels(objective.branches):
@@ -158,6 +159,11 @@ def _say_notes(objective: Objective, sync: tuple[int, float] | None, say: Callab
         every, mix = sync
         to = "the policy" if mix == 1 else f"{mix:g} policy + {1 - mix:g} reference"
         say(f"note: the reference moves to {to} every {every:,} steps, so margins fall back there; no resuming")
+    if reference is not None and reference.complete and reference.model is not None:
+        say(
+            "note: all reference rows are stored; the reference model is kept to judge the policy's own answers "
+            "(watch.probe_answers: 0 goes without both)"
+        )
 
 
 def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool) -> dict[str, Any]:

@@ -128,6 +128,22 @@ def test_a_first_step_that_does_not_fit(tmp_path: Path) -> None:
     ]
 
 
+def test_a_reference_kept_for_own_answers_alone_can_be_given_up(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    trainer(tmp_path / "first", DPO(), store_dir=store, max_steps=-1, num_train_epochs=1).train()
+    with pytest.raises(DoesNotFit) as caught, at_most(positions=90, words=WORDS):
+        made = trainer(tmp_path / "second", DPO(), store_dir=store, reference_asked=True)
+        made.train()
+    said = (
+        f"frees the reference's {Holdings.of(made).reference / 2**20:.1f} MiB: its rows are all stored, and it is kept"
+    )
+    cure = f"watch.probe_answers: 0 in a new run, which {said} for the policy's own answers alone."
+    assert f"If that is not enough: {cure}" in str(caught.value).splitlines()
+    without = trainer(tmp_path / "third", DPO(), store_dir=store)
+    assert without.reference.model is None
+    assert Holdings.of(without).reference == 0
+
+
 def test_where_no_smaller_micro_batch_is_possible_another_change_comes_first(tmp_path: Path) -> None:
     made = trainer(tmp_path, SimPO(), per_device_train_batch_size=1)
     with pytest.raises(DoesNotFit) as caught, at_most(positions=22, words=WORDS):
