@@ -138,7 +138,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero3", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_two_processes_have_the_losses_of_one(launch: Launch, label: str) -> None:
     launch("single", CASES)
     folder = launch(label, CASES)

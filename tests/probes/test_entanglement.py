@@ -85,6 +85,8 @@ def test_two_measures_agree_where_they_come_to_one_case() -> None:
     other = products([3.0, 9.0, 8.0, math.nan], [8.0, 8.0, 1.0, 1.0], [2.5, 2.0, 2.0, -1.0])
     assert same_case(PAIRS, PAIRS, EQUAL) == 4
     assert same_case(PAIRS, other, EQUAL) == 2  # the second is ideal there, and the fourth is no number
+    none = torch.zeros(4, dtype=torch.float64)
+    assert same_case(PAIRS, other, (none, none)) == 3  # all stay still, but what is no number is in no case
 
 
 def test_beta_ratio_of_one_pair_is_the_interval_of_the_paper() -> None:
