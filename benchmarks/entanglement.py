@@ -38,7 +38,7 @@ def make_trainer(folder: str, adapter: bool, args: argparse.Namespace) -> Any:
     """DPO at the usual rates: 2e-4 for an adapter, 2e-6 for all weights."""
     with gzip.open(hh_file().with_name("helpful_test.jsonl.gz"), "rt", encoding="utf-8") as lines:
         texts = [
-            {k: json.loads(line)[k] for k in ("prompt", "chosen", "rejected")} for line in islice(lines, 4 * args.pairs)
+            {k: json.loads(line)[k] for k in ("prompt", "chosen", "rejected")} for line in islice(lines, args.rows)
         ]
     config = training_config(
         output_dir=folder,
@@ -121,7 +121,9 @@ def main() -> int:
     parser.add_argument("--model", default=str(ROOT / "build/real/smollm2"))
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=160, help="of which the pairs are drawn, and trained on")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens; longer rows are dropped")
+    parser.add_argument("--weights", nargs="+", choices=("lora", "last_block"), default=["lora", "last_block"])
     args = parser.parse_args()
     if not hh_file().exists():
         print(f"{hh_file()} is absent: set ALIGN_TEST_DATA to the folder that holds hh_rlhf.", file=sys.stderr)
@@ -132,9 +134,9 @@ def main() -> int:
         out[moment] = look(trainer, args.pairs)
         print(moment, *(f"    {key:<20} {value}" for key, value in out[moment].items()), sep="\n", file=sys.stderr)
 
-    for name, adapter in (("lora", True), ("last_block", False)):
+    for name in args.weights:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(folder, adapter, args)
+            trainer = make_trainer(folder, name == "lora", args)
             trainer.get_ready(trainer.model_wrapped)
             note(f"{name} at the start", trainer)
             trainer.train()
