@@ -9,6 +9,11 @@ from align.report.thresholds import MAJORITY
 from align.report.verdict import NOT_MEASURED, Finding
 from align.stats import Interval, finite, wilson
 
+# what may be said of a real step
+CLAIM = (
+    "The cases are exact to first order for a small step of SGD on each pair alone. Adam moves weights by scales of its "
+    "own and along past gradients, and other pairs push the same weights, so of a real step they are a hint."
+)
 # cases of which a majority is the word
 _MEANING = {
     "ideal": "the chosen answer rises and the rejected one falls",
@@ -41,13 +46,17 @@ def entanglement(records: Sequence[Mapping[str, Any]]) -> Finding:
         "shares": {name: share.to_json() for name, share in shares.items()},
         "cosine": None if cosine is None else cosine.to_json(),
         "start_cases": dict(readings[0].get("cases") or {}),
+        "adam_cases": (last.get("adam") or {}).get("cases"),
         "best": finite(last.get("best")),
         "limit": MAJORITY,
+        "claim": CLAIM,
     }
     main = next((name for name, share in shares.items() if share.low > MAJORITY), None)
     text = _counts(cases, n) if main is None else _most(main, shares[main])
     text += f", to first order of SGD (gradients over the {_weights(last)}"
     text += ")" if cosine is None else f", cosine {cosine.value:+.2f})"
+    if main is not None and facts["adam_cases"]:
+        text += f"; with Adam's scale in {facts['adam_cases'].get(main, 0)} of {last['adam']['n']}"
     if (reversed_ := cases.get("reversed", 0)) and main != "reversed":
         text += f"; {reversed_} are reversed: the loss pulls them the wrong way"
     return Finding("entanglement", "not clear" if main is None else main.replace("_", " "), text + _ratio(last), facts)

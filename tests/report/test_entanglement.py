@@ -70,6 +70,18 @@ def test_without_a_majority_the_cases_are_counted() -> None:
     )
 
 
+def test_what_adam_makes_of_it_stands_beside_it() -> None:
+    adam = {"of": "last block, as Adam scales them", "n": 8, "cases": {"ideal": 5, "both_down": 3}}
+    one = found(reading(both_down=7) | {"adam": adam, "share_at_best": 0.125})
+    assert one.text.endswith("cosine +0.80); with Adam's scale in 3 of 8")
+    assert one.facts["adam_cases"] == {"ideal": 5, "both_down": 3}
+    assert one.facts["claim"] == (
+        "The cases are exact to first order for a small step of SGD on each pair alone. Adam moves weights by scales of "
+        "its own and along past gradients, and other pairs push the same weights, so of a real step they are a hint."
+    )
+    assert found(reading()).facts["adam_cases"] is None
+
+
 def test_what_was_not_measured_is_not_measured() -> None:
     assert entanglement([{"step": 0, "loss": 1.0}]).word == NOT_MEASURED
     one = found({"of": "head", "n": 0, "left_out": 8})
