@@ -34,8 +34,8 @@ def astray(start: Reading, end: Reading) -> Finding:
     limit = ASTRAY if word == "yes" else ASTRAY_PARTLY
     earlier = "" if before is None else f", {before.value:+.1f} at the start"
     text = (
-        f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of its own answers are unlike the pairs' and its "
-        f"earlier ones (limit {limit:.0%}): {logp.value:+.1f} nats/token under the {end['against']}{earlier}, "
+        f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of its own answers are text that neither the pairs "
+        f"nor it had before (limit {limit:.0%}): {logp.value:+.1f} nats/token under the {end['against']}{earlier}, "
         f"n {share.n}"
     )
     facts = {

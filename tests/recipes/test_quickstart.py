@@ -17,6 +17,7 @@ from align.recipes.quickstart.running import RECIPES, Steps, calm
 from align.recipes.quickstart.small_model import save_new
 from align.recipes.quickstart.summary import SHOWN, as_shown, order, sentence, unseen
 
+RUNS = {title: name.replace("_", "-") for title, name in METHODS.items()}
 SMALL = world.Size(people=12, forgotten=4, background=6, strangers=2, base_epochs=12, tune_epochs=10)
 
 
@@ -213,3 +214,14 @@ def test_the_recipes_differ_in_the_objective_alone():
         for key in ("name", "output", "objective"):
             recipe.pop(key)
     assert recipes[0] == recipes[1] == recipes[2]
+
+
+def test_text_that_nobody_wrote_is_found_where_the_masses_say_that_it_is(finished):
+    """The verdict of a run knows its samples and its reference alone; masses are sums over all answers of the world."""
+    out, masses, _ = finished
+    found = {t: json.loads((out / run / "verdict.json").read_text())["findings"]["astray"] for t, run in RUNS.items()}
+    assert masses["DPO"].elsewhere > 0.9
+    assert found["DPO"]["word"] == "yes"
+    shares = {title: finding["share"]["value"] for title, finding in found.items()}
+    assert shares["DPO"] > 0.5 > shares["RPO"]
+    assert "of its own answers are text that neither the pairs nor it had before (limit 50%)" in found["DPO"]["text"]
