@@ -39,11 +39,11 @@ START: dict[str, Any] = {
 }
 
 
-def verdict(**end: Any) -> Any:
+def verdict(probe: dict[str, Any] | None = None, **end: Any) -> Any:
     log = [
         {"step": 0, "probe": {"step": 0, **PROBE, "accuracy": wilson(32, 64).to_json()}, "own_text": START},
         {"step": 10, "loss": 0.5, "own_text": START | {"astray": wilson(16, 16).to_json()}},  # the last one counts
-        {"step": 20, "probe": {"step": 20, **PROBE}, "own_text": START | end},
+        {"step": 20, "probe": {"step": 20, **PROBE, **(probe or {})}, "own_text": START | end},
     ]
     return preference_verdict(log, objective="dpo")
 
@@ -63,6 +63,10 @@ def test_text_that_nobody_wrote_is_said_with_number_and_threshold() -> None:
     (line,) = (line for line in found.lines() if line.startswith("  astray"))
     assert line.split(maxsplit=2)[1:] == ["yes", found["astray"].text]
     assert found["next"].text.startswith("read some answers; then try objective.name=rpo")
+    assert "dispersion" in found.shown  # it was not measured
+    drift = {"drift": span(-2.0), "drift_of": "samples that the starting policy drew at these prompts"}
+    assert "dispersion" not in verdict(probe=drift, **GONE).shown  # not seen on other answers, but on these
+    assert "dispersion" in verdict(probe=drift).shown
     assert (found["distance"].word, found["distance"].text) == (
         "64.1",
         "nats per own answer to the reference [49.1, 79.1], 3.44 per token, n 16; entropy 0.36 to 3.91 nats/token",
