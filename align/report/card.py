@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,12 @@ def model_card(facts: CardFacts) -> str:
     lines += _section("Versions", [versions] if versions else [])
     lines += _section("Limits", [f"- {line}" for line in limits(record)] if record is not None else [_UNKNOWN])
     text = "\n".join(lines) + "\n"
-    return text if record is None else text.replace(str(record.path), "RUN")
+    return text if record is None else _without_folder(text, record.path)
+
+
+def _without_folder(text: str, run: Path) -> str:
+    """``RUN`` in place of the run's directory, where its name says where on a machine it lies."""
+    return re.sub(rf"(?<![\w.]){re.escape(str(run))}(?!\w)", "RUN", text) if run.is_absolute() else text
 
 
 def _origin(facts: CardFacts) -> list[str]:

@@ -87,13 +87,14 @@ def begin_training(recipe: Recipe, trainer: Any, directory: RunDirectory, data: 
     """``begin`` of one training."""
     retained = {f"retain {number}": rows for number, rows in enumerate(data.retain or (), start=1)}
     tokenizer, mixed = trainer.processing_class, trainer.accelerator.mixed_precision
-    weights = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
+    kind = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
+    weights = recipe.model.load_in or kind
     begin(
         recipe,
         directory,
         said=said,
         sets={"forget" if recipe.data.forget else "train": data.train, "held out": data.held_out, **retained},
-        precision=f"weights {weights}, forwards {weights if mixed == 'no' else mixed}",
+        precision=f"weights {weights}, forwards {kind if mixed == 'no' else mixed}",
         asks_date=DATE in str(tokenizer.chat_template),
     )
 
@@ -148,11 +149,10 @@ def git(folder: Path, file: Path | None) -> dict[str, Any] | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     """What git prints; None where there is no git, no repository, or no answer in time."""
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words]  # no program that a repository names
     settings = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=_GIT_SECONDS, env=settings
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, env=settings)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

@@ -102,8 +102,8 @@ def test_rounds_leave_facts_a_report_and_a_card(finished: Any) -> None:
     assert (found.kind, found.finished, found.steps) == ("rounds", True, 6)
     assert [one.kind for one in found.rounds] == ["preference", "preference"]
     data, cost = found.facts["data"], found.facts["cost"]
-    assert "16 rows of 16 kept." in data["sentences"]
-    assert data["sets"]["prompts"]["rows"] == 16
+    assert "23 rows of 23 kept." in data["sentences"]
+    assert data["sets"]["prompts"]["rows"] == 16  # of two rounds
     assert cost["steps"] == 6
     assert cost["trained_tokens"] == sum(one.facts["cost"]["tokens"] for one in found.rounds) > 0
     assert found.facts["reproduce"].startswith(f"align train {run}/recipe.lock.yaml output={run}-again ")
