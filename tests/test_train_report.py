@@ -159,6 +159,7 @@ def test_the_command_says_what_a_repetition_needs(world: Path, tmp_path: Path) -
     assert command(made, folder, lock, asks_date=True) == dated
     asked = recipe(world, tmp_path, dated.split()[-1]).data.template_arguments
     assert asked == {"strftime_now": "2026-01-02T03:04:05"}
+    assert command(made, folder, {}, asks_date=True) == said  # a lock file of a version that kept no date
     fixed = recipe(world, tmp_path, "data.template_arguments={strftime_now: 2026-01-02}")
     assert command(fixed, folder, lock, asks_date=True) == said
     several = command(made, Path("r"), {"processes": 2}, asks_date=False)
