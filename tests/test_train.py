@@ -594,6 +594,8 @@ def test_a_lock_file_of_an_older_version_goes_on_where_keys_that_came_later_have
     directory = RunDirectory(made.output_dir)
     directory.write_lock({"recipe": old})
     assert directory.begin(made.dump(), resume=True) is None  # no checkpoint yet
+    drawn = recipe(world, tmp_path, watch={"every": 1, "report": True, "live": True})  # which changes no number
+    assert directory.begin(drawn.dump(), resume=True) is None
     other = recipe(world, tmp_path, watch={"every": 1, "probe_answers": 4}, objective={"name": "dpo", "beta": 0.2})
     with pytest.raises(UserError) as error:
         directory.begin(other.dump(), resume=True)

@@ -17,11 +17,14 @@ from align.recipe import Recipe
 
 LOCK = "recipe.lock.yaml"
 METRICS = "metrics.jsonl"
-# keys of a recipe that change how fast or from where something comes, and nothing that comes but for rounding
+# keys of a recipe that change how fast or from where something comes or what is drawn of it, and nothing that comes
+# but for rounding
 _MAY_CHANGE = (
     "train.max_tokens_per_microbatch:",
     "train.per_device_eval_batch_size:",
     *(f"train.{kind}_checkpointing:" for kind in ("activation", "gradient")),
+    "watch.report:",
+    "watch.live:",
     "sampling.batch_size:",
     *(f"sampling.server.{key}:" for key in ("url", "key_env", "concurrency", "timeout", "retries")),
     *(f"judge.endpoint.{key}:" for key in ("url", "key_env", "concurrency", "timeout", "retries", "max_calls")),

@@ -281,8 +281,13 @@ BAD = {
     ),
     "key like no other": (
         GOOD + "watch: {colour: red}\n",
-        "r.yaml:8  watch.colour: unknown key. Keys here: every, budget, probe_pairs, probe_answers, chosen_drop_nats, "
-        "stop_when, stop_on_drop, similarity_limit, stop_on_collapse, generate_every, prompts.",
+        "r.yaml:8  watch.colour: unknown key. Keys here: every, budget, probe_pairs, probe_answers, "
+        "entanglement_pairs, chosen_drop_nats, stop_when, stop_on_drop, similarity_limit, stop_on_collapse, report, "
+        "live, generate_every, prompts.",
+    ),
+    "live without a report": (
+        GOOD + "watch: {live: true, report: false}\n",
+        "r.yaml:8  watch.live: it rewrites the report, and watch.report: false wants none.",
     ),
     "train key": (
         GOOD + "  learning_rat: 5e-6\n",
