@@ -199,6 +199,6 @@ def _every(browser: Browser, selector: str, what: str) -> list[str]:
 def test_paper_is_white_whatever_the_scheme(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["preference"], width=1000, dark=True, media="print")
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert browser.value("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert browser.value("getComputedStyle(document.body).color") == "rgb(31, 35, 40)"
     assert browser.value("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert browser.value("getComputedStyle(document.querySelector('.said')).maxHeight") == "none"
