@@ -118,7 +118,8 @@ def preference_run(folder: Path, *, text: str = "plain", slope: float = 1.0, pro
         "data": {
             "sentences": [
                 f"240 pairs, 3 of them left out: {text}",
-                "Chosen answers are 12 % longer than rejected ones.",
+                "Chosen answers are 12 % longer.",
+                "Tokens of chosen: mean 10.",
             ],
             "sets": {"train": {"rows": 240, "tokens": {"chosen": LENGTHS, "rejected": LENGTHS}}},
             "max_length": 128,

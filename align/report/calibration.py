@@ -37,11 +37,13 @@ def draw_curve(axes: Axes, bins: Bins) -> None:
     y = [part["accuracy"] for part in bins]
     errors = [s.value - s.low for s in spans], [s.high - s.value for s in spans]
     axes.errorbar(x, y, yerr=errors, color=COLOURS["blue"], marker="o", ms=6, lw=1.6, elinewidth=1, capsize=3)
-    for place, part in enumerate(bins):
-        beside = (7, -13 if place % 2 else 6)  # neighbours may be as right as each other
-        point = (part["confidence"], part["accuracy"])
-        axes.annotate(f"n {part['n']}", point, beside, textcoords="offset points", fontsize=FONT - 1, color=MUTED)
-    axes.set_xlim(0.48, 1.06)
-    axes.set_ylim(min([0.5, *(span.low for span in spans)]) - 0.03, 1.08)
-    axes.set_xlabel("confidence: sigmoid of the margin's size\ndashed: as sure as right")
+    over = axes.get_xaxis_transform()  # by confidence, and up the axes
+    for part in bins:
+        place = (part["confidence"], 0.98)
+        axes.text(*place, str(part["n"]), transform=over, ha="center", va="top", fontsize=FONT - 1, color=MUTED)
+    axes.set_xlim(0.48, 1.02)
+    axes.set_ylim(min([0.5, *(span.low for span in spans)]) - 0.03, 1.12)
+    axes.set_xlabel(
+        "confidence: sigmoid of the margin's size\ndashed: as sure as right; at the top: pairs of each point"
+    )
     axes.set_ylabel("accuracy")

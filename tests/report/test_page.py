@@ -306,6 +306,7 @@ def test_data_cost_and_how_to_repeat(tmp_path: Path) -> None:
         ("train: chosen", "240", "10.2", "9", "20", "31"),
         ("train: rejected", "240", "10.2", "9", "20", "31"),
     ]
+    assert only(data(run), Points).items == ["240 pairs, 3 of them left out: plain", "Chosen answers are 12 % longer."]
     assert only(data(run), Facts).facts == {"max length": "128"}
     assert only(cost(run), Facts).facts == {"time": "13 min", "peak memory": "1.50 GiB", "tokens": "1,254,000"}
     probes = only(cost(run), Table)
@@ -314,6 +315,8 @@ def test_data_cost_and_how_to_repeat(tmp_path: Path) -> None:
     assert command.text == "align train my.yaml output=plain"
     assert "beta: 0.1" in recipe.text
     assert only(reproduce(run), Facts).facts["versions"] == "torch 2.13.0"
+    none = {"share": 0.0, "probes": {}}
+    assert cost(record(facts={"cost": {"seconds": 60.0, "probes": none}})).blocks == [Facts({"time": "1 min"})]
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------

@@ -245,7 +245,9 @@ def test_the_calibration_picture(tmp_path: Path) -> None:
     text = file.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
     words = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"n 40", "n 160", "dashed: as sure as right", "accuracy", "runs/reward"} <= set(words)
+    assert {"40", "160", "dashed: as sure as right; at the top: pairs of each point", "accuracy", "runs/reward"} <= set(
+        words
+    )
     assert re.search(r'<g id="patch_1">\s*<path[^>]*fill: none', text) or "opacity: 0" in text  # no ground of its own
     assert "#000000" not in text.split("</style>")[-1]  # black would be lost on black
     assert draw_calibration(tmp_path / "again.svg", bins, title="runs/reward").read_text(encoding="utf-8") == text

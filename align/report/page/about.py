@@ -43,12 +43,14 @@ def by_prompt(run: RunRecord, *, first: bool) -> dict[str, str]:
 def data(run: RunRecord) -> Section:
     """What became of the rows, and how long they are."""
     found = run.facts.get("data") or {}
-    blocks = told(found.get("sentences"))
     rows = [
         (f"{name}: {part}", *(_value(value) for value in (table.get("rows"), *(lengths.get(key) for key in _LENGTHS))))
         for name, table in (found.get("sets") or {}).items()
         for part, lengths in (table.get("tokens") or {}).items()
     ]
+    sentences = found.get("sentences") or []
+    # lengths are in the table
+    blocks = told([line for line in sentences if not (rows and str(line).startswith("Tokens of "))])
     if rows:
         blocks.append(Table(("tokens of", "rows", *_LENGTHS.values()), rows))
     blocks += told({key: value for key, value in found.items() if key not in ("sentences", "sets")})
@@ -62,10 +64,9 @@ def cost(run: RunRecord) -> Section:
     facts = {} if seconds is None else {"time": duration(seconds)}
     facts |= {} if memory is None else {"peak memory": f"{memory / 2**30:.2f} GiB"}
     blocks = told({**facts, **found})
-    if probes:
-        taken = [
-            (name, *(_value(one.get(key)) for key in _PROBE)) for name, one in (probes.get("probes") or {}).items()
-        ]
+    each = (probes or {}).get("probes") or {}
+    if each:
+        taken = [(name, *(_value(one.get(key)) for key in _PROBE)) for name, one in each.items()]
         share = "" if probes.get("share") is None else f": {probes['share']:.1%} of the training time"
         blocks.append(Table(("probe", *_PROBE.values()), taken, title=f"Probes{share}"))
     return Section("Cost", blocks or [Text("Time and memory were not recorded.", quiet=True)])
@@ -91,7 +92,7 @@ def told(found: Any) -> list[Block]:
         facts = {str(name).replace("_", " "): _value(value) for name, value in found.items() if value not in (None, "")}
         return [Facts(facts)] if facts else []
     if isinstance(found, Sequence) and not isinstance(found, str):
-        return [Points([_value(item) for item in found])]
+        return [Points([_value(item) for item in found])] if found else []
     return [Text(str(found))] if found else []
 
 
