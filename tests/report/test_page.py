@@ -333,6 +333,7 @@ def test_a_comparison_overlays_the_same_charts(tmp_path: Path) -> None:
         "Drop, degradation, dispersion",
         "Gradient entanglement",
         "Fixed prompts at the end",
+        "Cost",
         "Limits",
     ]
     assert [(key.label, key.style, key.value) for key in page.runs] == [
@@ -348,7 +349,17 @@ def test_a_comparison_overlays_the_same_charts(tmp_path: Path) -> None:
         "Chosen and rejected: chosen",
         "Chosen and rejected: rejected",
         "Accuracy: probe set",
-        "Accuracy: held-out",
+        "Dispersion",
+    ]
+    assert [block for section in page.sections if section.title == "Cost" for block in section.blocks] == [
+        Table(
+            ("", "A one", "B two"),
+            [
+                ("time", "13 min", "13 min"),
+                ("peak memory", "1.50 GiB", "1.50 GiB"),
+                ("tokens", "1,254,000", "1,254,000"),
+            ],
+        )
     ]
     assert first_words(page)[0].text == "A yes · B not shown"
 

@@ -79,13 +79,15 @@ def test_smoothing_is_the_mean_of_neighbours() -> None:
 def test_panels_of_runs_are_overlaid_by_quantity_and_keep_each_run_its_style() -> None:
     both = Panel("Change", "", "nats", (line("chosen", 1.0), line("rejected", 2.0, style=1)))
     one = Panel("Change", "", "nats", (line("rejected", 3.0, style=1),))
-    loss = Panel("Loss", "", "", (line("training", 4.0),))
-    found = overlaid({"A": [one], "B": [both, loss], "C": [both]})
+    loss = Panel("Loss", "", "", (line("training", 4.0),), (Limit(1.0, "all"), Limit(2.0, "of B")))
+    other = Panel("Loss", "", "", (line("training", 5.0),), (Limit(1.0, "all"), Limit(3.0, "of C")))
+    found = overlaid({"A": [one], "B": [both, loss], "C": [both, other]})
     assert [(p.title, [(s.label, s.style, s.last) for s in p.series]) for p in found] == [
         ("Change: rejected", [("A", 0, 3.0), ("B", 1, 2.0), ("C", 2, 2.0)]),
         ("Change: chosen", [("B", 1, 1.0), ("C", 2, 1.0)]),
-        ("Loss", [("B", 1, 4.0)]),
+        ("Loss", [("B", 1, 4.0), ("C", 2, 5.0)]),
     ]
+    assert found[-1].limits == (Limit(1.0, "all"),)
 
 
 def test_a_limit_is_drawn_where_it_lies() -> None:

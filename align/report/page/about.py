@@ -59,17 +59,23 @@ def data(run: RunRecord) -> Section:
 
 def cost(run: RunRecord) -> Section:
     """Time, tokens and memory, and what the probes took of the time."""
-    found = dict(run.facts.get("cost") or {})
-    seconds, memory, probes = (found.pop(key, None) for key in ("seconds", "peak_memory_bytes", "probes"))
-    facts = {} if seconds is None else {"time": duration(seconds)}
-    facts |= {} if memory is None else {"peak memory": f"{memory / 2**30:.2f} GiB"}
-    blocks = told({**facts, **found})
-    each = (probes or {}).get("probes") or {}
-    if each:
+    facts = cost_facts(run)
+    blocks: list[Block] = [Facts(facts)] if facts else []
+    probes = (run.facts.get("cost") or {}).get("probes") or {}
+    if each := probes.get("probes"):
         taken = [(name, *(_value(one.get(key)) for key in _PROBE)) for name, one in each.items()]
         share = "" if probes.get("share") is None else f": {probes['share']:.1%} of the training time"
         blocks.append(Table(("probe", *_PROBE.values()), taken, title=f"Probes{share}"))
     return Section("Cost", blocks or [Text("Time and memory were not recorded.", quiet=True)])
+
+
+def cost_facts(run: RunRecord) -> dict[str, str]:
+    """What a run took, by name; empty where that was not recorded."""
+    found = dict(run.facts.get("cost") or {})
+    seconds, memory, _ = (found.pop(key, None) for key in ("seconds", "peak_memory_bytes", "probes"))
+    facts = {} if seconds is None else {"time": duration(seconds)}
+    facts |= {} if memory is None else {"peak memory": f"{memory / 2**30:.2f} GiB"}
+    return facts | _named(found)
 
 
 def reproduce(run: RunRecord) -> Section:
@@ -89,11 +95,14 @@ def reproduce(run: RunRecord) -> Section:
 def told(found: Any) -> list[Block]:
     """Recorded facts, whatever their layout: sentences one below the other, names with their values."""
     if isinstance(found, Mapping):
-        facts = {str(name).replace("_", " "): _value(value) for name, value in found.items() if value not in (None, "")}
-        return [Facts(facts)] if facts else []
+        return [Facts(facts)] if (facts := _named(found)) else []
     if isinstance(found, Sequence) and not isinstance(found, str):
         return [Points([_value(item) for item in found])] if found else []
     return [Text(str(found))] if found else []
+
+
+def _named(found: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name).replace("_", " "): _value(value) for name, value in found.items() if value not in (None, "")}
 
 
 def _value(value: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from align.report.compare import MISSING, Comparison, compare
 from align.report.limits import limits
-from align.report.page.about import by_prompt
+from align.report.page.about import by_prompt, cost_facts
 from align.report.page.blocks import Answer, Answers, Block, Chart, Charts, Document, Key, Points, Section, Table, Text
 from align.report.page.curves import THREE_D, Curve, compares_pairs, curves, panels
 from align.report.page.document import KINDS
@@ -36,6 +36,7 @@ def comparison(runs: Sequence[RunRecord]) -> Document:
         sections.append(Section("Forgetting and its cost", [Charts((chart,))]))
     if texts := _answers(_named(found)):
         sections.append(Section("Fixed prompts at the end", [Answers(texts)]))
+    sections.append(Section("Cost", [_cost(found)]))
     sections.append(Section("Limits", [Points([*found.notes, *_limits(lettered)])]))
     keys = [Key(name, place, str(run.path)) for place, (name, run) in enumerate(_named(found).items())]
     about = [f"comparison of {len(runs)} runs", KINDS[runs[0].kind]]
@@ -74,6 +75,15 @@ def _numbers(found: Comparison) -> list[Block]:
             title = f"{one.label} minus {found.labels[0]}, item by item"
             blocks.append(Table(("", "difference [95 % interval]", "n", ""), lines, title=title))
     return blocks or [Text("Nothing was evaluated beside the curves.", quiet=True)]
+
+
+def _cost(found: Comparison) -> Block:
+    """Time, memory and speed, where every run recorded them."""
+    facts = [dict(cost_facts(run)) for run in found.runs]
+    shared = [name for name in facts[0] if all(name in own for own in facts)]
+    if not shared:
+        return Text("Time and memory were not recorded for every run.", quiet=True)
+    return _table(found, "", [(name, *(own[name] for own in facts)) for name in shared])
 
 
 def _wanted(runs: Sequence[RunRecord]) -> tuple[Curve, ...]:

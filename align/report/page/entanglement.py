@@ -50,7 +50,7 @@ def entanglement_panels(run: RunRecord) -> list[Panel]:
     records = [_with_shares(record) for record in run.metrics if isinstance(record.get("entanglement"), Mapping)]
     ends = {"low": "low end", "high": "high end", "best": "best"}
     lines = tuple(Line(f"entanglement/{name}", label) for name, label in ends.items())
-    limits = (Limit(ratio, "this run"),) if (ratio := own_ratio(run)) is not None else ()
+    limits = (Limit(ratio, "in use"),) if (ratio := own_ratio(run)) is not None else ()
     wanted = (CASES, COSINE, Curve("Feasible interval", _INTERVAL, "ratio of betas", lines, limits, log=True))
     return [panel for curve in wanted if (panel := curve.panel(records)) is not None]
 

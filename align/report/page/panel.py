@@ -140,6 +140,7 @@ def overlaid(panels: Mapping[str, Sequence[Panel]]) -> list[Panel]:
     """The same panels of several runs in one: a chart for each quantity, in it a line for each run that has it.
 
     ``panels`` are those of each run, by what the run is called; its place among them is its colour and its dashes.
+    Limits that are not those of all of them are left out.
     """
     merged: dict[tuple[str, str], Panel] = {}
     labels: dict[str, set[str]] = {}
@@ -152,7 +153,8 @@ def overlaid(panels: Mapping[str, Sequence[Panel]]) -> list[Panel]:
                 line = replace(one, label=run, style=place)
                 title = panel.title if len(labels[panel.title]) == 1 else f"{panel.title}: {one.label}"
                 earlier = merged.get(key) or replace(panel, title=title, series=())
-                merged[key] = replace(earlier, series=(*earlier.series, line))
+                shared = tuple(limit for limit in earlier.limits if limit in panel.limits)
+                merged[key] = replace(earlier, series=(*earlier.series, line), limits=shared)
     return list(merged.values())
 
 

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BOTH = "Chosen and rejected"
 # the charts that say most, of whatever kind of run
 _FIRST = (
     "Forget quality against utility", "Chosen and rejected", "Accuracy", "Calibration", "Reward", "Score",
     "Dispersion", "Reverse KL", "Likeness", "Forgotten answers", "Utility", "Margin", "KL", "Length", "Loss",
 )  # fmt: skip
 _TONES: dict[Tone, str] = {"good": "#00694c", "look": "#7d5200", "bad": "#b3261e", "plain": INK}
-_WIDTH, _CHART, _LINE, _MARGIN = 12.0, 2.9, 0.21, 0.3  # inches
-_LEGEND = 75  # characters and lines of a legend that fit over a chart
+_WIDTH, _CHART, _LINE, _MARGIN = 12.0, 3.05, 0.21, 0.3  # inches
+_LEGEND = 72  # characters and lines of a legend that fit over a chart
 _TEXT_AT, _WRAP = 3.15, 104  # where the sentences begin, in inches, and how many characters they have in a line
 
 
@@ -42,9 +43,10 @@ def picture(page: Document) -> bytes:
         _head(figure, page, rows, height)
         for i, chart in enumerate(charts):
             bottom = height - head - _CHART * (i // 2 + 1)
-            left = 0.75 + (i % 2) * (_WIDTH / 2 - 0.05)
-            axes = figure.add_axes((left / _WIDTH, (bottom + 0.55) / height, 4.95 / _WIDTH, (_CHART - 1.3) / height))
+            left = 0.95 + (i % 2) * (_WIDTH / 2 - 0.05)
+            axes = figure.add_axes((left / _WIDTH, (bottom + 0.7) / height, 4.75 / _WIDTH, (_CHART - 1.45) / height))
             chart.draw(axes)
+            axes.set_ylabel("")  # it is in the title
             unit = f" ({chart.unit})" if chart.unit else ""
             axes.set_title(f"{chart.title}{unit}", loc="left", fontsize=FONT + 1, fontweight="bold", pad=24)
             if chart.legend:
@@ -55,13 +57,14 @@ def picture(page: Document) -> bytes:
 
 
 def chosen(page: Document) -> list[Chart]:
-    """Up to four charts; of a comparison none of training batches, which runs do not share."""
-    every = [
-        c for section in page.sections for block in section.blocks if isinstance(block, Charts) for c in block.charts
-    ]
-    order = {title: place for place, title in enumerate(_FIRST)}
-    known = [c for c in every if c.title.partition(":")[0] in order and not c.title.endswith(": training")]
-    return sorted(known, key=lambda chart: order[chart.title.partition(":")[0]])[:4]
+    """Up to four charts; of a comparison one for each quantity, none of training batches, which runs do not share."""
+    found: dict[str, Chart] = {}
+    for chart in (c for section in page.sections for b in section.blocks if isinstance(b, Charts) for c in b.charts):
+        title, _, part = chart.title.partition(": ")
+        both = f"{title}: {part}" if title == _BOTH else title  # of this pair one says little without the other
+        if title in _FIRST and part != "training" and both not in found:
+            found[both] = chart
+    return sorted(found.values(), key=lambda chart: _FIRST.index(chart.title.partition(": ")[0]))[:4]
 
 
 def first_words(page: Document) -> Sequence[Word]:
