@@ -107,8 +107,8 @@ TERMS: dict[str, Explanation] = {
         "scored under this prompt, and drawn by the model itself at the start. Where chosen and rejected both fell: "
         f'"mild" if the borrowed ones rose (their whole interval lies above 0), "yes" from {DRIFT_NATS_PER_TOKEN:g}; '
         'and "yes" if what the model wrote at the start lost as much, since the likelihood must then be on other '
-        'text. "drift" if the borrowed answers lost as much: text of all kinds became less likely. "not seen" means '
-        "not on these answers.",
+        'text. "drift" if the borrowed answers lost as much, also those that are chosen where they come from: text of '
+        'all kinds became less likely. "not seen" means not on these answers.',
         "Lower the learning rate, train for fewer steps or raise beta; {name: kl} beside the objective holds the "
         "model's distributions on given text. Whether it went to text that nobody wrote: align explain astray.",
     ),

@@ -36,7 +36,8 @@ class ProbeReading:
     (simpo: mean log-probs); None for objectives that compare no pairs. ``own_accuracy`` is that of the objective's
     margin where it has scales of its own. ``longer`` is the share of pairs whose chosen answer has more tokens. Ties
     count as half. ``drift`` is of samples of the starting policy where there are some, else of the borrowed answers,
-    which ``drift_of`` says; ``borrowed`` is always of the latter. Intervals are 95 %, over pairs or prompts.
+    which ``drift_of`` says; ``borrowed`` is always of the latter, and ``borrowed_chosen`` of those among them that are
+    chosen answers where they come from. Intervals are 95 %, over pairs or prompts.
     """
 
     step: int
@@ -61,6 +62,7 @@ class ProbeReading:
     drift: Interval | None  # D3: change of answers that no pair names, nats per token
     drift_of: str
     borrowed: Interval | None
+    borrowed_chosen: Interval | None
     chosen_length: float  # mean target tokens
     rejected_length: float
 
@@ -130,6 +132,7 @@ class Displacement:
             drift=unseen or borrowed,
             drift_of=UNSEEN if unseen else OTHER_ROWS if borrowed else "",
             borrowed=borrowed,
+            borrowed_chosen=self._change("other", start, now, slice(None, None, 2)),  # see ``with_other``
             chosen_length=now.chosen_tokens.mean().item(),
             rejected_length=now.rejected_tokens.mean().item(),
         )
@@ -162,12 +165,13 @@ class Displacement:
     def _mean(self, values: Tensor) -> Interval:
         return bootstrap_mean(values.numpy(), self.seed, resamples=RESAMPLES)
 
-    def _change(self, name: str, start: ProbeScores, now: ProbeScores) -> Interval | None:
+    def _change(self, name: str, start: ProbeScores, now: ProbeScores, rows: slice = slice(None)) -> Interval | None:
         """Change of answers that no pair names, in nats per token; None where they were not scored both times."""
         before, after, tokens = getattr(start, name), getattr(now, name), getattr(now, f"{name}_tokens")
         if before is None or after is None:
             return None
-        return bootstrap_ratio((after - before).numpy(), tokens.numpy(), self.seed, resamples=RESAMPLES)
+        change = (after - before)[rows].numpy()
+        return bootstrap_ratio(change, tokens[rows].numpy(), self.seed, resamples=RESAMPLES)
 
     def _signal(
         self, now: ProbeScores, start: ProbeScores, reference: ProbeScores

@@ -114,6 +114,8 @@ def dispersion(end: Reading) -> Finding:
     drift, of = Interval.from_json(end.get("drift")), str(end.get("drift_of", ""))
     own = drift if of.startswith("samples") else None  # of the policy at the start; else borrowed answers
     borrowed = Interval.from_json(end.get("borrowed")) if own else drift
+    # half of those were rejected elsewhere: a preference for a style lowers them, as it should
+    style = Interval.from_json(end.get("borrowed_chosen"))
     chosen, rejected = Interval.from_json(end.get("chosen")), Interval.from_json(end.get("rejected"))
     if drift is None or chosen is None or rejected is None:
         return _unmeasured("dispersion", end, "drift", "no answers outside the pairs were scored")
@@ -121,6 +123,9 @@ def dispersion(end: Reading) -> Finding:
     facts["borrowed"] = None if borrowed is None else borrowed.to_json()
     fell = chosen.high < 0 and rejected.high < 0
     sizes = [f"{borrowed.value:+.2f} nats/token on {borrowed.n} answers outside the pairs"] if borrowed else []
+    if sizes and style:
+        sizes[0] += f" ({style.value:+.2f} on those that are chosen elsewhere)"
+        facts["borrowed_chosen"] = style.to_json()
     sizes += [f"{own.value:+.2f} on what the model wrote at the start"] if own else []
     size = ", ".join(sizes)
     if borrowed is not None and borrowed.low > 0 and fell:
@@ -128,7 +133,8 @@ def dispersion(end: Reading) -> Finding:
         return Finding("dispersion", word, f"{size}, while both sides fell", facts)
     if own and fell and own.high < 0 and -own.value >= DRIFT_NATS_PER_TOKEN:
         return Finding("dispersion", "yes", f"{size}, and both sides fell: likelihood went to other text", facts)
-    if borrowed is not None and borrowed.high < 0 and -borrowed.value >= DRIFT_NATS_PER_TOKEN:
+    lost = [kind for kind in (borrowed, style) if kind is not None]
+    if lost and all(kind.high < 0 and -kind.value >= DRIFT_NATS_PER_TOKEN for kind in lost):
         return Finding("dispersion", "drift", f"{size}: text of all kinds became less likely", facts)
     return Finding("dispersion", "not seen", size, facts)
 

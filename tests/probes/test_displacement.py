@@ -55,6 +55,9 @@ def test_worked_reading() -> None:
     assert reading.drift is not None
     assert reading.drift.value == pytest.approx(0.10, abs=1e-9)
     assert reading.drift.low <= 0.10 <= reading.drift.high
+    # the first and the third were borrowed from chosen answers: +1 and 0 over 10 + 30 tokens
+    assert reading.borrowed_chosen is not None
+    assert (reading.borrowed_chosen.value, reading.borrowed_chosen.n) == (pytest.approx(0.025, abs=1e-9), 2)
     assert (reading.n, reading.against, reading.chosen_length, reading.rejected_length) == (4, "start", 4.0, 5.0)
     assert reading.reward_margin is None
 

@@ -184,6 +184,22 @@ def test_dispersion(drift: Any, chosen: Any, word: str) -> None:
     assert preference_verdict(records(drift=drift, chosen=chosen))["dispersion"].word == word
 
 
+def test_a_style_that_lost_is_no_text_of_all_kinds() -> None:
+    """Half of the borrowed answers are rejected ones elsewhere; a preference for a style lowers those, as it should."""
+    fell = {"drift": span(-0.68, 0.1), "rejected": span(-14.0)}
+    found = preference_verdict(records(**fell, borrowed_chosen=span(0.05, 0.1, 32)))["dispersion"]
+    assert (found.word, found.text) == (
+        "not seen",
+        "-0.68 nats/token on 64 answers outside the pairs (+0.05 on those that are chosen elsewhere)",
+    )
+    for kept, word in (
+        (span(-0.25, 0.1, 32), "drift"),
+        (span(-0.24, 0.1, 32), "not seen"),
+        (span(-0.3, 0.31, 32), "not seen"),
+    ):
+        assert preference_verdict(records(**fell, borrowed_chosen=kept))["dispersion"].word == word
+
+
 @pytest.mark.parametrize(
     ("below", "slope", "word"), [(64, -0.1, "still falling"), (64, 0.1, "yes"), (64, None, "yes"), (36, -0.1, "no")]
 )
