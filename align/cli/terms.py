@@ -67,7 +67,7 @@ TERMS: dict[str, Explanation] = {
     ),
     "suppression": Explanation(
         "The chosen answers became less likely, usually together with the rejected ones.",
-        '"no" unless the whole interval of chosen lies below 0; then "mild", and "yes" from '
+        '"no" unless the whole interval of chosen lies below 0 and the model moved at all; then "mild", and "yes" from '
         f"{CHOSEN_DROP_NATS:g} nats per answer (watch.chosen_drop_nats) or {CHOSEN_DROP_NATS_PER_TOKEN:g} per token. "
         '"reversed" if rejected rose meanwhile. A loss on the difference of the two falls all the same; answers that '
         "share much text pull each other down (gradient entanglement, arXiv 2410.13828).",

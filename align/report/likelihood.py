@@ -61,9 +61,11 @@ def suppression(end: Reading, limit: float) -> Finding:
         "limit_nats_per_token": CHOSEN_DROP_NATS_PER_TOKEN,
     }
     numbers = f"chosen {chosen.value:+.1f}, rejected {rejected.value:+.1f} nats"
+    if moved(end).word == "no":
+        return Finding("suppression", "no", f"the model hardly moved: {numbers}", facts)
     if chosen.high >= 0:
-        moved = "chosen answers became more likely" if chosen.low > 0 else "chosen answers did not clearly move"
-        return Finding("suppression", "no", f"{moved}: {numbers}", facts)
+        rose = "chosen answers became more likely" if chosen.low > 0 else "chosen answers did not clearly move"
+        return Finding("suppression", "no", f"{rose}: {numbers}", facts)
     if rejected.low > 0:
         return Finding("suppression", "reversed", f"chosen fell while rejected rose: {numbers}", facts)
     heavy = -chosen.value >= limit or -per_token >= CHOSEN_DROP_NATS_PER_TOKEN
@@ -93,7 +95,9 @@ def degradation(end: Reading) -> Finding:
     below, slope = Interval.from_json(end.get("below")), finite(end.get("chosen_slope"))
     if below is None:
         return _unmeasured("degradation", end, "below")
-    word = "no" if below.low <= MAJORITY else "still falling" if slope is not None and slope < 0 else "yes"
+    word = "still falling" if slope is not None and slope < 0 else "yes"
+    if below.low <= MAJORITY or moved(end).word == "no":
+        word = "no"
     than = end.get("against", "reference")
     text = f"chosen answer less likely than at the {than} in {below.value:.0%} of {below.n} pairs"
     return Finding("degradation", word, text, {"below": below.to_json(), "chosen_slope": slope, "against": than})

@@ -45,10 +45,13 @@ def preference_verdict(
     start: Reading = readings[0] if len(readings) > 1 else {}
     end: Reading = readings[-1] if readings and (start or readings[-1].get("step")) else {}
     if compares_pairs:
-        alike = likelihood.imitation(end)
+        moved, alike = likelihood.moved(end), likelihood.imitation(end)
+        doubt = (
+            "the model hardly moved" if moved.word == "no" else "both sides rose alike" if alike.word == "yes" else ""
+        )
         findings = [
-            _learned(start, end, pairs, held_out, alike.word == "yes"),
-            likelihood.moved(end),
+            _learned(start, end, pairs, held_out, doubt),
+            moved,
             alike,
             likelihood.suppression(end, chosen_drop_nats),
             likelihood.drop(end),
@@ -92,7 +95,7 @@ def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
     return tuple(name for name in order if name in so or name not in (*if_so, "distance"))
 
 
-def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, alike: bool) -> Finding:
+def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, doubt: str) -> Finding:
     accuracy, before = Interval.from_json(end.get("accuracy")), _start_accuracy(start)
     on_own = Interval.from_json(end.get("own_accuracy"))
     own, longer = None if on_own is None else on_own.value, finite(end.get("longer"))
@@ -110,20 +113,24 @@ def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, An
     facts = {"accuracy": accuracy.to_json(), "own_accuracy": own, "start": before, "longer": longer, "pairs": pairs}
     if pairs != "held-out":
         return Finding("learned", NOT_MEASURED, f"no held-out pairs; on training pairs {span}", facts)
-    word, why = _learned_word(accuracy, before, longer, alike)
+    word, why = _learned_word(accuracy, before, longer, doubt)
     return Finding("learned", word, f"held-out {span}{why}", facts)
 
 
-def _learned_word(accuracy: Interval, before: float, longer: float | None, alike: bool) -> tuple[str, str]:
-    """The word, and what stands against a "yes": numbers that a run without any preference reaches as well."""
+def _learned_word(accuracy: Interval, before: float, longer: float | None, doubt: str) -> tuple[str, str]:
+    """The word, and what stands against a "yes": numbers that a run without any preference reaches as well.
+
+    ``doubt`` is what the log-probs say against it, or empty. A step of any size orders the pairs, so accuracy alone
+    praises a run whose learning rate was next to 0.
+    """
     if accuracy.n < FEW_PAIRS:
         return "too few to say", ""
     if accuracy.high < before:
         return "worse", ""
     if accuracy.low <= before:
         return "not shown", ""
-    if alike:
-        return "not shown", "; both sides rose alike"
+    if doubt:
+        return "not shown", f"; {doubt}"
     by_length = 0.0 if longer is None else max(longer, 1 - longer)
     if accuracy.low <= by_length:
         return "not shown", f"; always the {'longer' if longer == by_length else 'shorter'} answer: {by_length:.2f}"

@@ -314,6 +314,24 @@ def test_a_run_that_moved_nothing(end: dict[str, Any], word: str) -> None:
     assert found["next"].text.startswith("the model hardly moved: raise") is (word == "no")
 
 
+def test_a_run_that_hardly_moved_earns_no_praise_and_no_blame() -> None:
+    """After one step of next to no size all pairs are ordered, and all chosen answers a little lower."""
+    end = {"chosen": span(-0.02, 0.01), "rejected": span(-0.03, 0.01), "accuracy": wilson(64, 64).to_json()}
+    end |= {"below": wilson(64, 64).to_json(), "chosen_slope": -1e-4}
+    found = preference_verdict(records(**end))
+    assert (found["suppression"].word, found["suppression"].text) == (
+        "no",
+        "the model hardly moved: chosen -0.0, rejected -0.0 nats",
+    )
+    assert found["degradation"].word == "no"
+    assert found["learned"].word == "not shown"
+    assert found["learned"].text.endswith("start 0.50, n 64; the model hardly moved")
+    # at ten times the limit per answer all three are said
+    far = end | {"chosen": span(-10.0), "rejected": span(-12.0)}
+    words = [preference_verdict(records(**far))[name].word for name in ("suppression", "degradation", "learned")]
+    assert words == ["mild", "still falling", "yes"]
+
+
 def test_an_objective_without_pairs_is_judged_by_its_loss() -> None:
     log = [{"step": 0, "eval_loss": 2.5}, {"step": 5, "loss": 2.0}, {"step": 9, "eval_loss": 2.25}]
     found = preference_verdict(log, compares_pairs=False)
