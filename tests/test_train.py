@@ -421,8 +421,8 @@ def test_readings_that_the_budget_does_not_pay_for_are_left_out_and_counted(worl
         f"3 of 5 of {what}" for what in ("the probe set", "the model's own text", "gradient entanglement")
     )
     assert said == [
-        f"watch: readings left out to stay within 0% of the training time (watch.budget): {parts}; watch.every: N reads "
-        "at every Nth step, whatever it takes"
+        f"watch: readings left out to stay within 0% of the training time (watch.budget): {parts}; watch.every: N "
+        "reads at every Nth step, whatever it takes"
     ]
     header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"])
     place = lines[header].split().index("chosen")

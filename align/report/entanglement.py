@@ -11,8 +11,8 @@ from align.stats import Interval, finite, wilson
 
 # what may be said of a real step
 CLAIM = (
-    "The cases are exact to first order for a small step of SGD on each pair alone. Adam moves weights by scales of its "
-    "own and along past gradients, and other pairs push the same weights, so of a real step they are a hint."
+    "The cases are exact to first order for a small step of SGD on each pair alone. Adam moves weights by scales of "
+    "its own and along past gradients, and other pairs push the same weights, so of a real step they are a hint."
 )
 # cases of which a majority is the word
 _MEANING = {

@@ -46,9 +46,8 @@ def preference_verdict(
     end: Reading = readings[-1] if readings and (start or readings[-1].get("step")) else {}
     if compares_pairs:
         moved, alike = likelihood.moved(end), likelihood.imitation(end)
-        doubt = (
-            "the model hardly moved" if moved.word == "no" else "both sides rose alike" if alike.word == "yes" else ""
-        )
+        doubt = "both sides rose alike" if alike.word == "yes" else ""
+        doubt = "the model hardly moved" if moved.word == "no" else doubt
         findings = [
             _learned(start, end, pairs, held_out, doubt),
             moved,
@@ -80,19 +79,10 @@ def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
         left_out.add("entanglement")
     if "distance" in found and not found["distance"].facts.get("trained"):
         left_out.add("distance")
+    if "astray" in {*found} - left_out and found["dispersion"].word == "not seen":
+        left_out.add("dispersion")  # it was seen on own answers, and on no others
     order = ("loss", "learned", "moved", "imitation", "suppression", "entanglement", "dispersion", "astray", "collapse")
     return tuple(name for name in (*order, "length", "distance", "next") if name in {*found, "next"} - left_out)
-    words = {name: finding.word for name, finding in found.items()}
-    # answers that rose need no line about answers that fell
-    changes = "imitation" if words.get("imitation") == "yes" else "suppression"
-    if_so = {"moved": ("no",), "astray": ("yes", "partly"), "collapse": ("yes",)}
-    so = {name for name, said in if_so.items() if words.get(name) in said}
-    if "distance" in found and found["distance"].facts.get("trained"):
-        so.add("distance")
-    if "astray" in so and words["dispersion"] == "not seen":
-        if_so["dispersion"] = ()  # it was seen on own answers, and on no others
-    order = ("loss", "learned", "moved", changes, "dispersion", "astray", "collapse", "length", "distance", "next")
-    return tuple(name for name in order if name in so or name not in (*if_so, "distance"))
 
 
 def _learned(start: Reading, end: Reading, pairs: str, held_out: Mapping[str, Any] | None, doubt: str) -> Finding:

@@ -76,8 +76,8 @@ def test_what_adam_makes_of_it_stands_beside_it() -> None:
     assert one.text.endswith("cosine +0.80); with Adam's scale in 3 of 8")
     assert one.facts["adam_cases"] == {"ideal": 5, "both_down": 3}
     assert one.facts["claim"] == (
-        "The cases are exact to first order for a small step of SGD on each pair alone. Adam moves weights by scales of "
-        "its own and along past gradients, and other pairs push the same weights, so of a real step they are a hint."
+        "The cases are exact to first order for a small step of SGD on each pair alone. Adam moves weights by scales "
+        "of its own and along past gradients, and other pairs push the same weights, so of a real step they are a hint."
     )
     assert found(reading()).facts["adam_cases"] is None
 

@@ -131,8 +131,8 @@ def test_a_first_step_that_does_not_fit(tmp_path: Path) -> None:
 def test_a_reference_kept_for_own_answers_alone_can_be_given_up(tmp_path: Path) -> None:
     store = tmp_path / "store"
     trainer(tmp_path / "first", DPO(), store_dir=store, max_steps=-1, num_train_epochs=1).train()
+    made = trainer(tmp_path / "second", DPO(), store_dir=store, reference_asked=True)
     with pytest.raises(DoesNotFit) as caught, at_most(positions=90, words=WORDS):
-        made = trainer(tmp_path / "second", DPO(), store_dir=store, reference_asked=True)
         made.train()
     said = (
         f"frees the reference's {Holdings.of(made).reference / 2**20:.1f} MiB: its rows are all stored, and it is kept"
