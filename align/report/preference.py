@@ -79,7 +79,8 @@ def _shown(found: Mapping[str, Finding]) -> tuple[str, ...]:
         left_out.add("entanglement")
     if "distance" in found and not found["distance"].facts.get("trained"):
         left_out.add("distance")
-    if "astray" in {*found} - left_out and found["dispersion"].word == "not seen":
+    seen = found["dispersion"].word != "not seen" if "dispersion" in found else False
+    if "astray" in {*found} - left_out and not seen:
         left_out.add("dispersion")  # it was seen on own answers, and on no others
     order = ("loss", "learned", "moved", "imitation", "suppression", "entanglement", "dispersion", "astray", "collapse")
     return tuple(name for name in (*order, "length", "distance", "next") if name in {*found, "next"} - left_out)

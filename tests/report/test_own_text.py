@@ -144,6 +144,12 @@ def test_what_was_not_measured_is_called_so_and_why() -> None:
     assert without["astray"].text == "needs samples at the start and at the end (watch.probe_answers)"
 
 
+def test_an_objective_that_compares_no_pairs_may_go_astray_as_well() -> None:
+    records = [{"step": 0, "own_text": START}, {"step": 10, "own_text": START | GONE}]
+    found = preference_verdict(records, compares_pairs=False)
+    assert [line.split()[:2] for line in found.lines()[2:-1]] == [["loss", "not"], ["astray", "yes"]]
+
+
 def test_a_run_that_moved_nothing_is_not_called_astray() -> None:
     found = verdict()
     assert (found["astray"].word, found["collapse"].word, found["distance"].word) == ("no", "no", "0.0")
