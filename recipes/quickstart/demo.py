@@ -27,7 +27,9 @@ from align.recipes.quickstart.running import (
 )
 from align.recipes.quickstart.summary import summary
 from align.recipes.quickstart.unlearning import Unlearned, unlearn
-from align.runs.directory import RunDirectory
+from align.runs.directory import VERDICT, RunDirectory
+from align.runs.record import load_run
+from align.runs.report import HTML, write_report
 
 METHODS = {"DPO": "dpo", "Flex-DPO": "flex_dpo", "RPO": "rpo"}  # what it is called, its recipe
 
@@ -55,7 +57,9 @@ def demonstrate(out: Path, *, seed: int = 0, size: world.Size | None = None, ech
         say.last = time.perf_counter()
         unlearned = unlearn(out, made, retain=model, base=trained_model(out / "learn-base"), say=say)
         pictures = " and ".join(short(out / name) for name in ("quickstart.png", "unlearning.png"))
-        echo(f"\n  pictures {pictures}\n  done in  {time.perf_counter() - began:.0f} s")
+        echo(f"\n  pictures {pictures}")
+        echo(f"  report   {short(out / HTML)}: the three preference runs side by side; every run has one of its own")
+        echo(f"  done in  {time.perf_counter() - began:.0f} s")
         return Demonstration(masses, unlearned)
 
 
@@ -87,9 +91,11 @@ def align_model(out: Path, made: world.World, model: Path, say: Steps) -> dict[s
         runs[title] = align_with(name, out, model, made.seed)
         aligned = Scorer(trained_model(runs[title]))
         masses[title], said[title] = aligned.masses(asked, pairs), aligned.samples(pairs[0]["prompt"])
-        say(name, f"P(chosen) {masses['start'].chosen:.3f} to {masses[title].chosen:.3f}")
+        gone = astray(runs[title])
+        say(name, f"P(chosen) {masses['start'].chosen:.3f} to {masses[title].chosen:.3f}; own answers astray: {gone}")
     (out / "masses.json").write_text(json.dumps({k: asdict(v) for k, v in masses.items()}, indent=1) + "\n")
     draw(out / "quickstart.png", masses, {title: trajectory(run) for title, run in runs.items()})
+    write_report([load_run(run) for run in runs.values()], out)
     for line in summary(masses, said, pairs[0], {title: accuracy(run) for title, run in runs.items()}):
         say.echo(line)
     return masses
@@ -115,6 +121,11 @@ def trajectory(run: Path) -> list[tuple[float, float, float]]:
     """Step, and how far both answers of the held-out pairs moved since the start, in nats; from ``metrics.jsonl``."""
     probes = [record["probe"] for record in RunDirectory(run).metrics() if "probe" in record]
     return [(probe["step"], probe["chosen"]["value"], probe["rejected"]["value"]) for probe in probes]
+
+
+def astray(run: Path) -> str:
+    """The run's own verdict on whether the model writes what neither the pairs nor the model at the start had."""
+    return str(json.loads((run / VERDICT).read_text())["findings"]["astray"]["word"])
 
 
 def accuracy(run: Path) -> float:
