@@ -99,8 +99,7 @@ def run(
     set_seed(recipe.seed)  # a reward model's new head is drawn
     model = load_model(recipe.model, base=recipe.base, reward=reward)
     probed = [] if reward else held_out_rows(data, recipe)
-    asked = bool(probed) and recipe.watch.probe_answers > 0
-    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge, asked=asked)
+    trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge, probed)
     if resume and directory.lock["reference"] != trainer.digest:
         raise UserError(
             f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
@@ -112,6 +111,13 @@ def run(
         directory.write_lock(lock(recipe, trainer, data.digest))
     begin_training(recipe, trainer, directory, data, said.lines)
     watch, evaluation = _watched(recipe, trainer, directory, probed, suite, say)
+    trainer.add_callback(_watch(recipe, trainer, directory, probed, say))
+    if "survivor" in objective.branches:
+        limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
+        trainer.add_callback(Collapse(limit, stop=stop, echo=say))
+    evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
+    if evaluation is not None:
+        trainer.add_callback(evaluation)
     if checkpoint is not None:
         say(f"resuming from {checkpoint.name}")
     elif resume:
@@ -191,10 +197,9 @@ def _trainer(
     data: Any,
     lora: Any,
     judge: Any,
-    *,
-    asked: bool,
+    probed: list[dict],
 ) -> Any:
-    """The trainer that goes with the rows; ``asked`` says whether the reference is asked about other text as well."""
+    """The trainer that goes with the rows; those that are ``probed`` will be answered, and the answers scored."""
     kind: Any = AlignTrainer
     own: dict[str, Any] = {}
     shared: dict[str, Any] = {
@@ -225,7 +230,7 @@ def _trainer(
         reference_sync=_sync(recipe),
         store_dir=_store_dir(recipe),
         reference_rows=recipe.reference.rows,
-        reference_asked=asked,
+        reference_asked=bool(probed) and recipe.watch.probe_answers > 0,
     )
 
 
