@@ -7,6 +7,8 @@ from align.report.record import RunRecord
 from align.report.thresholds import FEW_PAIRS
 from align.report.verdict import NOT_MEASURED
 
+LIVE = "report"  # among the probes of the budget: a live report, which measures nothing
+
 
 def limits(record: RunRecord) -> list[str]:
     """A sentence for each thing that the run's numbers cannot tell."""
@@ -89,9 +91,10 @@ def _conditions(record: RunRecord) -> list[str]:
     """What stands against repeating the run, or was left out while it ran."""
     out = []
     probes = ((record.facts.get("cost") or {}).get("probes") or {}).get("probes") or {}
-    for name, cost in probes.items():
-        if cost.get("skipped"):
-            out.append(f"{cost['skipped']:,} readings of {name} were left out to stay within the probes' budget.")
+    left = {name: cost["skipped"] for name, cost in probes.items() if name != LIVE and cost.get("skipped")}
+    if left:
+        counts = ", ".join(f"{count:,} of {name.replace('_', ' ')}" for name, count in left.items())
+        out.append(f"Readings were left out to stay within the probes' budget: {counts}.")
     git = (record.facts.get("environment") or {}).get("git") or {}
     if git.get("dirty"):
         out.append("The recipe's folder held changes that no commit holds.")

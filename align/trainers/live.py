@@ -9,11 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.errors import told
 from align.probes.budget import Budget
+from align.report.limits import LIVE
 from align.runs.directory import METRICS, RunDirectory
 from align.runs.record import Lines, load_run
 from align.runs.report import HTML, write_report
 
-NAME = "report"  # among the probes of the budget
 REFRESH = 10  # seconds after which the browser reads the page again, while the run trains
 
 
@@ -30,7 +30,7 @@ class Live(TrainerCallback):
         self.run, self.budget, self.echo = run, budget, echo
         self._lines: Lines | None = None
         self._failed = False
-        budget.add(NAME)
+        budget.add(LIVE)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,14 +49,14 @@ class Live(TrainerCallback):
     ) -> None:
         # the last report is written when the run has ended
         due = logs and "loss" in logs and state.global_step < state.max_steps
-        if self.run.writer and due and not self._failed and self.budget.allows(NAME):
+        if self.run.writer and due and not self._failed and self.budget.allows(LIVE):
             self._write()
 
     def _write(self) -> bool:
         """Whether it was written; what goes wrong is said once, and the run goes on without."""
         assert self._lines is not None
         try:
-            with self.budget.timed(NAME):
+            with self.budget.timed(LIVE):
                 write_report([load_run(self.run.path, self._lines)], self.run.path, refresh=REFRESH)
         except Exception as error:
             self._failed = True

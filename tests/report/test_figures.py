@@ -106,7 +106,8 @@ def test_limits_of_a_run_that_measured_what_it_could() -> None:
 def test_limits_of_a_run_that_did_not() -> None:
     recipe = {**DPO, "data": {"train": [{"path": "rows.jsonl"}], "held_out": None}, "seed": 3}
     environment = {"git": {"commit": "abc", "dirty": True}}
-    cost = {"probes": {"probes": {"probe": {"readings": 3, "skipped": 1200, "seconds": 1.0}}}}
+    skipped = {"probe": 1200, "own_text": 3, "entanglement": 0, "report": 9}
+    cost = {"probes": {"probes": {name: {"readings": 3, "skipped": count} for name, count in skipped.items()}}}
     findings = {"learned": {"word": "not measured", "text": "no held-out pairs"}}
     found = record(
         recipe=recipe,
@@ -123,7 +124,7 @@ def test_limits_of_a_run_that_did_not() -> None:
         "The policy's own samples were not read, so likelihood that went to text of its own is not seen.",
         "learned was not measured: no held-out pairs.",
         "No interval is known for: loss on held-out rows.",
-        "1,200 readings of probe were left out to stay within the probes' budget.",
+        "Readings were left out to stay within the probes' budget: 1,200 of probe, 3 of own text.",
         "The recipe's folder held changes that no commit holds.",
         "Another run draws the same samples not exactly: batches follow the memory that is free.",
         "metrics.jsonl: 1 line is cut off.",
