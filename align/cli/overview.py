@@ -33,6 +33,7 @@ class Overview:
     files: Sequence[str]
     started: str
     age: float
+    notes: Sequence[str] = ()  # what could not be read
 
     @property
     def steps(self) -> int:
@@ -72,12 +73,14 @@ class Overview:
             "verdict": self.verdict,
             "checkpoints": list(self.checkpoints),
             "files": list(self.files),
+            "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
         """For people."""
         out = [f"{self.run}: {self.state}", ""]
         out += [f"  {name:<11} {text}" for name, text in self._about() if text]
+        out += [f"  {'warning':<11} {note}" for note in self.notes]
         for table in (self._rounds(), self._steps(), self._evaluations(), self._verdict()):
             out += ["", *table] if table else []
         if any(name in self.files for name in ("samples", "rounds")):
@@ -142,6 +145,7 @@ def overview(run: str) -> Overview:
         [name for name in _FILES if (path / name).exists()],
         time.strftime("%Y-%m-%d %H:%M", time.localtime((path / LOCK).stat().st_mtime)),
         time.time() - max(file.stat().st_mtime for file in recorded),
+        found.notes,
     )
 
 

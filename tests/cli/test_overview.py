@@ -74,6 +74,7 @@ def test_a_killed_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFi
     out = call(capsys, name)[1]
     assert out.startswith(f"{name}: not finished: 20 steps recorded, the last sign of it ")
     assert "there is no checkpoint yet. Unless it still runs, go on with the command" in out
+    assert f"  warning     {name}/metrics.jsonl: 1 line is cut off at the end and was left out." in out.splitlines()
 
 
 def test_an_unlearning_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
