@@ -12,6 +12,8 @@ from align.cli.verbs import Verb, path
 from align.errors import Exit
 from align.runs.terminal import echo
 
+_LONGEST = 100  # characters of a setting
+
 if TYPE_CHECKING:
     from align.report.compare import Comparison
 
@@ -32,8 +34,8 @@ def lines(found: Comparison, width: int) -> list[str]:
     """The comparison as text; tables that are wider than ``width`` give every cell a line of its own."""
     runs = zip(found.labels, found.runs, strict=True)
     out = [f"{label}  {run.path}   {run.kind}, {run.steps:,} steps" for label, run in runs]
-    settings = [(row.name, *row.cells) for row in found.settings]
-    words = [(row.name, *row.cells) for row in found.words]
+    settings = [(row.name, *map(_cell, row.cells)) for row in found.settings]
+    words = [(row.name, *map(_cell, row.cells)) for row in found.words]
     out += ["", *table("Settings that differ", found.labels, settings, width)]
     out += [] if settings else ["  none: the runs differ in their names alone"]
     out += ["", *table("Verdict", found.labels, words, width)] if words else []
@@ -78,6 +80,12 @@ def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], width
         else:
             out += [f"  {row[0]}", f"    {cells(row[1:])}"]
     return out
+
+
+def _cell(text: str) -> str:
+    """A value on one line, without what a terminal would obey, and cut where it is long."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def _named(name: str, unit: str) -> str:

@@ -81,6 +81,18 @@ def test_a_table_that_is_too_wide_puts_names_above_cells_and_long_cells_on_lines
     ]
 
 
+def test_a_setting_stays_on_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("a"), -3, "no", watch={"prompts": ["red\x1b[31m\nline", "y" * 200]})
+    run(Path("b"), -3, "no")
+    assert main(("compare", "a", "b")) == 0
+    out = capsys.readouterr().out
+    assert f"    A  red [31m line, {'y' * 82}...\n    B  -\n" in out
+    assert "\x1b" not in out
+
+
 @pytest.mark.parametrize("words", [("a",), ("a", "a"), ("a", "nothing")])
 def test_mistakes_are_sentences(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
