@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.rows.sources import source_name
 from align.data.tokens.tokenize import load_tokenizer
-from align.errors import UserError
+from align.errors import Stopped, UserError
 from align.judges.function import Function
 from align.judges.judge import Judging
 from align.judges.loading import as_judge, early_judge, judging
@@ -46,7 +46,7 @@ from align.runs.result import RunResult
 from align.runs.terminal import Work
 from align.sampling.files import read_tables
 from align.trainers.online import check_settings
-from align.training.facts import Said
+from align.training.facts import Said, add
 from align.training.finish import report
 from align.training.run import run as train
 
@@ -187,7 +187,13 @@ class RoundTrainer:
                 self._judge_all(now, todo[self.world.rank])
         self._pairs(now)
         self.say(f"{of}: train")
-        self._train(now)
+        try:
+            self._train(now)
+        except Stopped as error:
+            add(self.directory, {"stopped": f"round {now.number}: {error}"})
+            if now.number > 1:  # the first round's own report has all there is
+                report(self.recipe, self.directory, self.say)
+            raise
 
     def _todo(self, now: Round, stage: Stage) -> list[list[int]]:
         """Parts that each process has still to do; nothing where all are there."""
@@ -295,6 +301,7 @@ class RoundTrainer:
             if resume:
                 if not file.exists() or digest(file) != lock["data"]:
                     raise UserError(f"{file} is not what it was when the run was started. Put it back, or start anew.")
+                add(self.directory, {"stopped": ""})
             elif self.world.rank == 0:
                 if self._tokenizer is not None:
                     self._tokenizer.save_pretrained(self.recipe.model.tokenizer)

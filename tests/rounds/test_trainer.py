@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.data.tokens.samples import prompt_key
-from align.errors import UserError
+from align.errors import Stopped, UserError
 from align.judges.judge import ScoreJudge
 from align.objectives import DPO, INPO
 from align.recipe import Recipe, load_recipe
@@ -115,6 +115,18 @@ def test_rounds_leave_facts_a_report_and_a_card(finished: Any) -> None:
     assert "The judge that chose the training samples is the only one that was asked: another may disagree." in card
     assert f"| length of samples, last round (tokens) | {shown(found.metrics[-1]['tokens'])} |" in card
     assert str(run.parent) not in card
+
+
+def test_rounds_that_a_guard_stopped_say_in_which_round_and_why(world: Path, tmp_path: Path) -> None:
+    watch = {"probe_pairs": 0, "report": True}
+    with pytest.raises(Stopped) as stop:
+        go(world, tmp_path, rounds={"count": 2, "prompts": 8}, train={"learning_rate": 1e30}, watch=watch)
+    found = load_run(tmp_path / "tiny")
+    assert found.facts["stopped"] == f"round 1: {stop.value}"
+    assert not found.finished
+    trained = tmp_path / "tiny" / "rounds" / "01" / "train"
+    assert load_run(trained).facts["stopped"] == str(stop.value)
+    assert "was stopped before its end" in (trained / "report.html").read_text()
 
 
 def test_rounds_take_fresh_prompts_and_every_prompt_has_its_samples(finished: Any) -> None:
