@@ -128,7 +128,10 @@ def test_the_last_reading_is_that_of_the_trained_model(tmp_path: Path, knows: An
     watch = watched(tmp_path, knows, suite, max_steps=4)
     log = tofu.evaluate(subject_of(watch.trainer.model), suite.sets, mia=False)
     expected = metrics(log, suite.target, seed=None)
-    last = RunDirectory(tmp_path).metrics()[-1]["evaluation"]
+    records = RunDirectory(tmp_path).metrics()
+    kept = [(record["step"], record["retain"]) for record in records if "retain" in record]
+    assert kept == [(0, suite.target_reading())]
+    last = records[-1]["evaluation"]
     assert last["utility"] == pytest.approx(expected.values["model_utility"], rel=1e-6, abs=0)
     assert last["forget_quality"] == pytest.approx(expected.values["forget_quality"], rel=1e-6, abs=0)
     assert last["D"] == expected.ks.d
