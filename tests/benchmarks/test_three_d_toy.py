@@ -133,6 +133,15 @@ def test_in_the_network_chosen_responses_degrade_and_the_rest_takes_it(paths: di
             assert toy.column(path, "others' chosen")[-1] > 0.9 * unseen[-1], setting
 
 
+def test_every_method_starts_at_the_same_policy(paths: dict[Any, Tensor]) -> None:
+    for setting in toy.SETTINGS:
+        for model, worst in (("network", 2e-3), ("table", 1e-12)):
+            begin = [toy.start(*toy.SETTINGS[setting], seed)[0, 0] for seed in range(2)]
+            for name in toy.METHODS:
+                first = toy.column(paths[setting, model, name], "chosen")[:, 0]
+                assert first.tolist() == pytest.approx([x.item() for x in begin], rel=0, abs=worst), (setting, name)
+
+
 def test_off_policy_chosen_responses_end_below_on_policy_ones(paths: dict[Any, Tensor]) -> None:
     for seed in range(2):
         off, on = (toy.column(paths[s, "network", "DPO"][seed], "chosen")[-1] for s in list(toy.SETTINGS)[1::-1])
