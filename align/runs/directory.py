@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -37,15 +38,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # with the rights of any new file, unlike mkstemp's
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -133,7 +134,8 @@ class RunDirectory:
         """Records of ``metrics.jsonl``; a line cut off by a kill is left out."""
         file = self.path / METRICS
         records = []
-        for line in file.read_text().splitlines() if file.exists() else []:
+        # only a line feed ends a line: texts of a model may hold characters that str.splitlines takes for one
+        for line in file.read_text().split("\n") if file.exists() else []:
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
