@@ -33,8 +33,9 @@ class ProbeScores:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             if value is not None:
-                # to the CPU first: some devices have no float64
-                object.__setattr__(self, name, torch.as_tensor(value).detach().cpu().to(torch.float64))
+                # of lists, torch would make float32; and to the CPU first: some devices have no float64
+                numbers = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+                object.__setattr__(self, name, numbers.detach().cpu().to(torch.float64))
         pair = (self.chosen, self.rejected, self.chosen_tokens, self.rejected_tokens)
         if self.chosen.ndim != 1 or len({x.shape for x in pair}) > 1 or self.chosen.numel() == 0:
             raise ValueError("probe scores of pairs must be flat, of one length and not empty")

@@ -173,6 +173,16 @@ def test_resume_keeps_the_start_and_the_slope() -> None:
     assert resumed.read(100, LATER).chosen_slope == expected.chosen_slope
 
 
+def test_scores_come_back_from_json_to_the_bit() -> None:
+    third = torch.tensor([-100 / 3], dtype=torch.float64)  # no float32
+    before = ProbeScores(
+        third, 2 * third, torch.tensor([4]), torch.tensor([5]), unseen=third / 7, unseen_tokens=torch.tensor([9])
+    )
+    after = ProbeScores(**json.loads(json.dumps(before.to_json())))
+    for name in ("chosen", "rejected", "unseen", "unseen_tokens"):
+        assert getattr(after, name).item() == getattr(before, name).item()
+
+
 def test_readings_are_json_even_where_the_model_has_diverged() -> None:
     probe = Displacement(objective=DPO())
     probe.read(0, START)
