@@ -90,15 +90,20 @@ class Panel:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         for one in self.series:
             _draw_series(axes, one)
-        place = axes.get_yaxis_transform()  # across the axes, and up by values
         for limit in self.limits:
             axes.axhline(limit.value, color=MUTED, lw=1, ls=line_style(DASHED), zorder=1)
+        axes.margins(x=0.02)
+        bottom, top = axes.transData.transform([(0, y) for y in axes.get_ylim()])[:, 1]
+        place = axes.get_yaxis_transform()  # across the axes, and up by values
+        for limit in self.limits:
             if not limit.text:
                 continue
-            label = axes.text(1, limit.value, limit.text, transform=place, ha="right", va="bottom", zorder=4)
+            # under a line at the top, where a label above it would run into the legend
+            high = (axes.transData.transform((0, limit.value))[1] - bottom) / (top - bottom) > 0.85
+            under = "top" if high else "bottom"
+            label = axes.text(1, limit.value, limit.text, transform=place, ha="right", va=under, zorder=4)
             label.set(fontsize=FONT - 1, color=MUTED, bbox={"facecolor": CARD, "lw": 0, "alpha": 0.8, "pad": 1})
         axes.set_xlabel(self.x)
-        axes.margins(x=0.02)
 
 
 def read(
