@@ -111,13 +111,6 @@ def run(
         directory.write_lock(lock(recipe, trainer, data.digest))
     begin_training(recipe, trainer, directory, data, said.lines)
     watch, evaluation = _watched(recipe, trainer, directory, probed, suite, say)
-    trainer.add_callback(_watch(recipe, trainer, directory, probed, say))
-    if "survivor" in objective.branches:
-        limit, stop = recipe.watch.similarity_limit, recipe.watch.stop_on_collapse
-        trainer.add_callback(Collapse(limit, stop=stop, echo=say))
-    evaluation = _evaluation(recipe, trainer, directory, suite, say) if suite is not None else None
-    if evaluation is not None:
-        trainer.add_callback(evaluation)
     if checkpoint is not None:
         say(f"resuming from {checkpoint.name}")
     elif resume:
