@@ -113,6 +113,27 @@ def test_an_axis_is_logarithmic_where_that_helps(values: tuple[float, float], sc
     ink.svg(draw, "one")
 
 
+@pytest.mark.parametrize("values", [(5.98475, 5.98508), (5.98475,), (-1e-6, 0.0), (0.7, 0.3), (12_345.0, 12_345.6)])
+def test_no_two_ticks_have_one_label(values: tuple[float, ...]) -> None:
+    def draw(axes: Axes) -> None:
+        Panel("Entropy", "", "", (line("own samples", *values),)).draw(axes)
+        axes.figure.canvas.draw()
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            assert len(labels) == len(set(labels)) > 0
+
+    ink.svg(draw, "one")
+
+
+def test_a_single_step_is_the_only_one_marked() -> None:
+    def draw(axes: Axes) -> None:
+        Panel("Loss", "", "", (Series("loss", np.array([2.0]), np.array([0.69])),)).draw(axes)
+        axes.figure.canvas.draw()
+        assert [label.get_text() for label in axes.xaxis.get_ticklabels()] == ["2"]
+
+    ink.svg(draw, "one")
+
+
 def test_a_long_noisy_line_is_drawn_faintly_behind_its_mean() -> None:
     values = np.tile([0.0, 2.0], 100)
     series = Series("loss", np.arange(200.0), values, noisy=True)

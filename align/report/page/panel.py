@@ -77,7 +77,7 @@ class Panel:
 
     def draw(self, axes: Axes) -> None:
         """Draw it, without title and legend."""
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
+        from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
         values = np.concatenate([one.values for one in self.series])
         if self.log and values.min() > 0 and values.max() > _DECADES * values.min():
@@ -85,8 +85,12 @@ class Panel:
             axes.minorticks_off()
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        digits = _digits(values)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.{digits}g}"))
+        steps = np.concatenate([one.steps for one in self.series])
+        alone = steps.min() == steps.max()  # between whole steps there is nothing to mark
+        locator = FixedLocator(steps[:1]) if alone else MaxNLocator(5, steps=_STEPS, integer=True)
+        axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         for one in self.series:
             _draw_series(axes, one)
@@ -139,6 +143,12 @@ def read(
 def _number(value: Any) -> float:
     """What JSON holds as a number; anything else is not a number."""
     return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
+
+
+def _digits(values: np.ndarray) -> int:
+    """Digits that tell the ticks of an axis from one another: more where values are close together."""
+    width, largest = float(np.ptp(values)), float(np.abs(values).max())
+    return max(4, 2 + math.ceil(math.log10(largest / width))) if width > 0 else 4
 
 
 def overlaid(panels: Mapping[str, Sequence[Panel]]) -> list[Panel]:
