@@ -140,7 +140,7 @@ class DropWatch:
             return None
         self._next = -2 * chosen
         return (
-            f"chosen answers lost {-chosen:.0f} nats since the start (limit {self.limit:g}): align explain suppression"
+            f"chosen answers lost {-chosen:.1f} nats since the start (limit {self.limit:g}): align explain suppression"
         )
 
 
