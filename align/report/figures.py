@@ -93,6 +93,11 @@ def readings(record: RunRecord, name: str) -> list[Mapping[str, Any]]:
     return [one[name] for one in record.metrics if isinstance(one.get(name), Mapping)]
 
 
+def read_again(record: RunRecord, name: str) -> bool:
+    """Whether a probe was read after the start: one that was not has nothing to say of the model after training."""
+    return any(one.get("step") != 0 for one in record.metrics if isinstance(one.get(name), Mapping))
+
+
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """The sentences of a probe's result; none where it is another kind of file."""
     lists = [found[key] for key in ("sentences", "verdict") if isinstance(found.get(key), list)]
@@ -101,7 +106,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 def _preference(record: RunRecord) -> list[Figure]:
     probed = readings(record, "probe")
-    end = probed[-1] if probed else {}
+    end = probed[-1] if read_again(record, "probe") else {}
     learned = finding(record, "learned")
     pairs = learned.get("pairs", "probe")
     found = [_spanned(f"accuracy on {pairs} pairs", learned.get("accuracy"), finite(learned.get("start")))]
@@ -112,7 +117,7 @@ def _preference(record: RunRecord) -> list[Figure]:
         _spanned("change of rejected answers", end.get("rejected"), unit=PER_ANSWER),
         _spanned("change of the margin", end.get("margin"), unit=PER_ANSWER),
         _spanned("drift outside the pairs", end.get("drift"), unit=PER_TOKEN),
-        *_own_text(readings(record, "own_text")),
+        *_own_text(readings(record, "own_text") if read_again(record, "own_text") else []),
         *_loss(record),
     ]
     return [figure for figure in found if figure is not None]
@@ -139,7 +144,7 @@ def _own_text(seen: Sequence[Mapping[str, Any]]) -> list[Figure | None]:
 
 def _loss(record: RunRecord) -> list[Figure]:
     losses = [(one["step"], value) for one in record.metrics if (value := finite(one.get("eval_loss"))) is not None]
-    if not losses:
+    if not losses or losses[-1][0] == 0:
         return []
     start = losses[0][1] if losses[0][0] == 0 and len(losses) > 1 else None
     return [Figure("loss on held-out rows", losses[-1][1], None, start)]
@@ -147,7 +152,7 @@ def _loss(record: RunRecord) -> list[Figure]:
 
 def _unlearning(record: RunRecord) -> list[Figure]:
     read = readings(record, "evaluation")
-    if not read:
+    if not read_again(record, "evaluation"):
         return []
     first, end = read[0] if len(read) > 1 else {}, read[-1]
     found = []

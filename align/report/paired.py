@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from align.report.figures import PER_ANSWER, scores, spanned
+from align.report.figures import PER_ANSWER, read_again, readings, scores, spanned
 from align.report.record import RunRecord
 from align.report.thresholds import FEW_PAIRS
 from align.stats import Interval, bootstrap_mean
@@ -91,6 +91,8 @@ def _pairs(record: RunRecord) -> Columns | str:
     rows, start, end = probe.get("rows"), probe.get("start"), probe.get("end")
     if not isinstance(rows, Sequence) or not isinstance(start, Mapping) or not isinstance(end, Mapping):
         return "records no scores pair by pair (no probe, an end that was not reached, or an earlier version)"
+    if readings(record, "probe") and not read_again(record, "probe"):
+        return "has not read its pairs since the start"
     sides = [_array(scored.get(side)) for scored in (start, end) for side in ("chosen", "rejected")]
     if any(len(side) != len(rows) for side in sides):
         return "has a damaged probe.json: its scores and its rows differ in number"

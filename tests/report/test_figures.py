@@ -57,6 +57,16 @@ def test_before_its_end_a_run_has_the_accuracy_of_its_probe() -> None:
     assert found == [Figure("accuracy on the probe's pairs", 0.6, Interval(0.6, 0.5, 0.7, 64))]
 
 
+def test_what_was_read_at_the_start_alone_is_no_number_of_the_end() -> None:
+    reading = {"chosen": span(0), "margin": span(0), "accuracy": span(0.5, 0.1)}
+    start = {"step": 0, "probe": reading, "own_text": {"entropy": span(2.0), "tokens": span(20)}, "eval_loss": 0.7}
+    assert figures(record(metrics=[start, {"step": 46, "loss": 0.2}])) == []
+    later = {"step": 46, "probe": {"chosen": span(-3)}}
+    assert [figure.value for figure in figures(record(metrics=[start, later]))] == [-3]
+    suite = [{"step": 0, "evaluation": {"utility": 0.6}}, {"step": 9, "loss": 1.0}]
+    assert figures(record(kind="unlearning", metrics=suite)) == []
+
+
 def test_an_unlearning_run_has_intervals_where_its_items_are_those_of_the_last_reading() -> None:
     metrics = [
         {"step": 0, "evaluation": {"forget_quality": 1e-9, "forget_probability": 0.9}},
