@@ -264,9 +264,9 @@ def test_a_live_report_is_there_from_the_start_and_its_last_version_is_not_live(
     assert f"watch.live: {file} is rewritten while the run trains; open it in a browser" in lines
     (first,), last = seen, file.read_text()
     assert REFRESH in first
-    assert "This run has not ended." in first
+    assert "The run has not ended" in first
     assert "refresh" not in last.partition("</head>")[0]
-    assert "This run has not ended." not in last
+    assert "The run has not ended" not in last
     cost = load_run(tmp_path / "run").facts["cost"]["probes"]["probes"]["report"]
     assert (cost["readings"], cost["skipped"]) == (1, 2)  # of three steps; the report of the last one is the run's own
 

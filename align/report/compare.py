@@ -200,7 +200,8 @@ def _numbers(runs: Sequence[RunRecord]) -> list[tuple[str, tuple[Figure | None, 
 
 def _notes(runs: Sequence[RunRecord], labels: Sequence[str], paired: Sequence[Paired]) -> list[str]:
     out = [
-        f"{label} has not ended: its numbers are of step {run.steps:,} or earlier."
+        f"{label} {'was stopped before its end' if run.facts.get('stopped') else 'has not ended'}: its numbers are of "
+        f"step {run.steps:,} or earlier."
         for label, run in zip(labels, runs, strict=True)
         if not run.finished
     ]

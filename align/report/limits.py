@@ -13,7 +13,7 @@ LIVE = "report"  # among the probes of the budget: a live report, which measures
 def limits(record: RunRecord) -> list[str]:
     """A sentence for each thing that the run's numbers cannot tell."""
     return [
-        *_ending(record),
+        *ending(record),
         f"One seed ({record.recipe.get('seed', 0)}): another one may come out otherwise.",
         *_rows(record),
         *_of_kind(record),
@@ -24,7 +24,8 @@ def limits(record: RunRecord) -> list[str]:
     ]
 
 
-def _ending(record: RunRecord) -> list[str]:
+def ending(record: RunRecord) -> list[str]:
+    """Why a run has no verdict; nothing of one that has."""
     if record.finished:
         return []
     if stopped := record.facts.get("stopped"):

@@ -74,6 +74,9 @@ def test_words_and_numbers_side_by_side() -> None:
         ("change of chosen answers", [None, "-2.0 [-3.0, -1.0]", "-2.0 [-3.0, -1.0]"]),
     ]
     assert found.notes[0] == "C has not ended: its numbers are of step 7 or earlier."
+    stopped = record("d", metrics=[{"step": 2, "loss": 1.0}], facts={"stopped": "Stopped at step 2."})
+    notes = compare([found.runs[0], stopped]).notes
+    assert notes[0] == "B was stopped before its end: its numbers are of step 2 or earlier."
 
 
 def test_pairs_are_compared_by_their_digest_in_whatever_order() -> None:
@@ -134,6 +137,11 @@ def test_why_nothing_is_paired() -> None:
     ]
     for probe, why in cases:
         assert differences(record("a", probe=full), record("b", probe=probe)) == ([], why)
+    start = [{"step": 0, "probe": {"chosen": 0}}, {"step": 46, "loss": 0.2}]
+    unread = record("b", metrics=start, probe=full)
+    assert differences(record("a", probe=full), unread) == ([], "b has not read its pairs since the start")
+    read = record("b", metrics=[*start, {"step": 60, "probe": {"chosen": 1}}], probe=full)
+    assert len(differences(record("a", probe=full), read)[0]) == 4
     why = "runs of this kind record nothing item by item"
     assert differences(record(kind="rounds"), record("b", kind="rounds")) == ([], why)
     found = compare([record("a", probe=full), record("b")])

@@ -91,7 +91,9 @@ def test_what_was_not_measured_is_a_sentence() -> None:
     assert said["Fixed prompts, before and after"] == ["No fixed prompts were answered."]
     assert said["Data"] == ["Nothing was recorded about the rows."]
     assert said["Cost"] == ["Time and memory were not recorded."]
-    assert parts["Verdict"].blocks == [Text("This run has not ended. What follows is what it recorded up to step 1.")]
+    assert parts["Verdict"].blocks == [
+        Text("The run has not ended: all numbers are of step 1 or earlier, and there is no verdict.")
+    ]
     assert front(record(kind="unlearning")).blocks == [
         Text(
             "No test suite was run (evaluate: {suite: tofu}), so it is not known what was forgotten and what it cost.",
@@ -108,6 +110,13 @@ def test_the_line_under_the_title() -> None:
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_a_guard_stopped_says_why_first() -> None:
+    run = record(metrics=[{"step": 5, "loss": 9.0}], facts={"stopped": "Stopped at step 5: the loss is not finite."})
+    assert verdict(run).blocks == [
+        Text("The run was stopped before its end, so there is no verdict: Stopped at step 5: the loss is not finite.")
+    ]
 
 
 def test_the_verdict_shows_first_what_the_terminal_shows() -> None:

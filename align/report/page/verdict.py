@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.report.limits import ending
 from align.report.page.blocks import Block, Section, Text, Tone, Word, Words
 from align.report.record import RunRecord
 
@@ -47,8 +48,7 @@ _LOOK = {
 def verdict(run: RunRecord) -> Section:
     """The end block of a run, then what else was found; of a run that has not ended, how far it came."""
     if run.verdict is None:
-        text = f"This run has not ended. What follows is what it recorded up to step {run.steps:,}."
-        return Section("Verdict", [Text(text)])
+        return Section("Verdict", [Text(text) for text in ending(run)])
     findings = dict(run.verdict.get("findings") or {})
     if (attacked := run.evaluations.get("durability")) is not None:  # tested after the run had ended
         text = "relearning, rounded weights, paraphrased questions: see Evaluation"
