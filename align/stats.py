@@ -6,7 +6,7 @@ Importing this module imports neither torch nor scipy: verdicts and tables need 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -28,16 +28,24 @@ class Interval:
         return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high), "n": self.n}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any] | None) -> Interval | None:
+    def from_json(cls, data: Any) -> Interval | None:
         """The interval that ``to_json`` wrote, or None where nothing finite was recorded."""
-        if data is None or any(data.get(key) is None for key in ("value", "low", "high")):
+        read = data if isinstance(data, Mapping) else {}
+        value, low, high, n = (finite(read.get(key)) for key in ("value", "low", "high", "n"))
+        if value is None or low is None or high is None or n is None:
             return None
-        return cls(float(data["value"]), float(data["low"]), float(data["high"]), int(data["n"]))
+        return cls(value, low, high, int(n))
 
 
-def finite(value: float | None) -> float | None:
-    """``value`` as a float, or None where it is missing, infinite or not a number."""
-    return float(value) if value is not None and math.isfinite(value) else None
+def finite(value: Any) -> float | None:
+    """``value`` as a float, or None where it is missing, infinite or no number; a file may hold anything."""
+    if value is None or isinstance(value, str):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def wilson(k: float, n: int, *, confidence: float = 0.95) -> Interval:

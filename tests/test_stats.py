@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from align.stats import Interval, bootstrap_mean, bootstrap_ratio, wilson
+from align.stats import Interval, bootstrap_mean, bootstrap_ratio, finite, wilson
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95]))
@@ -118,8 +119,24 @@ def test_json_holds_what_is_finite() -> None:
     assert json.loads(json.dumps(broken, allow_nan=False)) == {"value": None, "low": None, "high": None, "n": 2}
     assert Interval.from_json(broken) is None
     assert Interval.from_json(None) is None
+    strange: list[Any] = [
+        {},
+        [1],
+        "x",
+        3,
+        {"value": "1", "low": 0, "high": 2, "n": 9},
+        {"value": 1, "low": 0, "high": 2},
+    ]
+    strange += [{"value": value, "low": 0, "high": 2, "n": 9} for value in (10**400, [], {}, math.inf, math.nan)]
+    assert [Interval.from_json(one) for one in strange] == [None] * 11
     sound = wilson(3, 4)
     assert Interval.from_json(json.loads(json.dumps(sound.to_json()))) == sound
+
+
+def test_what_is_no_finite_number_is_none() -> None:
+    odd: list[Any] = [None, "1", "text", [], [1], {}, math.nan, -math.inf, 10**400]
+    assert [finite(value) for value in odd] == [None] * 9
+    assert [finite(value) for value in (0, -2, np.float32(0.5))] == [0.0, -2.0, 0.5]
 
 
 def test_importing_is_cheap(tmp_path: Path) -> None:

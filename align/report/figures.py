@@ -131,7 +131,7 @@ def _own_text(seen: Sequence[Mapping[str, Any]]) -> list[Figure | None]:
 
     def start(key: str) -> float | None:
         value = first.get(key)
-        return None if len(seen) < 2 else finite(value["value"] if isinstance(value, Mapping) else value)
+        return None if len(seen) < 2 else finite(value.get("value") if isinstance(value, Mapping) else value)
 
     likeness = finite(end.get("likeness"))
     return [
@@ -221,5 +221,5 @@ def _rounds(record: RunRecord) -> list[Figure]:
 
 
 def _spanned(name: str, raw: Any, start: float | None = None, unit: str = "") -> Figure | None:
-    interval = Interval.from_json(raw) if isinstance(raw, Mapping) else None  # type: ignore[arg-type]
+    interval = Interval.from_json(raw)
     return None if interval is None else Figure(name, interval.value, interval, start, unit)

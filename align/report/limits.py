@@ -6,6 +6,7 @@ from align.report.figures import figures, finding, readings, sentences
 from align.report.record import RunRecord
 from align.report.thresholds import FEW_PAIRS
 from align.report.verdict import NOT_MEASURED
+from align.stats import Interval
 
 LIVE = "report"  # among the probes of the budget: a live report, which measures nothing
 
@@ -40,9 +41,9 @@ def _rows(record: RunRecord) -> list[str]:
     if not (record.recipe.get("data") or {}).get("held_out"):
         return ["No rows were held out (data.held_out): nothing here shows what was learned beyond the training rows."]
     out = []
-    span = finding(record, "learned" if record.kind == "preference" else "ranks").get("accuracy") or {}
-    if span and span["n"] < FEW_PAIRS:
-        out.append(f"{span['n']} held-out pairs are too few to say anything about accuracy.")
+    span = finding(record, "learned" if record.kind == "preference" else "ranks").get("accuracy")
+    if (interval := Interval.from_json(span)) is not None and interval.n < FEW_PAIRS:
+        out.append(f"{interval.n} held-out pairs are too few to say anything about accuracy.")
     if (probed := readings(record, "probe")) and probed[-1].get("n"):
         measured = f"Changes of log-probs are measured on {probed[-1]['n']} of the held-out pairs"
         out.append(f"{measured}; other prompts may fare otherwise.")

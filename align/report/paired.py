@@ -15,7 +15,7 @@ import numpy as np
 from align.report.figures import PER_ANSWER, read_again, readings, scores, spanned
 from align.report.record import RunRecord
 from align.report.thresholds import FEW_PAIRS
-from align.stats import Interval, bootstrap_mean
+from align.stats import Interval, bootstrap_mean, finite
 
 _SEED = 0
 # metrics of an unlearning suite that are means over items: name, set, entry and column of the log
@@ -74,11 +74,11 @@ def _paired(first: Columns, other: Columns) -> tuple[list[Difference], str]:
     for measure in [measure for measure in first if measure in other]:
         mine, theirs = first[measure], other[measure]
         values = np.array([theirs[key] - mine[key] for key in mine if key in theirs])
-        finite = values[np.isfinite(values)]
-        left = max(left, len(values) - len(finite))
-        if len(finite) > 1:
+        known = values[np.isfinite(values)]
+        left = max(left, len(values) - len(known))
+        if len(known) > 1:
             what, unit = measure
-            found.append(Difference(what, bootstrap_mean(finite, _SEED), len({*mine, *theirs}), unit))
+            found.append(Difference(what, bootstrap_mean(known, _SEED), len({*mine, *theirs}), unit))
     if not found:
         return [], "no two of their held-out items are the same"
     count = "1 item" if left == 1 else f"{left:,} items"
@@ -127,6 +127,6 @@ def _asked(record: RunRecord, entry: str) -> dict[str, str]:
 
 
 def _array(values: Any) -> np.ndarray:
-    """Numbers as an array; what is None is not a number."""
-    listed = values if isinstance(values, list) else []
-    return np.array([np.nan if value is None else value for value in listed], dtype=np.float64)
+    """Numbers as an array; what is none, or not finite, is not a number."""
+    numbers = map(finite, values if isinstance(values, list) else [])
+    return np.array([np.nan if value is None else value for value in numbers], dtype=np.float64)

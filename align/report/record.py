@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align.stats import finite
+
 if TYPE_CHECKING:
     from align.objectives.base import Objective
 
@@ -55,8 +57,8 @@ class RunRecord:
     @property
     def steps(self) -> int:
         """Optimizer steps that are recorded; of a run in rounds, of all of them."""
-        in_rounds = sum(record.get("steps", 0) for record in self.metrics if "round" in record)
-        return in_rounds or max((int(record.get("step", 0)) for record in self.metrics), default=0)
+        in_rounds = sum(finite(record.get("steps")) or 0 for record in self.metrics if "round" in record)
+        return int(in_rounds) or max((int(record.get("step", 0)) for record in self.metrics), default=0)
 
 
 def kind_of(objective: Objective, *, forgets: bool = False, in_rounds: bool = False) -> Kind:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.stats import finite
+
 COLUMNS = ("round", "pairs", "dropped", "score", "alike", "tokens", "cut", "bias", "loss", "accuracy")
 
 
@@ -16,18 +18,24 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def cells(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The values of a round in the order of ``COLUMNS``; a dash where there is none."""
-    score, bias, loss, accuracy = (record[key] for key in ("score", "position_bias", "loss", "accuracy"))
-    alike = record["similarity"]
+    """The values of a round in the order of ``COLUMNS``; a dash where there is no number."""
+    prompts, pairs = finite(record.get("prompts")), finite(record.get("pairs"))
+    bias, loss = finite(record.get("position_bias")), record.get("loss")
+    ends = [finite(value) for value in loss] if isinstance(loss, list) else []
     return (
         str(record["round"]),
-        f"{record['pairs']:,}",
-        f"{record['prompts'] - record['pairs']:,}",
-        "-" if score is None else f"{score:.4g}",
-        "-" if alike is None else f"{alike:.2f}",
-        f"{record['tokens']:.1f}",
-        f"{record['truncated']:.1%}",
-        "-" if bias is None else f"{round(bias, 3) + 0:+.3f}",  # no minus before a zero
-        "-" if loss is None else f"{loss[0]:.4g} to {loss[1]:.4g}",
-        "-" if accuracy is None else f"{accuracy:.3f}",
+        _cell(pairs, ",.0f"),
+        _cell(None if prompts is None or pairs is None else prompts - pairs, ",.0f"),
+        _cell(record.get("score"), ".4g"),
+        _cell(record.get("similarity"), ".2f"),
+        _cell(record.get("tokens"), ".1f"),
+        _cell(record.get("truncated"), ".1%"),
+        _cell(None if bias is None else round(bias, 3) + 0, "+.3f"),  # no minus before a zero
+        "-" if len(ends) != 2 else " to ".join(_cell(value, ".4g") for value in ends),
+        _cell(record.get("accuracy"), ".3f"),
     )
+
+
+def _cell(value: Any, form: str) -> str:
+    number = finite(value)
+    return "-" if number is None else format(number, form)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.report.ink import DASHED, FONT, INK, MUTED, line_style, pictures, style
 from align.report.unlearning import ALPHA
+from align.stats import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,5 +111,6 @@ def _frame(axes: Axes, most: float, floor: float, what: str) -> None:
 
 
 def trajectory(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Step and reading of every evaluation that a run recorded, in order."""
-    return [{"step": r["step"], **r["evaluation"]} for r in records if isinstance(r.get("evaluation"), Mapping)]
+    """Step and reading of every evaluation that a run recorded, in order; what is no finite number is left out."""
+    read = [(r["step"], r["evaluation"]) for r in records if isinstance(r.get("evaluation"), Mapping)]
+    return [{"step": s, **{k: v for k, v in one.items() if finite(v) is not None}} for s, one in read]

@@ -17,6 +17,7 @@ from align.recipe.objective import parse_objective
 from align.report.record import Kind, RunRecord, kind_of
 from align.runs.directory import LOCK, METRICS, VERDICT
 
+_LAST = 2**53  # beyond it not every whole number is a float, and no run has so many steps
 FACTS, ANSWERS, PROBE, EVALUATIONS = "facts.json", "answers.jsonl", "probe.json", "eval"
 
 
@@ -41,7 +42,7 @@ class Lines:
                 if self._cut:  # it is being written, or a kill ended it
                     break
                 self._read += len(line)
-                if value is not None and isinstance(value.get(self.place), int | float):
+                if value is not None and _counts(value.get(self.place)):
                     self._records.append(value)
                 else:
                     self._broken += bool(line.strip())
@@ -76,7 +77,7 @@ def load_run(path: str | os.PathLike[str], metrics: Lines | None = None) -> RunR
         lock["recipe"],
         metrics.read(),
         _verdict(folder),
-        _json(folder / FACTS, notes) or {},
+        _facts(folder / FACTS, notes),
         answers.read(),
         _json(folder / PROBE, notes),
         {file.stem: found for file in files if (found := _json(file, notes)) is not None},
@@ -105,6 +106,11 @@ def require_run(path: Path) -> None:
     raise UserError(f"{path} is no run: it holds no {LOCK}.{inside}{belongs}")
 
 
+def _counts(place: Any) -> bool:
+    """Whether it is the number of a step or of a round."""
+    return isinstance(place, int) and not isinstance(place, bool) and 0 <= place < _LAST
+
+
 def _lock(folder: Path) -> dict[str, Any]:
     try:
         lock = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8"))
@@ -120,7 +126,19 @@ def _verdict(folder: Path) -> dict[str, Any] | None:
     verdict = _json(folder / VERDICT, notes)
     if notes:
         raise _damaged(folder / VERDICT, "it holds no JSON object")
+    findings = (verdict or {}).get("findings", {})
+    if not isinstance(findings, dict) or not all(isinstance(one, dict) for one in findings.values()):
+        raise _damaged(folder / VERDICT, "its findings are no JSON objects")
     return verdict
+
+
+def _facts(file: Path, notes: list[str]) -> dict[str, Any]:
+    """What is of the right kind in ``facts.json``; a sentence goes to ``notes`` for what is not."""
+    found = _json(file, notes) or {}
+    kinds: dict[str, type] = {"data": dict, "cost": dict, "environment": dict}
+    wrong = [key for key, kind in kinds.items() if key in found and not isinstance(found[key], kind)]
+    notes += [f"{file}: {key} is no JSON object and was left out." for key in wrong]
+    return {key: value for key, value in found.items() if key not in wrong}
 
 
 def _damaged(file: Path, why: object) -> UserError:

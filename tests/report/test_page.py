@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ def test_what_was_not_measured_is_a_sentence() -> None:
             quiet=True,
         )
     ]
+
+
+ODD: list[Any] = [float("nan"), float("inf"), "text", 10**400, -5, [], [1, "a"], {}, None, True]
+ODD += [{"value": "x", "low": 0, "high": 2, "n": 9}, {"value": None, "low": None, "high": None, "n": 0}]
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_whatever_stands_in_the_place_of_a_number_there_is_a_page(tmp_path: Path, kind: str) -> None:
+    makers = {"preference": preference_run, "unlearning": unlearning_run, "reward": reward_run}
+    makers |= {"survivors": survivors_run, "rounds": rounds_run}
+    run = load_run(makers[kind](tmp_path / "run"))
+    number = "round" if kind == "rounds" else "step"
+    keys = {key for one in run.metrics for key in one if key != number}
+    inner = {(key, name) for one in run.metrics for key in keys if isinstance(one.get(key), dict) for name in one[key]}
+    for odd in ODD:
+        for key in keys:
+            document(replace(run, metrics=[{**one, key: odd} for one in run.metrics]))
+        for key, name in inner:
+            document(replace(run, metrics=[{**one, key: {**one.get(key, {}), name: odd}} for one in run.metrics]))
 
 
 def test_the_line_under_the_title() -> None:

@@ -93,6 +93,24 @@ def test_broken_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     assert found.notes == [said]
 
 
+def test_a_step_is_a_whole_number_that_a_run_can_reach(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    steps = ["NaN", "Infinity", "-5", "1.5", "true", "[1]", "null", '"7"', "1" + "0" * 400]
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in [*steps, "3"]))
+    found = load_run(folder)
+    assert [record["step"] for record in found.metrics] == [3]
+    assert found.notes == [f"{folder}/metrics.jsonl: 9 lines are no JSON object or have no step and were left out."]
+
+
+def test_facts_of_the_wrong_kind_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    (folder / "facts.json").write_text('{"data": [1], "cost": NaN, "environment": {"device": "cpu"}}')
+    found = load_run(folder)
+    assert found.facts == {"environment": {"device": "cpu"}}
+    said = "is no JSON object and was left out."
+    assert found.notes == [f"{folder}/facts.json: {key} {said}" for key in ("data", "cost")]
+
+
 def test_one_line_that_a_kill_cut_off(tmp_path: Path) -> None:
     folder = run(tmp_path / "run")
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')

@@ -11,6 +11,7 @@ from align.report.figures import shown as number
 from align.report.page.blocks import Answer, Answers, Block, Code, Facts, Points, Section, Table, Text
 from align.report.progress import duration
 from align.report.record import RunRecord
+from align.stats import finite
 
 # keys of facts.json, and what they are called
 _LENGTHS = {"mean": "mean", "median": "half at most", "p95": "95 % at most", "longest": "longest"}
@@ -72,7 +73,7 @@ def cost(run: RunRecord) -> Section:
 def cost_facts(run: RunRecord) -> dict[str, str]:
     """What a run took, by name; empty where that was not recorded."""
     found = dict(run.facts.get("cost") or {})
-    seconds, memory, _ = (found.pop(key, None) for key in ("seconds", "peak_memory_bytes", "probes"))
+    seconds, memory, _ = (finite(found.pop(key, None)) for key in ("seconds", "peak_memory_bytes", "probes"))
     facts = {} if seconds is None else {"time": duration(seconds)}
     facts |= {} if memory is None else {"peak memory": f"{memory / 2**30:.2f} GiB"}
     return facts | _named(found)

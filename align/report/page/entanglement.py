@@ -9,6 +9,7 @@ from align.report.page.blocks import Chart, Charts, Section, Text
 from align.report.page.curves import Curve, Line
 from align.report.page.panel import Limit, Panel
 from align.report.record import RunRecord
+from align.stats import finite
 
 _CASES = {
     "ideal": "chosen up, rejected down",
@@ -69,7 +70,9 @@ def own_ratio(run: RunRecord) -> float | None:
 
 def _with_shares(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with the share of each case; the rare ones are there only where some pair has them."""
-    cases = record["entanglement"].get("cases") or {}
+    found = record["entanglement"].get("cases")
+    counted = {name: finite(count) for name, count in found.items()} if isinstance(found, Mapping) else {}
+    cases = {name: count for name, count in counted.items() if count is not None}
     total = sum(cases.values())
     shown = {name: count for name, count in cases.items() if count or name not in _RARE}
     return {**record, "case": {name: count / total for name, count in shown.items()} if total else {}}

@@ -12,6 +12,7 @@ import numpy as np
 
 from align.report.figures import shown as number
 from align.report.ink import CARD, DASHED, FONT, MUTED, line_style, style
+from align.stats import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ class Panel:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.{digits}g}"))
         steps = np.concatenate([one.steps for one in self.series])
         alone = steps.min() == steps.max()  # between whole steps there is nothing to mark
-        locator = FixedLocator(steps[:1]) if alone else MaxNLocator(5, steps=_STEPS, integer=True)
+        locator = FixedLocator([float(steps[0])]) if alone else MaxNLocator(5, steps=_STEPS, integer=True)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         for one in self.series:
@@ -142,7 +143,8 @@ def read(
 
 def _number(value: Any) -> float:
     """What JSON holds as a number; anything else is not a number."""
-    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
+    found = None if isinstance(value, bool) else finite(value)
+    return math.nan if found is None else found
 
 
 def _digits(values: np.ndarray) -> int:
