@@ -125,6 +125,15 @@ def test_no_two_ticks_have_one_label(values: tuple[float, ...]) -> None:
     ink.svg(draw, "one")
 
 
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e308, -1e308, 10**300, 1e-320, 5e-38])
+def test_an_axis_bears_the_largest_and_the_smallest_values(value: float) -> None:
+    records = [{"step": 0, "norm": 1.0}, {"step": 1, "norm": value}, {"step": 2, "norm": 2.0}]
+    found = read(records, "norm", "norm")
+    assert found is not None
+    assert found.values.tolist() == ([1.0, 2.0] if abs(value) > 3.5e38 else [1.0, value, 2.0])
+    assert "<svg" in ink.svg(Panel("Norm", "", "", (found,), log=True).draw, "one")
+
+
 def test_a_single_step_is_the_only_one_marked() -> None:
     def draw(axes: Axes) -> None:
         Panel("Loss", "", "", (Series("loss", np.array([2.0]), np.array([0.69])),)).draw(axes)

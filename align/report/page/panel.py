@@ -22,6 +22,8 @@ _SMOOTH_FROM = 60  # points from which a noisy line has the mean of its neighbou
 _NEIGHBOURS = 40  # the mean is over one such part of the line
 _STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 _DECADES = 20  # between the largest and the smallest value, from where on an axis may be logarithmic
+_LARGEST = 3.5e38  # more than a measurement in float32 can be; axes overflow at the ends of float64
+_SMALLEST = 1e-38  # of a logarithmic axis, likewise
 _MARKED = 30  # up to so many points are marked
 
 
@@ -81,7 +83,7 @@ class Panel:
         from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
         values = np.concatenate([one.values for one in self.series])
-        if self.log and values.min() > 0 and values.max() > _DECADES * values.min():
+        if self.log and values.min() > _SMALLEST and values.max() > _DECADES * values.min():
             axes.set_yscale("log")
             axes.minorticks_off()
         else:
@@ -117,7 +119,7 @@ def read(
     """The line of a value of ``metrics.jsonl``; None where no record has it.
 
     ``key`` is a name of the record, or ``part/name`` where ``part`` is a reading in it; an interval stands for its
-    estimate and its ends, a list for its mean. What is no finite number is left out.
+    estimate and its ends, a list for its mean. What is no finite number, or beyond float32, is left out.
     """
     part, _, inner = key.partition("/")
     found: list[tuple[float, float, float, float]] = []
@@ -142,9 +144,9 @@ def read(
 
 
 def _number(value: Any) -> float:
-    """What JSON holds as a number; anything else is not a number."""
+    """What JSON holds as a number that can be drawn; anything else is not a number."""
     found = None if isinstance(value, bool) else finite(value)
-    return math.nan if found is None else found
+    return math.nan if found is None or abs(found) > _LARGEST else found
 
 
 def _digits(values: np.ndarray) -> int:
