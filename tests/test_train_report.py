@@ -242,8 +242,10 @@ def test_a_report_that_cannot_be_written_costs_the_run_nothing(world: Path, tmp_
 def test_a_run_that_a_guard_stopped_has_a_report_and_says_why(world: Path, tmp_path: Path) -> None:
     swapped = 'data.train.columns={"chosen": "rejected", "rejected": "chosen"}'
     guard = ("watch.stop_on_drop=true", "watch.chosen_drop_nats=0.01", "train.learning_rate=0.05")
+    lines: list[str] = []
     with pytest.raises(Stopped) as stop:
-        run(recipe(world, tmp_path, swapped, *guard), echo=lambda _: None)
+        run(recipe(world, tmp_path, swapped, *guard), echo=lines.append)
+    assert lines[-1] == f"  report   {tmp_path}/run/report.html"
     found = load_run(tmp_path / "run")
     assert found.facts["stopped"] == str(stop.value)
     assert found.facts["cost"]["steps"] == found.steps < 3

@@ -24,7 +24,8 @@ def write_report(runs: Sequence[RunRecord], folder: Path, *, refresh: int | None
 
     for run in runs:
         if not run.metrics:
-            raise UserError(f"{run.path}: {METRICS} holds no record, so there is nothing to report yet.")
+            why = " ".join([f"{run.path}: {METRICS} holds no record, so there is nothing to report yet.", *run.notes])
+            raise UserError(why)
     page = document(runs[0]) if len(runs) == 1 else comparison(runs)
     files = {folder / HTML: render(page, refresh).encode(), folder / PNG: picture(page)}
     try:

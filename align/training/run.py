@@ -27,6 +27,7 @@ from align.runs.directory import RunDirectory
 from align.runs.launch import check_launch, check_launcher_files
 from align.runs.processes import World
 from align.runs.quiet import quieten, silent
+from align.runs.report import HTML
 from align.runs.result import RunResult
 from align.trainers.arguments import refuse
 from align.trainers.base import AlignTrainer
@@ -125,7 +126,8 @@ def run(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped as error:
         add(directory, {"cost": account(), "stopped": str(error)})
-        report(recipe, directory, say)
+        if report(recipe, directory, say):
+            say(f"  report   {directory.path / HTML}")
         raise
     return finish(recipe, trainer, directory, evaluation.stopped if evaluation else "", account(), say)
 

@@ -27,7 +27,7 @@ from align.report.page.reward import reward
 from align.report.page.summary import chosen, first_words, picture, plain
 from align.report.page.unlearning import front
 from align.report.page.untrusted import shown
-from align.report.page.verdict import tone, verdict
+from align.report.page.verdict import tone, verdict, words
 from align.report.record import RunRecord
 from align.runs.record import load_run
 from align.runs.report import write_report
@@ -177,6 +177,14 @@ def test_praise_is_only_for_what_a_worthless_run_does_not_reach(
     name: str, found: dict[str, Any], utility: str, expected: str
 ) -> None:
     assert tone(name, found, utility) == expected
+
+
+def test_nothing_is_praised_beside_a_finding_that_is_bad() -> None:
+    findings = {"learned": {"word": "yes", "text": "accuracy 0.97"}, "astray": {"word": "no", "text": ""}}
+    assert [word.tone for word in words(findings, ["learned", "astray"])] == ["good", "plain"]
+    findings["astray"]["word"] = "yes"
+    assert [word.tone for word in words(findings, ["learned", "astray"])] == ["plain", "bad"]
+    assert [(word.word, word.tone) for word in words(findings, ["learned"])] == [("yes", "plain")]
 
 
 # --- sections of one kind --------------------------------------------------------------------------------------------
@@ -466,6 +474,9 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
         write_report([load_run(folder)], folder)
     assert str(error.value) == f"{folder}: metrics.jsonl holds no record, so there is nothing to report yet."
     assert sorted(file.name for file in folder.iterdir()) == ["metrics.jsonl", "recipe.lock.yaml"]
+    (folder / "metrics.jsonl").write_text('{"step": -3}\n')
+    with pytest.raises(UserError, match=r"nothing to report yet\. .*: 1 line is no JSON object or has no step and was"):
+        write_report([load_run(folder)], folder)
 
 
 def test_a_report_is_the_same_each_time(tmp_path: Path) -> None:

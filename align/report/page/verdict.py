@@ -64,12 +64,21 @@ def verdict(run: RunRecord) -> Section:
 
 
 def words(findings: Mapping[str, Any], names: Sequence[str]) -> tuple[Word, ...]:
-    """Findings of ``verdict.json`` by their names."""
+    """Findings of ``verdict.json`` by their names; nothing is praised beside one that is bad.
+
+    A model that was ruined may still order the pairs right.
+    """
     kept = str((findings.get("utility") or {}).get("word"))
+    tones = {name: tone(name, found, kept) for name, found in findings.items()}
+    ruined = "bad" in tones.values()
     return tuple(
-        Word(name, str(found.get("word", "")), str(found.get("text", "")), tone(name, found, kept))
+        Word(
+            name,
+            str(findings[name].get("word", "")),
+            str(findings[name].get("text", "")),
+            "plain" if ruined and tones[name] == "good" else tones[name],
+        )
         for name in names
-        if isinstance(found := findings[name], Mapping)
     )
 
 
