@@ -135,8 +135,7 @@ def _verdict(folder: Path) -> dict[str, Any] | None:
 def _facts(file: Path, notes: list[str]) -> dict[str, Any]:
     """What is of the right kind in ``facts.json``; a sentence goes to ``notes`` for what is not."""
     found = _json(file, notes) or {}
-    kinds: dict[str, type] = {"data": dict, "cost": dict, "environment": dict}
-    wrong = [key for key, kind in kinds.items() if key in found and not isinstance(found[key], kind)]
+    wrong = [key for key in ("data", "cost", "environment") if not isinstance(found.get(key, {}), dict)]
     notes += [f"{file}: {key} is no JSON object and was left out." for key in wrong]
     return {key: value for key, value in found.items() if key not in wrong}
 

@@ -16,7 +16,7 @@ from run_records import DPO, record
 
 from align.errors import UserError
 from align.report.limits import limits
-from align.report.page.about import cost, data, reproduce
+from align.report.page.about import cost, cost_facts, data, reproduce
 from align.report.page.blocks import Block, Charts, Code, Document, Facts, Points, Section, Table, Text, Words
 from align.report.page.comparison import comparison
 from align.report.page.document import about, document
@@ -120,6 +120,11 @@ def test_whatever_stands_in_the_place_of_a_number_there_is_a_page(tmp_path: Path
             document(replace(run, metrics=[{**one, key: odd} for one in run.metrics]))
         for key, name in inner:
             document(replace(run, metrics=[{**one, key: {**one.get(key, {}), name: odd}} for one in run.metrics]))
+
+
+def test_a_time_that_is_no_number_is_not_shown() -> None:
+    found = {"seconds": float("nan"), "peak_memory_bytes": "much", "tokens": 5}
+    assert cost_facts(record(facts={"cost": found})) == {"tokens": "5"}
 
 
 def test_the_line_under_the_title() -> None:

@@ -136,6 +136,8 @@ def test_a_damaged_file_is_left_out_and_named(name: str, content: str, tmp_path:
         ("recipe.lock.yaml", "recipe: 3", "it holds no recipe"),
         ("recipe.lock.yaml", "[]", "it holds no recipe"),
         ("verdict.json", "{", "it holds no JSON object"),
+        ("verdict.json", '{"findings": [1]}', "its findings are no JSON objects"),
+        ("verdict.json", '{"findings": {"learned": "yes"}}', "its findings are no JSON objects"),
     ],
 )
 def test_without_a_lock_or_a_verdict_there_is_nothing_to_say(name: str, content: str, why: str, tmp_path: Path) -> None:
