@@ -75,11 +75,8 @@ def run(
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
     refuse(args)
-    if resume and args.save_only_model and checkpoint is None and any(directory.path.glob("checkpoint-*")):
-        raise UserError(
-            f"{directory.path}: its checkpoints hold the model alone (train.save_only_model), so the run cannot go on "
-            "from them. Start anew under another name=, with model.id naming the last checkpoint, or remove the run."
-        )
+    if resume and checkpoint is None and args.save_only_model:
+        _refuse_models_alone(directory)
     directory.require_writable()
     quieten(main)
     say = echo if main else silent
@@ -112,12 +109,7 @@ def run(
         directory.write_lock(lock(recipe, trainer, data.digest))
     begin_training(recipe, trainer, directory, data, said.lines)
     watch, evaluation = _watched(recipe, trainer, directory, probed, suite, say)
-    if checkpoint is not None:
-        say(f"resuming from {checkpoint.name}")
-    elif resume:
-        say("the run had no complete checkpoint yet: it starts from the beginning")
-        directory.rewind_metrics(-1)  # what was recorded will be recorded again
-    since = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+    since = _resumed(directory, checkpoint, say) if resume else 0
 
     def account() -> dict[str, Any]:
         return cost(trainer, time.monotonic() - began, since, watch.budget.summary())
@@ -130,6 +122,25 @@ def run(
             say(f"  report   {directory.path / HTML}")
         raise
     return finish(recipe, trainer, directory, evaluation.stopped if evaluation else "", account(), say)
+
+
+def _refuse_models_alone(directory: RunDirectory) -> None:
+    """Refuse to go on from checkpoints that hold no optimizer."""
+    if any(directory.path.glob("checkpoint-*")):
+        raise UserError(
+            f"{directory.path}: its checkpoints hold the model alone (train.save_only_model), so the run cannot go on "
+            "from them. Start anew under another name=, with model.id naming the last checkpoint, or remove the run."
+        )
+
+
+def _resumed(directory: RunDirectory, checkpoint: Path | None, say: Callable[[str], Any]) -> int:
+    """Says where the run goes on, and returns its step."""
+    if checkpoint is None:
+        say("the run had no complete checkpoint yet: it starts from the beginning")
+        directory.rewind_metrics(-1)  # what was recorded will be recorded again
+        return 0
+    say(f"resuming from {checkpoint.name}")
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _watched(

@@ -81,7 +81,9 @@ def test_hypo_stays_near_where_dpo_runs_away(taught: Path, tmp_path: Path) -> No
         "not exactly: batches follow the memory that is free, until sampling.batch_size is a number"
     )
     dpo, _ = online("hypo", taught, tmp_path / "dpo", "objective.kl_weight=0", "sampling=null")
-    assert "distance" not in dpo.verdict["findings"]
+    distance = dpo.verdict["findings"]["distance"]  # of the probe, since the run draws none of its own
+    assert "trained" not in distance
+    assert float(distance["word"]) > 10
     near, far = kl_to_start(taught, tmp_path / "hypo/model"), kl_to_start(taught, tmp_path / "dpo/model")
     assert 0 < near < far / 3
 
