@@ -74,7 +74,10 @@ def test_a_reader_finds_a_whole_page_at_every_moment(tmp_path: Path) -> None:
         assert page.lstrip().startswith("<!DOCTYPE html>")
         assert page.rstrip().endswith("</html>")
         assert f'<meta http-equiv="refresh" content="{REFRESH}">' in page
-    assert sorted({step for step in (19, 20, 21, 22) for page in seen if f"up to step {step}." in page})[-1] == 22
+    assert (
+        sorted({step for step in (19, 20, 21, 22) for page in seen if f"are of step {step} or earlier" in page})[-1]
+        == 22
+    )
 
 
 def test_it_waits_until_the_budget_pays_for_it(tmp_path: Path) -> None:
@@ -130,5 +133,5 @@ def test_of_many_records_only_new_ones_are_read_again(tmp_path: Path) -> None:
     run.append_metrics({"step": 5_001, "loss": 0.5})
     log(live, 5_001)
     page = (run.path / "report.html").read_text()
-    assert "up to step 5,001." in page
+    assert "are of step 5,001 or earlier" in page
     assert "no JSON object" not in page
