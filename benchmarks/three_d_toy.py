@@ -33,10 +33,8 @@ PROMPTS, RESPONSES, HIDDEN = 4, 10, 32
 PAIRS = torch.arange(PROMPTS)  # of prompt i: response i is chosen, response PROMPTS + i rejected
 ON, OFF = 0.3, 0.005  # probability of a response that the starting policy would write, and of one that it would not
 EPOCHS, SEEDS = 500, tuple(range(10))
-RATE, TABLE_RATE = (
-    0.01,
-    0.1,
-)  # one step of Adam moves a network's logits by far more than its rate, a table's just by it
+# one step of Adam moves a network's logits by far more than its rate, a table's just by it
+RATE, TABLE_RATE = 0.01, 0.1
 FIT_STEPS, FIT = 5000, 1e-6  # the network copies the starting policy up to this KL, in nats, the worst prompt's
 
 METHODS: dict[str, Objective] = {

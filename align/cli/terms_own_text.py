@@ -7,7 +7,7 @@ from align.report.thresholds import ASTRAY, ASTRAY_PARTLY, FEW_DISTINCT, SAME_TO
 
 OWN_TEXT: dict[str, Explanation] = {
     "astray": Explanation(
-        "The model now writes text that neither the pairs nor the model at the start had.",
+        "The model now writes text that is rare beside the pairs' and beside its own at the start.",
         "The model draws two answers to each of watch.probe_answers held-out prompts at temperature 1, and the "
         "reference scores them. An answer is counted whose log-prob per token is below that of 95 % of the pairs' "
         "answers and of 95 % of the model's own answers, both at the start. "

@@ -27,8 +27,8 @@ class _Cost:
 class Budget:
     """Times probes and says whether the next reading still fits.
 
-    Readings before ``begin`` (the start) and those that are taken without asking (the end) are not paid for by the
-    share, since a verdict needs both; ``summary`` counts them all the same.
+    Readings before ``begin`` (the start) and after ``end`` are not paid for by the share, since a verdict needs both;
+    ``summary`` counts them all the same.
 
     Args:
         share: of the training time, 0.05 for 5 %.
@@ -40,6 +40,7 @@ class Budget:
         self.share, self._clock = share, clock
         self._costs = {name: _Cost() for name in names}
         self._began: float | None = None
+        self._ended: float | None = None
 
     def add(self, name: str) -> None:
         """One more probe, which has an equal part from now on."""
@@ -49,10 +50,17 @@ class Budget:
         """Training starts now."""
         self._began = self._clock()
 
+    def end(self) -> None:
+        """The last step is done; a second call changes nothing."""
+        self._ended = self._clock() if self._ended is None else self._ended
+
     @property
     def training_seconds(self) -> float:
-        """Since ``begin``, without the probes."""
-        return 0.0 if self._began is None else self._clock() - self._began - sum(c.paid for c in self._costs.values())
+        """From ``begin`` to ``end``, or to now, without the probes."""
+        if self._began is None:
+            return 0.0
+        until = self._clock() if self._ended is None else self._ended
+        return until - self._began - sum(cost.paid for cost in self._costs.values())
 
     def allows(self, name: str) -> bool:
         """Whether a reading of the probe that costs what the last one did stays within its part; counts a refusal."""
@@ -72,7 +80,7 @@ class Budget:
             cost.last = self._clock() - began
             cost.seconds += cost.last
             cost.readings += 1
-            if self._began is not None:
+            if self._began is not None and self._ended is None:
                 cost.paid += cost.last
 
     def summary(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def own_text(records: Records) -> list[Finding]:
 
 
 def astray(start: Reading, end: Reading) -> Finding:
-    """Whether the model writes what neither the pairs nor the model at the start had."""
+    """Whether the model writes text that is rarer than what the pairs have and what it wrote at the start."""
     share, logp = Interval.from_json(end.get("astray")), Interval.from_json(end.get("reference_logp"))
     before = Interval.from_json(start.get("reference_logp"))
     if share is None or logp is None:
@@ -34,9 +34,9 @@ def astray(start: Reading, end: Reading) -> Finding:
     limit = ASTRAY if word == "yes" else ASTRAY_PARTLY
     earlier = "" if before is None else f", {before.value:+.1f} at the start"
     text = (
-        f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of its own answers are text that neither the pairs "
-        f"nor it had before (limit {limit:.0%}): {logp.value:+.1f} nats/token under the {end['against']}{earlier}, "
-        f"n {share.n}"
+        f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of its own answers are rarer than nearly all of "
+        f"the pairs' and of its earlier ones (limit {limit:.0%}): {logp.value:+.1f} nats/token under the "
+        f"{end['against']}{earlier}, n {share.n}"
     )
     facts = {
         "share": share.to_json(),

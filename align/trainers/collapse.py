@@ -45,7 +45,7 @@ class Collapse(TrainerCallback):
         if self.stop:
             raise Stopped(
                 f"Stopped at step {state.global_step}: {what}. Raise the weight of the KL term, or lower "
-                "train.learning_rate. The last checkpoint is kept. See: align explain collapse."
+                "train.learning_rate. Saved checkpoints are kept. See: align explain collapse."
             )
         if not self._said:
             self._said = True

@@ -117,7 +117,10 @@ class Watch(TrainerCallback):
                 self.run.append_metrics({"step": state.global_step, **logs})
             return
         record: dict[str, Any] = {"step": state.global_step, **logs, **self._speed(state)}
+        if state.global_step >= state.max_steps:
+            self.budget.end()
         record |= self._read(state.global_step, self._due(state))
+        self._clock = (time.monotonic(), *self._clock[1:])  # tokens per second are those of training
         self.run.append_metrics(record)
         assert self.progress is not None
         self.progress.log(record)
@@ -126,6 +129,7 @@ class Watch(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.budget.end()
         # the verdict compares with the end, also where the last step was no log step
         left = [probe for probe in self.probes if self._read_at.get(probe.name) != state.global_step]
         if left:
@@ -182,7 +186,7 @@ class Watch(TrainerCallback):
         if chosen <= -self.limit:
             raise Stopped(
                 f"Stopped at step {step}: chosen answers lost {-chosen:.1f} nats since the start "
-                f"(watch.chosen_drop_nats: {self.limit:g}). The last checkpoint is kept. See: align explain "
+                f"(watch.chosen_drop_nats: {self.limit:g}). Saved checkpoints are kept. See: align explain "
                 "suppression."
             )
 

@@ -82,3 +82,16 @@ def test_no_share_means_the_start_and_the_end_alone() -> None:
     budget.begin()
     clock.now += 1e6
     assert not budget.allows("pairs")
+
+
+def test_readings_after_the_end_cost_no_share_and_no_training_time() -> None:
+    clock = Clock()
+    budget = Budget(0.05, ["pairs"], clock)
+    budget.begin()
+    clock.now += 100.0
+    read(budget, clock, "pairs", 2.0)
+    budget.end()
+    read(budget, clock, "pairs", 30.0)
+    budget.end()  # once more, and nothing changes
+    probes = {"pairs": {"readings": 2, "skipped": 0, "seconds": 32.0}}
+    assert budget.summary() == {"limit": 0.05, "share": 0.02, "training_seconds": 100.0, "probes": probes}

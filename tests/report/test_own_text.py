@@ -57,8 +57,8 @@ def test_text_that_nobody_wrote_is_said_with_number_and_threshold() -> None:
     found = verdict(**GONE)
     assert found["astray"].word == "yes"
     assert found["astray"].text == (
-        "78% [54%, 92%] of its own answers are text that neither the pairs nor it had before (limit 50%): -7.3 "
-        "nats/token under the reference, -0.4 at the start, n 16"
+        "78% [54%, 92%] of its own answers are rarer than nearly all of the pairs' and of its earlier ones (limit "
+        "50%): -7.3 nats/token under the reference, -0.4 at the start, n 16"
     )
     (line,) = (line for line in found.lines() if line.startswith("  astray"))
     assert line.split(maxsplit=2)[1:] == ["yes", found["astray"].text]

@@ -115,7 +115,7 @@ PAIRS = (
     ),
     Curve(
         "Text nobody wrote",
-        "Share of own samples that are unlike the pairs' answers and the model's own at the start.",
+        "Share of own samples that are rarer than nearly all of the pairs' answers and of its own at the start.",
         "share of samples",
         (Line("own_text/astray", "astray"),),
     ),
