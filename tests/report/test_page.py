@@ -227,7 +227,7 @@ def test_entanglement_says_what_it_can_claim() -> None:
     )
     sgd = record(recipe={**DPO, "train": {"optim": "sgd"}}, metrics=run.metrics)
     assert entanglement(sgd).blocks[-1] == Text(
-        "The run trained with plain SGD, for which the cases hold to first order of the learning rate."
+        "The run trained with SGD: of a step on the pair alone the cases hold to first order of the learning rate."
     )
 
 

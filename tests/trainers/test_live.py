@@ -51,7 +51,9 @@ def test_a_reader_finds_a_whole_page_at_every_moment(tmp_path: Path) -> None:
     file, seen = tmp_path / "run" / "report.html", set[str]()
 
     def read() -> None:
-        while not done.is_set():
+        last = False
+        while not last:
+            last = done.is_set()  # asked before the reading, so that one comes after the last page
             if file.exists():
                 seen.add(file.read_text())
             time.sleep(0.005)
