@@ -92,7 +92,9 @@ def _claim(run: RunRecord, reading: Mapping[str, Any]) -> str:
     """What the cases can say of this run's optimizer."""
     optimizer = str((run.recipe.get("train") or {}).get("optim") or "adamw_torch")
     if optimizer == "sgd":
-        return "The run trained with SGD: of a step on the pair alone the cases hold to first order of the learning rate."
+        return (
+            "The run trained with SGD: of a step on the pair alone the cases hold to first order of the learning rate."
+        )
     text = f"The cases are exact to first order for plain SGD on the pair alone. {optimizer} rescales gradients"
     scaled = (reading.get("adam") or {}).get("cases") or {}
     found = [f"{_CASES[name]} in {count}" for name, count in scaled.items() if count and name in _CASES]
