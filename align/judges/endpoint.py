@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
+from align.judges.calls import Calls
 from align.judges.http import Client
 from align.judges.judge import CompareJudge
 
@@ -51,6 +52,7 @@ class EndpointJudge(CompareJudge):
         settings: the server, its model, the question, the most calls and the prices.
         say: where sentences go: the cost before a batch, and what came of it.
         base: where relative paths start.
+        calls: file that counts the calls of all processes of a run; see ``Calls``.
         pause: seconds before the first retry.
 
     Attributes:
@@ -67,12 +69,14 @@ class EndpointJudge(CompareJudge):
         say: Callable[[str], Any] = print,
         base: Path | None = None,
         *,
+        calls: Path | None = None,
         pause: float = 1.0,
     ) -> None:
         super().__init__()
         self.settings, self.say = settings, say
         self.template = _template(settings.template, base)
-        self.client = Client(settings, _folder(settings.cache, base), limit=settings.max_calls, say=say, pause=pause)
+        budget = Calls(settings.max_calls, calls)
+        self.client = Client(settings, _folder(settings.cache, base), budget=budget, say=say, pause=pause)
         self.name = f"{settings.model} at {self.client.host}"
         self.undecided = self.unweighted = 0
 
@@ -107,7 +111,12 @@ class EndpointJudge(CompareJudge):
     def summary(self) -> str:
         """One sentence about everything asked so far."""
         c = self.client
-        parts = [f"{c.calls:,} calls so far ({c.retries:,} of them retries)", f"{c.cached:,} answers from the cache"]
+        made = c.budget.made
+        ours = f", of {made:,} in all" if made > c.calls else ""
+        parts = [
+            f"{c.calls:,} calls so far ({c.retries:,} of them retries{ours})",
+            f"{c.cached:,} answers from the cache",
+        ]
         parts.append(f"{self.undecided:,} undecided, which count as 1/2")
         if self.unweighted:
             parts.append(f"{self.unweighted:,} without log-probs")
@@ -115,7 +124,7 @@ class EndpointJudge(CompareJudge):
 
     def _announce(self, questions: int, wanted: Sequence[Mapping[str, Any]]) -> None:
         """Say what a batch will cost, or refuse it, before its first call."""
-        calls, settings, done = len(wanted), self.settings, self.client.calls
+        calls, settings, done = len(wanted), self.settings, self.client.budget.made
         read = sum(math.ceil(len(body["messages"][0]["content"]) / _CHARACTERS) for body in wanted)
         price = (read * settings.price_in + calls * settings.price_out) / 1e6
         if not calls:

@@ -25,6 +25,7 @@ import httpx2
 
 from align.errors import UserError
 from align.judges.answers import Answers, question_key
+from align.judges.calls import Calls
 
 if TYPE_CHECKING:
     from align.recipe.sampling import Server
@@ -53,12 +54,12 @@ class Client:
     Args:
         server: address, environment variable of the key, calls under way at a time, timeout, retries.
         cache: folder of answers, shared by any number of processes; None keeps none.
-        limit: most requests altogether, retries among them; None for no limit.
+        budget: counts requests, retries among them, and says when there may be no more; no limit unless given.
         say: where sentences go.
         pause: seconds before the first retry; doubled for each one after it.
 
     Attributes:
-        calls: requests made, retries among them.
+        calls: requests that this client made, retries among them; ``budget.made`` may count others' too.
         retries: requests that were made again.
         cached: answers found on disk.
 
@@ -70,11 +71,12 @@ class Client:
         server: Server,
         cache: Path | None = None,
         *,
-        limit: int | None = None,
+        budget: Calls | None = None,
         say: Callable[[str], Any] = print,
         pause: float = 1.0,
     ) -> None:
-        self.server, self.limit, self.pause = server, limit, pause
+        self.server, self.pause = server, pause
+        self.budget = Calls(None) if budget is None else budget
         self.answers = Answers(cache)
         self.url, self.host = _address(server.url)
         self._key = _key(server.key_env)
@@ -218,9 +220,9 @@ class Client:
 
     def _count(self, attempt: int) -> None:
         with self._lock:
-            if self.limit is not None and self.calls >= self.limit:
+            if not self.budget.claim():
                 raise UserError(
-                    f"{self.url}: all {self.limit:,} calls that are allowed were made, {self.retries:,} of them "
+                    f"{self.url}: all {self.budget.limit:,} calls that are allowed were made, {self.retries:,} of them "
                     f"because an earlier one had failed.{self.answers.kept()}"
                 )
             self.calls += 1

@@ -28,6 +28,7 @@ def load_judge(
     allow_code: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], Any] = print,
+    calls: Path | None = None,
 ) -> Judging:
     """The judge that a ``judge`` section asks for, ready to be asked.
 
@@ -36,6 +37,7 @@ def load_judge(
         allow_code: whether a function of the user's may be imported.
         device: where a model is put; the CPU unless given.
         say: takes a sentence for people.
+        calls: file that counts an endpoint's calls for all processes of a run.
 
     Raises:
         UserError: where the section names none or several, or the one it names cannot be had.
@@ -44,7 +46,7 @@ def load_judge(
     if len(given) != 1:
         found = " and ".join(given) if given else "none of them"
         raise UserError(f"judge needs exactly one of reward, pair, endpoint and function; found {found}.")
-    judge = _asked_for(settings, base, allow_code, device, say)
+    judge = _asked_for(settings, base, allow_code, device, say, calls)
     if settings.fusion is None:
         return judge
     if isinstance(judge, CompareJudge):
@@ -53,11 +55,16 @@ def load_judge(
 
 
 def _asked_for(
-    settings: Judge, base: Path | None, allow_code: bool, device: torch.device | None, say: Callable[[str], Any]
+    settings: Judge,
+    base: Path | None,
+    allow_code: bool,
+    device: torch.device | None,
+    say: Callable[[str], Any],
+    calls: Path | None,
 ) -> Judging:
     """The judge without its fusion."""
     if settings.endpoint is not None:
-        return EndpointJudge(settings.endpoint, say, base=base)
+        return EndpointJudge(settings.endpoint, say, base=base, calls=calls)
     if settings.function is not None:
         compares = {"a", "b"} <= parameters(load_function(settings.function, base, allow_code=allow_code))
         return (FunctionComparison if compares else FunctionJudge)(settings.function, base)
@@ -86,6 +93,7 @@ def early_judge(
     allow_code: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], Any] = print,
+    calls: Path | None = None,
 ) -> Judging | None:
     """A judge without weights, ready to be asked; of one with weights, None once all but the weights was looked at.
 
@@ -104,7 +112,7 @@ def early_judge(
         found = find_judge_model("judge.pair", AutoModelForCausalLM, settings.pair, settings.revision, base)
         letters(settings.pair, found.tokenizer)
     else:
-        return load_judge(settings, base=base, allow_code=allow_code, device=device, say=say)
+        return load_judge(settings, base=base, allow_code=allow_code, device=device, say=say, calls=calls)
     return None
 
 

@@ -63,7 +63,9 @@ class Endpoint(Server):
         None, description="a file with the question that is put, with {prompt}, {a} and {b}; null for ours"
     )
     max_calls: int = Field(
-        10_000, ge=1, description="most calls that a process makes, retries included; a batch beyond is not begun"
+        10_000,
+        ge=1,
+        description="most calls of a run, all its processes and resumes together, retries too; a batch beyond is not begun",
     )
     price_in: float = Field(0.0, ge=0, description="price of a million tokens read, for the estimate shown first")
     price_out: float = Field(0.0, ge=0, description="price of a million tokens written")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from align.errors import UserError
+from align.judges.calls import Calls
 from align.judges.judge import CompareJudge, Judging, ScoreJudge
 from align.judges.loading import load_judge
 from align.recipe import Recipe
@@ -21,8 +23,12 @@ def judge_of(recipe: Recipe, allow_code: bool, device: torch.device, say: Callab
     return load_judge(recipe.judge, base=recipe.base, allow_code=allow_code, device=device, say=say)
 
 
-def estimate(recipe: Recipe, rounds: Sequence[Round], say: Callable[[str], Any]) -> None:
-    """Say how many calls an endpoint will get. Raises UserError for a run that would end for want of them."""
+def estimate(recipe: Recipe, rounds: Sequence[Round], made: Path, say: Callable[[str], Any]) -> None:
+    """Say how many calls an endpoint will get. Raises UserError for a run that would end for want of them.
+
+    Args:
+        made: file of the calls that were made before; see ``Calls``.
+    """
     settings = recipe.judge.endpoint if recipe.judge is not None else None
     if settings is None:
         return
@@ -30,11 +36,13 @@ def estimate(recipe: Recipe, rounds: Sequence[Round], say: Callable[[str], Any])
     samples = recipe.sampling.samples
     left = sum(now.unjudged for now in rounds)
     calls = 2 * left * (3 * samples // 2 - 1)
-    say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders")
-    if calls > settings.max_calls:
+    done = Calls(settings.max_calls, made).made
+    before = f"; {done:,} were made before" if done else ""
+    say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders{before}")
+    if calls + done > settings.max_calls:
         raise UserError(
             f"judge.endpoint.max_calls: {settings.max_calls:,} calls are allowed, and tournaments of "
-            f"{samples} samples of {left:,} prompts may take {calls:,}. Nothing was started: raise "
+            f"{samples} samples of {left:,} prompts may take {calls:,}{before}. Nothing was started: raise "
             "it (retries count too), or lower rounds.prompts or sampling.samples."
         )
 

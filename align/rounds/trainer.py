@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.rows.sources import source_name
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import Stopped, UserError
+from align.judges.calls import CALLS
 from align.judges.function import Function
 from align.judges.judge import Judging
 from align.judges.loading import as_judge, early_judge, judging
@@ -161,7 +162,7 @@ class RoundTrainer:
             self.say(note)
         self.world.together(self._early_judge)
         rounds = self._rounds(resume)
-        estimate(self.recipe, rounds, self.say)
+        estimate(self.recipe, rounds, self.directory.path / CALLS, self.say)
         records = []
         for now in rounds:
             if not (now.folder / TRAIN / VERDICT).exists():
@@ -271,6 +272,7 @@ class RoundTrainer:
                 allow_code=self.allow_code,
                 device=self.world.device,
                 say=self.say,
+                calls=self.directory.path / CALLS,
             )
         if self._judge is not None:
             check_judge(self._judge, self.select)

@@ -21,6 +21,7 @@ from align.data.tokens.preparation import plural
 from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.data.tokens.samples import Sample, prompt_key
 from align.errors import UserError
+from align.judges.calls import CALLS
 from align.judges.judge import CompareJudge, Judging
 from align.judges.loading import early_judge, judging, load_judge
 from align.models.load import load_checkpoint, model_folder
@@ -208,7 +209,12 @@ class _Work:
     def _early_judge(self, settings: Judge) -> None:
         """What is wrong with a judge is said before anything is drawn."""
         self.judge = early_judge(
-            settings, base=Path(), allow_code=self.job.allow_code, device=self.world.device, say=self.say
+            settings,
+            base=Path(),
+            allow_code=self.job.allow_code,
+            device=self.world.device,
+            say=self.say,
+            calls=self.parts.folder / CALLS,
         )
         if isinstance(self.judge, CompareJudge):
             self.job.check_compares()

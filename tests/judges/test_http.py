@@ -15,6 +15,7 @@ import pytest
 from faulty_server import FAULTS, TIMEOUT, FaultyServer, Reply, mixed
 
 from align.errors import UserError
+from align.judges.calls import Calls
 from align.judges.http import Client, _retry_after
 from align.recipe.sampling import Server
 
@@ -22,7 +23,7 @@ KEY = "sk-not-for-anyone-0123456789"
 
 
 def client(server: FaultyServer, cache: Path | None = None, **more: Any) -> Client:
-    own = {name: more.pop(name) for name in ("limit", "say", "pause") if name in more}
+    own = {name: more.pop(name) for name in ("budget", "say", "pause") if name in more}
     settings = {"timeout": TIMEOUT, "retries": 6, "concurrency": 4, "key_env": "ALIGN_TEST_KEY", **more}
     return Client(Server(url=server.url, **settings), cache, **{"pause": 0.01, "say": lambda _: None, **own})
 
@@ -146,7 +147,7 @@ def test_a_refusal_is_said_and_not_repeated(status: int, more: str) -> None:
 
 def test_the_limit_counts_retries_and_holds(tmp_path: Path) -> None:
     with FaultyServer(mixed(5), reply=doubled) as server:
-        asks = client(server, tmp_path, limit=25, concurrency=8)
+        asks = client(server, tmp_path, budget=Calls(25), concurrency=8)
         with pytest.raises(UserError, match=r"all 25 calls that are allowed were made, \d+ of them because"):
             asks.post("/x", [{"n": n} for n in range(40)], usable)
         assert server.requests <= asks.calls == 25

@@ -346,6 +346,10 @@ def test_mistakes_are_said_before_anything_is_drawn(world: Path, tmp_path: Path)
     refused(r"judge\.reward: .*no such folder", judge={"reward": str(world / "nowhere")})
     endpoint = {"url": "http://localhost:9/v1", "model": "m", "max_calls": 100}
     refused("may take 160. Nothing was started", judge={"endpoint": endpoint}, select={"how": "tournament"})
+    (tmp_path / "tiny").mkdir(exist_ok=True)
+    (tmp_path / "tiny" / "judge-calls").write_text("." * 41)
+    endpoint["max_calls"] = 200
+    refused("may take 160; 41 were made before", judge={"endpoint": endpoint}, select={"how": "tournament"})
 
 
 def test_prompts_of_several_sources_are_told_apart_and_shared_out_evenly(world: Path, tmp_path: Path) -> None:
