@@ -65,7 +65,7 @@ class Endpoint(Server):
     max_calls: int = Field(
         10_000,
         ge=1,
-        description="most calls of a run, all its processes and resumes together, retries too; a batch beyond is not begun",
+        description="most calls of a run, over all processes and resumes, retries too; a batch beyond is not begun",
     )
     price_in: float = Field(0.0, ge=0, description="price of a million tokens read, for the estimate shown first")
     price_out: float = Field(0.0, ge=0, description="price of a million tokens written")
@@ -121,6 +121,9 @@ class Rounds(Section):
     reference: Literal["initial", "previous"] = Field(
         "previous",
         description="the reference of losses that have one: the policy before the first round, or before this one",
+    )
+    keep_checkpoints: bool = Field(
+        False, description="keep the checkpoints of rounds that are finished; their models are kept in any case"
     )
 
 

@@ -69,6 +69,21 @@ def finish(
     return RunResult(str(run), sum(r["steps"] for r in records), seconds, {}, verdict, 0, 0)
 
 
+def remove_checkpoints(trained: Path, directory: RunDirectory) -> str:
+    """Remove the checkpoints of a round that is finished, on the writing process; what was done, or nothing to say."""
+    found = sorted(path for path in trained.glob("checkpoint-*") if path.is_dir() and not path.is_symlink())
+    if not found or not directory.writer:
+        return ""
+    size = sum(file.stat().st_size for path in found for file in path.rglob("*") if file.is_file())
+    for path in found:
+        shutil.rmtree(path)
+    many = f"{len(found)} checkpoints" if len(found) > 1 else "1 checkpoint"
+    return (
+        f"{many} removed ({size / 1e6:,.1f} MB), the round being finished; its model stays "
+        "(rounds.keep_checkpoints: true keeps them)"
+    )
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder so that ``target`` is there whole or not at all."""
     beside = target.with_name(f".{target.name}.part")

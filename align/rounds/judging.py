@@ -37,12 +37,13 @@ def estimate(recipe: Recipe, rounds: Sequence[Round], made: Path, say: Callable[
     left = sum(now.unjudged for now in rounds)
     calls = 2 * left * (3 * samples // 2 - 1)
     done = Calls(settings.max_calls, made).made
-    before = f"; {done:,} were made before" if done else ""
+    before = f"; {done:,} were made before, and what they answered is not asked again" if done else ""
     say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders{before}")
-    if calls + done > settings.max_calls:
+    # of a run that goes on nobody knows what the answers on disk will save: each batch is looked at instead
+    if not done and calls > settings.max_calls:
         raise UserError(
             f"judge.endpoint.max_calls: {settings.max_calls:,} calls are allowed, and tournaments of "
-            f"{samples} samples of {left:,} prompts may take {calls:,}{before}. Nothing was started: raise "
+            f"{samples} samples of {left:,} prompts may take {calls:,}. Nothing was started: raise "
             "it (retries count too), or lower rounds.prompts or sampling.samples."
         )
 

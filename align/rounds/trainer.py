@@ -31,7 +31,7 @@ from align.reference.rows import check_reads
 from align.report.rounds import table
 from align.rounds.arguments import recipe_of
 from align.rounds.facts import begin_rounds
-from align.rounds.finish import finish
+from align.rounds.finish import finish, remove_checkpoints
 from align.rounds.judging import check_judge, estimate, judge_of
 from align.rounds.pairs import make_pairs
 from align.rounds.policy import TRAIN, loaded, policy_digest, policy_section, round_folder, train_recipe
@@ -167,6 +167,8 @@ class RoundTrainer:
         for now in rounds:
             if not (now.folder / TRAIN / VERDICT).exists():
                 self._round(now)
+            if not self.rounds.keep_checkpoints and (freed := remove_checkpoints(now.folder / TRAIN, self.directory)):
+                self.say(f"round {now.number}: {freed}")
             records.append(record(now))
             self._note(records[-1])
             if now.number < self.rounds.count:  # the last one's is the whole run's

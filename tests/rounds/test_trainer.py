@@ -32,9 +32,12 @@ from align.recipe import Recipe, load_recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
 from align.report.figures import shown
 from align.rounds import stages
+from align.rounds.finish import remove_checkpoints
 from align.rounds.inpo import INPOTrainer
+from align.rounds.judging import estimate
 from align.rounds.policy import train_recipe
 from align.rounds.prompts import deal
+from align.rounds.stages import Round
 from align.rounds.trainer import RoundTrainer
 from align.runs.directory import RunDirectory
 from align.runs.processes import World
@@ -115,6 +118,47 @@ def test_rounds_leave_facts_a_report_and_a_card(finished: Any) -> None:
     assert "The judge that chose the training samples is the only one that was asked: another may disagree." in card
     assert f"| length of samples, last round (tokens) | {shown(found.metrics[-1]['tokens'])} |" in card
     assert str(run.parent) not in card
+
+
+def test_checkpoints_of_a_finished_round_are_removed_unless_they_shall_stay(
+    finished: Any, world: Path, tmp_path: Path
+) -> None:
+    run, lines = finished
+    removed = [line for line in lines if "removed" in line]
+    for number, line in enumerate(removed, 1):
+        assert re.fullmatch(
+            rf"round {number}: 2 checkpoints removed \(\d\.\d MB\), the round being finished; its model stays "
+            r"\(rounds\.keep_checkpoints: true keeps them\)",
+            line,
+        )
+    assert len(removed) == 2
+    assert not list(run.rglob("checkpoint-*"))
+    lines = go(world, tmp_path, rounds={"count": 1, "prompts": 4, "keep_checkpoints": True})
+    assert not [line for line in lines if "removed" in line]
+    train = tmp_path / "tiny" / "rounds" / "01" / "train"
+    assert sorted(path.name for path in train.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (train / "checkpoint-9").symlink_to(elsewhere)
+    (train / "checkpoint-10").write_text("a file of somebody's")
+    assert remove_checkpoints(train, RunDirectory(train, writer=False)) == ""
+    assert remove_checkpoints(train, RunDirectory(train)).startswith("2 checkpoints removed")
+    assert sorted(path.name for path in train.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
+    assert elsewhere.is_dir()
+
+
+def test_an_endpoint_that_may_be_asked_too_little_is_said_at_the_start_and_not_when_a_run_goes_on(
+    world: Path, tmp_path: Path
+) -> None:
+    endpoint = {"url": "http://localhost:9/v1", "model": "m", "max_calls": 159}
+    made = Recipe.from_dict(values(world, tmp_path, judge={"endpoint": endpoint}, select={"how": "tournament"}))
+    rounds = [Round(1, tmp_path / "rounds" / "01", [{}] * 16)]
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"159 calls are allowed, and .* 4 samples of 16 prompts may take 160"):
+        estimate(made, rounds, tmp_path / "judge-calls", said.append)
+    (tmp_path / "judge-calls").write_text("." * 41)
+    estimate(made, rounds, tmp_path / "judge-calls", said.append)
+    assert said[-1].endswith("in both orders; 41 were made before, and what they answered is not asked again")
 
 
 def test_rounds_that_a_guard_stopped_say_in_which_round_and_why(world: Path, tmp_path: Path) -> None:
@@ -346,10 +390,6 @@ def test_mistakes_are_said_before_anything_is_drawn(world: Path, tmp_path: Path)
     refused(r"judge\.reward: .*no such folder", judge={"reward": str(world / "nowhere")})
     endpoint = {"url": "http://localhost:9/v1", "model": "m", "max_calls": 100}
     refused("may take 160. Nothing was started", judge={"endpoint": endpoint}, select={"how": "tournament"})
-    (tmp_path / "tiny").mkdir(exist_ok=True)
-    (tmp_path / "tiny" / "judge-calls").write_text("." * 41)
-    endpoint["max_calls"] = 200
-    refused("may take 160; 41 were made before", judge={"endpoint": endpoint}, select={"how": "tournament"})
 
 
 def test_prompts_of_several_sources_are_told_apart_and_shared_out_evenly(world: Path, tmp_path: Path) -> None:
