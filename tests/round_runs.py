@@ -121,6 +121,8 @@ def _die_at(stage: str, number: int) -> None:
     name = {"sample": "draw_part", "judge": "judge_part", "pairs": "make_pairs", "finish": "_copy"}[stage]
     if stage == "finish":
         from align.rounds import finish as module
+    elif stage == "sample":
+        from align.rounds import sampling as module
     original = getattr(module, name)
 
     def dies(*args: Any) -> Any:

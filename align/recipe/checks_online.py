@@ -173,6 +173,9 @@ def _rounds(raw: Mapping[str, Any], branches: set[str] | None) -> list[Problem]:
         text = "rounds make pairs, with the branches chosen and rejected; this reads others."
         problems.append(Problem(("objective",), text))
     problems += _round_data(_section(raw, "data"))
+    if _section(raw, "rounds").get("load") == "sharded" and _section(raw, "model").get("load_in") is not None:
+        text = "quantised weights are not cut up; remove it, or set rounds.load: first."
+        problems.append(Problem(("rounds", "load"), text))
     if raw.get("evaluate") is not None:
         text = "no suite is run between rounds; remove it and evaluate the finished run: align eval."
         problems.append(Problem(("evaluate",), text))

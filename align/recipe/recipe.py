@@ -177,6 +177,7 @@ class Recipe(Section):
             pairs=objective.compares_pairs and not objective.scores_answers,
             adapter=self.model.lora is not None,
             held_out=self.data.held_out is not None,
+            rounds=self.rounds is not None,
         )
         return {**defaults, **self.train}
 

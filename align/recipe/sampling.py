@@ -122,6 +122,11 @@ class Rounds(Section):
         "previous",
         description="the reference of losses that have one: the policy before the first round, or before this one",
     )
+    load: Literal["each", "sharded", "first"] = Field(
+        "each",
+        description="models that sample, judge or score: each: whole on every process; sharded: the policy is cut up "
+        "over them, the judge is on the first; first: the first process does it all, the others wait",
+    )
     keep_checkpoints: bool = Field(
         False, description="keep the checkpoints of rounds that are finished; their models are kept in any case"
     )

@@ -21,6 +21,7 @@ EXPLAINED = {
     "save_steps": "0.25 with save_strategy `steps`: four times a run; as eval_steps for load_best_model_at_end",
     "save_total_limit": "2",
     "dataloader_pin_memory": "false without an accelerator",
+    "ddp_timeout": "1800; a week with `rounds:`, where processes that are done wait for others that sample or judge",
 }
 
 
@@ -28,7 +29,9 @@ EXPLAINED = {
 _RATES = {(True, False): 1e-6, (True, True): 1e-5, (False, False): 1e-5, (False, True): 1e-4}
 
 
-def train_defaults(train: Mapping[str, Any], *, pairs: bool, adapter: bool, held_out: bool) -> dict[str, Any]:
+def train_defaults(
+    train: Mapping[str, Any], *, pairs: bool, adapter: bool, held_out: bool, rounds: bool
+) -> dict[str, Any]:
     """Our defaults beside a ``train`` section, whose values go over them. Imports torch.
 
     A strategy and its interval are filled in together, so that one given alone still means what it says.
@@ -37,6 +40,7 @@ def train_defaults(train: Mapping[str, Any], *, pairs: bool, adapter: bool, held
         pairs: whether a policy is trained to compare answers, in pairs or by their labels; a reward model is none.
         adapter: whether an adapter is trained.
         held_out: whether there are held-out rows.
+        rounds: whether stages without training come between.
     """
     import torch
 
@@ -49,6 +53,7 @@ def train_defaults(train: Mapping[str, Any], *, pairs: bool, adapter: bool, held
         "warmup_steps": 0.1,
         "bf16": not on_cpu and train.get("fp16") is not True and _bf16_supported(),
         "dataloader_pin_memory": not on_cpu,
+        **({"ddp_timeout": 7 * 24 * 3600} if rounds else {}),
         **_evaluation(train, held_out),
         **_saving(train, held_out),
     }

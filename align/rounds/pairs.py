@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from accelerate.utils import gather_object
 
 from align.engine.probe import probe
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.models.subject import Subject
 from align.recipe import Recipe
-from align.rounds.policy import loaded
+from align.rounds.policy import is_sharded, loaded
 from align.rounds.stages import Round
 from align.runs.processes import World
 from align.sampling.files import by_prompt, write_table
@@ -61,15 +60,16 @@ def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Calla
         + (f"; dropped: {why}" if why else "")
         + (f"; {cut:,} of {len(lines):,} samples end at the length limit" if cut else "")
     )
-    with loaded(recipe, run, round.number, world) as policy:
-        subject = _subject(policy, world, say)
+    cut_up = is_sharded(recipe, world)
+    with loaded(recipe, run, round.number, world, say) as policy:
+        subject = _subject(policy, world, say, cut_up)
         _check_server(subject, round)
         previous = _logps(subject, pairs)
         del subject
     initial = previous
     if round.number > 1:
-        with loaded(recipe, run, 1, world) as policy:
-            initial = _logps(_subject(policy, world, say), pairs)
+        with loaded(recipe, run, 1, world, say) as policy:
+            initial = _logps(_subject(policy, world, say, cut_up), pairs)
     if world.rank == 0:
         rows = [
             {**pair, **_named(before, "initial"), **_named(of, "previous")}
@@ -92,13 +92,13 @@ def _named(logps: Mapping[str, float], model: str) -> dict[str, float]:
     return {f"{branch}_logp_{model}": value for branch, value in logps.items()}
 
 
-def _subject(policy: Sequence[Any], world: World, say: Callable[[str], Any]) -> Subject:
+def _subject(policy: Sequence[Any], world: World, say: Callable[[str], Any], cut_up: bool) -> Subject:
     """A model and its tokenizer under our engine."""
     model, tokenizer = policy
     attach(model)
-    engine = ScoringEngine()
+    engine = ScoringEngine(sharded=cut_up)
     with world.autocast():  # as it will be scored
-        probe(engine, model, world.device, lambda flag: all(gather_object([bool(flag)])))
+        probe(engine, model, world.device, world.agree)
     return Subject(
         model,
         tokenizer,

@@ -1,10 +1,10 @@
-"""The policy of a round: which it is, how every process loads it whole, and the recipe that trains it on."""
+"""The policy of a round: which it is, how processes load it, and the recipe that trains it on."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from align.compat import loaded_whole
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
 from align.models.policy import load_model
+from align.models.sharded import shard
 from align.recipe import Recipe
 from align.recipe.sections import Lora, Model
 from align.reference.digest import model_digest
@@ -39,8 +40,11 @@ def policy_section(recipe: Recipe, run: Path, number: int) -> Model:
 
 
 @contextlib.contextmanager
-def loaded(recipe: Recipe, run: Path, number: int, world: World) -> Iterator[list[Any]]:
-    """The policy at the start of a round and its tokenizer, whole on every process, and gone afterwards.
+def loaded(recipe: Recipe, run: Path, number: int, world: World, say: Callable[[str], Any]) -> Iterator[list[Any]]:
+    """The policy at the start of a round and its tokenizer on every process, and gone afterwards.
+
+    It is whole, or where ``rounds.load`` is ``sharded`` and there are others, cut up over them: they load it in turns,
+    so that only one whole copy is in memory at a time.
 
     They come as a list that is emptied at the end: pass them on, since a name of one's own would keep the model in
     memory. All processes call it together.
@@ -49,6 +53,7 @@ def loaded(recipe: Recipe, run: Path, number: int, world: World) -> Iterator[lis
         UserError: where it cannot be loaded, or is another than it was when the round began.
     """
     section = policy_section(recipe, run, number)
+    cut_up = is_sharded(recipe, world)
     found: list[Any] = []
 
     def load() -> None:
@@ -57,15 +62,28 @@ def loaded(recipe: Recipe, run: Path, number: int, world: World) -> Iterator[lis
             model = load_model(section, base=recipe.base)
         if world.rank == 0:
             _remember(round_folder(run, number) / _POLICY, model_digest(model, adapters=True, compute_dtype=""))
-        # a quantised one is on its device already
-        found.extend(((model if section.load_in else model.to(world.device)).eval(), tokenizer))
+        if cut_up:
+            share, whole = shard(model, world.device)
+            say(
+                f"the policy is cut up over {world.size} processes: {share / 1e6:,.1f} of {whole / 1e6:,.1f} MB on each"
+            )
+        elif not section.load_in:  # a quantised one is on its device already
+            model = model.to(world.device)
+        found.extend((model.eval(), tokenizer))
 
-    world.together(load)
+    for turn in range(world.size) if cut_up else [world.rank]:
+        world.together(load if turn == world.rank else lambda: None)
     try:
         yield found
     finally:
         found.clear()
         free()
+
+
+def is_sharded(recipe: Recipe, world: World) -> bool:
+    """Whether models are cut up over the processes."""
+    assert recipe.rounds is not None
+    return recipe.rounds.load == "sharded" and world.size > 1
 
 
 def policy_digest(recipe: Recipe, run: Path, number: int) -> str:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.sources import source_name
-from align.data.tokens.tokenize import load_tokenizer
 from align.errors import Stopped, UserError
 from align.judges.calls import CALLS
 from align.judges.function import Function
@@ -34,13 +32,20 @@ from align.rounds.facts import begin_rounds
 from align.rounds.finish import finish, remove_checkpoints
 from align.rounds.judging import check_judge, estimate, judge_of
 from align.rounds.pairs import make_pairs
-from align.rounds.policy import TRAIN, loaded, policy_digest, policy_section, round_folder, train_recipe
+from align.rounds.policy import (
+    TRAIN,
+    is_sharded,
+    loaded,
+    policy_digest,
+    round_folder,
+    train_recipe,
+)
 from align.rounds.prompts import PROMPTS, deal, digest
 from align.rounds.report import record
-from align.rounds.stages import Round, Stage, draw_part, judge_part
+from align.rounds.sampling import ask_server, draw_parts
+from align.rounds.stages import Round, Stage, judge_part
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
 from align.runs.launch import check_launch, check_launcher_files
-from align.runs.models import located
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
 from align.runs.result import RunResult
@@ -184,7 +189,7 @@ class RoundTrainer:
         if not now.pairs.exists():
             if todo := self._todo(now, "samples"):
                 self.say(f"{of}: {self.sampling.samples} samples each of {len(now.prompts):,} prompts")
-                self._sample(now, todo[self.world.rank])
+                self._sample(now, todo)
             if todo := self._todo(now, "judged"):
                 self.say(f"{of}: judge")
                 self._judge_all(now, todo[self.world.rank])
@@ -202,58 +207,39 @@ class RoundTrainer:
         """Parts that each process has still to do; nothing where all are there."""
         from accelerate.utils import gather_object
 
-        todo = gather_object([now.missing(stage, self.world)])
+        # judges are not cut up
+        alone = self.rounds.load == "first" or (self.rounds.load == "sharded" and stage == "judged")
+        world = self.world.first() if alone else self.world
+        todo = gather_object([now.missing(stage, world) if world.rank == self.world.rank else []])
         return todo if any(todo) else []
 
-    def _sample(self, now: Round, parts: list[int]) -> None:
-        run = self.directory.path
+    def _by_those_who_load(self, work: Callable[[World], Any]) -> None:
+        """Work of all processes, or with ``rounds.load: first`` of the first one, for which the others wait."""
+        if self.rounds.load == "first":
+            self.world.together(lambda: None if self.world.rank else work(self.world.first()))
+        else:
+            work(self.world)
+
+    def _sample(self, now: Round, todo: list[list[int]]) -> None:
+        run, parts = self.directory.path, todo[self.world.rank]
         if self.sampling.server is not None:
             # the others find it written down
             self.world.together(lambda: self.world.rank or policy_digest(self.recipe, run, now.number))
-            self.world.together(lambda: self._ask_server(now, parts))
+            self.world.together(lambda: ask_server(self.recipe, run, now, parts, self.say))
             return
-        with loaded(self.recipe, run, now.number, self.world) as policy:
-            self.world.together(lambda: self._draw(now, parts, *policy))
 
-    def _draw(self, now: Round, parts: list[int], model: Any, tokenizer: Any) -> None:
-        import torch
+        def draw(world: World) -> None:
+            with loaded(self.recipe, run, now.number, world, self.say) as policy:
+                # of a policy that is cut up every process needs all the others
+                calls = max(map(len, todo)) if is_sharded(self.recipe, world) else None
+                world.together(lambda: draw_parts(self.recipe, now, parts, world, policy, self.say, calls=calls))
 
-        from align.sampling.sampler import Sampler
-
-        sampler = Sampler(self.sampling, tokenizer, self.recipe.seed, say=self.say)
-        device = self.world.device
-        with torch.no_grad(), self.world.autocast(), self._drawing(now, parts) as work:
-            draw = partial(sampler, model, device=device, drawn=work.add)
-            for part in parts:
-                draw_part(now, part, draw)
-
-    def _drawing(self, now: Round, parts: list[int]) -> Work:
-        prompts = sum(len(now.of_part(part)) for part in parts)
-        return Work("completions drawn", prompts * self.sampling.samples)
-
-    def _ask_server(self, now: Round, parts: list[int]) -> None:
-        from align.sampling.server import ServerSampler, policy_name
-
-        run, base = self.directory.path, self.recipe.base
-        section = policy_section(self.recipe, run, now.number)
-        adapter = section.lora.adapter if section.lora is not None else None
-        served = policy_name(policy_digest(self.recipe, run, now.number))
-        sampler = ServerSampler(
-            self.sampling,
-            load_tokenizer(section, base=base),
-            self.recipe.seed,
-            served,
-            cache=now.folder / "server",
-            checkpoint=Path(located(adapter or section.id, base)),
-            say=self.say,
-        )
-        with self._drawing(now, parts) as work:
-            for part in parts:
-                draw_part(now, part, sampler, lambda: sampler.last_logps)
-                work.add(len(now.of_part(part)) * self.sampling.samples)
+        self._by_those_who_load(draw)
 
     def _judge_all(self, now: Round, parts: list[int]) -> None:
         def work() -> None:
+            if not parts:
+                return
             with judging(), Work("prompts judged", sum(len(now.of_part(part)) for part in parts)) as working:
                 judge = self._judge or judge_of(self.recipe, self.allow_code, self.world.device, self.say)
                 check_judge(judge, self.select)
@@ -283,7 +269,8 @@ class RoundTrainer:
         there: list[bool] = []
         self.world.together(lambda: there.append(now.pairs.exists()))
         if not there[0]:
-            make_pairs(self.recipe, self.directory.path, now, self.world, self.say)
+            run = self.directory.path
+            self._by_those_who_load(lambda world: make_pairs(self.recipe, run, now, world, self.say))
             self.world.together(lambda: None)  # the first process has written them
 
     def _train(self, now: Round) -> None:

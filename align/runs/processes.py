@@ -43,6 +43,14 @@ class World:
         """What the first process has, on all of them."""
         return gather_object([value])[0] if self.size > 1 else value
 
+    def agree(self, flag: bool) -> bool:
+        """Whether a flag is true on all of them."""
+        return all(gather_object([bool(flag)])) if self.size > 1 else bool(flag)
+
+    def first(self) -> World:
+        """A world of the first process alone, for what it does while the others wait."""
+        return World(0, 1, self.device, self.mixed)
+
     def together(self, work: Callable[[], Any]) -> None:
         """Do this process's share; when all have done theirs, or one of them could not, go on or raise on all.
 

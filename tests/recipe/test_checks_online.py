@@ -78,6 +78,11 @@ def test_what_goes_together_is_accepted_and_written_out_the_same(values: dict[st
         (ROUNDS, {"data": {"train": [{"path": "a"}, {"path": "b", "weight": 2.0}]}}, "data.train.1.weight: every"),
         (ROUNDS, {"data": {"forget": {"path": "a"}}}, "data.forget: rounds sample answers"),
         (ROUNDS, {"evaluate": {}}, "evaluate: no suite is run between rounds"),
+        (
+            ROUNDS,
+            {"rounds": {"load": "sharded"}, "model": {"id": "m", "load_in": "4bit", "lora": {}}},
+            "rounds.load: quantised weights are not cut up; remove it, or set rounds.load: first.",
+        ),
         (ROUNDS, {"reference": {"strategy": "copy"}}, "reference.strategy: rounds keep log-probs"),
         (ROUNDS, {"reference": {"rows": "initial"}}, "reference.rows: rounds keep log-probs"),
         (ROUNDS, {"sampling": {"samples": 4, "max_new_tokens": 1024}}, "sampling.max_new_tokens: 1024 new tokens"),
@@ -178,3 +183,14 @@ def test_contradictions_are_said_with_the_key_to_change(
     lines = str(caught.value).splitlines()
     assert [line for line in lines if said in line], lines
     assert len(lines) == 2 or "forget" in said  # alone, but for what other checks say about rows to forget
+
+
+def test_processes_of_rounds_wait_for_each_other_longer_than_half_an_hour() -> None:
+    cpu = {"train": {"use_cpu": True}}
+    assert Recipe.from_dict({**ROUNDS, **cpu}).training_arguments().ddp_timeout == 7 * 24 * 3600
+    assert (
+        Recipe.from_dict({**ROUNDS, "train": {"use_cpu": True, "ddp_timeout": 60}}).training_arguments().ddp_timeout
+        == 60
+    )
+    plain = {key: value for key, value in ROUNDS.items() if key in ("name", "model", "data")}
+    assert Recipe.from_dict({**plain, "objective": {"name": "dpo"}, **cpu}).training_arguments().ddp_timeout == 1800

@@ -562,7 +562,7 @@ def launch(world: Path, out: Path, *words: str, label: str = "", kill: str = "",
     done = subprocess.run(
         [*command, script, str(recipe), *words], env=env, capture_output=True, text=True, timeout=400, check=False
     )
-    print(done.stdout[-3000:], done.stderr[-5000:])
+    print(done.stdout, done.stderr[-5000:])
     return done.returncode
 
 
@@ -590,12 +590,18 @@ def test_a_run_killed_in_any_stage_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("label", "kill"), [("ddp", "judge:4"), ("fsdp2", "")])
+@pytest.mark.parametrize(
+    ("label", "kill", "load"),
+    [("ddp", "judge:4", "each"), ("fsdp2", "", "each"), ("ddp", "", "sharded"), ("fsdp2", "", "first")],
+)
 def test_two_processes_draw_judge_and_score_as_one_does(
-    world: Path, finished: Any, tmp_path: Path, label: str, kill: str
+    world: Path, finished: Any, tmp_path: Path, label: str, kill: str, load: str, capfd: Any
 ) -> None:
     """Under DDP one of them is killed in the second round."""
-    half = {"train": {"per_device_train_batch_size": 2}}
+    half = {
+        "train": {"per_device_train_batch_size": 2},
+        "rounds": {"count": 2, "prompts": 8, "load": load},
+    }
     if kill:
         assert launch(world, tmp_path, label=label, kill=kill, **half) != 0
     assert launch(world, tmp_path, *(["--resume"] if kill else []), label=label, **half) == 0
@@ -609,6 +615,35 @@ def test_two_processes_draw_judge_and_score_as_one_does(
     assert [record["pairs"] for record in records] == [8, 8]
     for record, other in zip(records, expected, strict=True):
         assert record["loss"] == pytest.approx(other["loss"], abs=1e-3)
+    cut_up = re.findall(
+        r"the policy is cut up over 2 processes: ([\d.]+) of ([\d.]+) MB on each", capfd.readouterr().out
+    )
+    # sampled with, scored with; in the second round scored with the initial one, too
+    assert len(cut_up) == (5 if load == "sharded" else 0)
+    assert all(float(share) == pytest.approx(float(whole) / 2, abs=0.11) for share, whole in cut_up)
+
+
+@pytest.mark.slow
+def test_an_adapter_on_a_policy_that_is_cut_up_draws_and_scores_as_on_a_whole_one(world: Path, tmp_path: Path) -> None:
+    lora = {"id": str(world / "model"), "dtype": "float32", "lora": {"rank": 4}}
+    go(world, tmp_path / "one", model=lora)
+    rounds = {"count": 2, "prompts": 8, "load": "sharded"}
+    train = {"per_device_train_batch_size": 2}
+    assert launch(world, tmp_path / "two", label="ddp", model=lora, rounds=rounds, train=train) == 0
+    for number in ("01", "02"):
+        files = sorted((tmp_path / "one" / "tiny" / "rounds" / number).glob("*/*.parquet"))
+        assert len(files) == 6
+        for file in files:
+            assert (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes() == file.read_bytes(), file
+    before, after = (
+        [
+            (row["chosen_logp_initial"], row["chosen_logp_previous"])
+            for row in rows(tmp_path / name / "tiny", 2, "pairs.parquet")
+        ]
+        for name in ("one", "two")
+    )
+    assert before == [(pytest.approx(a, abs=1e-5), pytest.approx(b, abs=1e-5)) for a, b in after]
+    assert any(abs(a - b) > 1e-4 for a, b in before)  # the adapter has learned something
 
 
 def test_values_are_a_valid_recipe(world: Path, tmp_path: Path) -> None:
