@@ -186,11 +186,11 @@ def test_contradictions_are_said_with_the_key_to_change(
 
 
 def test_processes_of_rounds_wait_for_each_other_longer_than_half_an_hour() -> None:
-    cpu = {"train": {"use_cpu": True}}
-    assert Recipe.from_dict({**ROUNDS, **cpu}).training_arguments().ddp_timeout == 7 * 24 * 3600
-    assert (
-        Recipe.from_dict({**ROUNDS, "train": {"use_cpu": True, "ddp_timeout": 60}}).training_arguments().ddp_timeout
-        == 60
-    )
-    plain = {key: value for key, value in ROUNDS.items() if key in ("name", "model", "data")}
-    assert Recipe.from_dict({**plain, "objective": {"name": "dpo"}, **cpu}).training_arguments().ddp_timeout == 1800
+    def timeout(**sections: Any) -> int:
+        base = {"name": "n", "model": {"id": "m"}, "data": PAIRS, "objective": {"name": "dpo"}}
+        train = {"use_cpu": True, **sections.pop("train", {})}
+        return Recipe.from_dict({**base, **sections, "train": train}).training_arguments().ddp_timeout
+
+    assert timeout() == 1800
+    assert timeout(**ROUNDS) == 7 * 24 * 3600
+    assert timeout(**ROUNDS, train={"ddp_timeout": 60}) == 60
