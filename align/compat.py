@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -17,7 +18,9 @@ import huggingface_hub.constants as _hub
 
 _hub.HF_HUB_DISABLE_TELEMETRY = True  # read at import by the hub library, which may have come first
 
+import torch
 import trl
+from accelerate.state import DistributedType, PartialState
 from accelerate.utils import fsdp2_prepare_model
 from packaging.version import Version
 from transformers.integrations import deepspeed as _deepspeed
@@ -49,6 +52,31 @@ for _name in ("compute_loss", "prediction_step", "log", "evaluate", "get_batch_s
             raise UserError(f"trl {trl.__version__} no longer has {_kind.__name__}.{_name}, which align overrides.")
 if not hasattr(SFTTrainer, "loss_is_scaled_for_ga"):
     raise UserError("align needs transformers>=5.19, whose Trainer lets a trainer scale its own accumulation.")
+
+
+def _fsdp_over_gloo() -> None:
+    """Let FSDP2 run over processes of a CPU.
+
+    accelerate 1.15 honours ACCELERATE_USE_FSDP where the processes have accelerators. Elsewhere it makes plain DDP
+    without a word (``AcceleratorState.__init__`` lists the kinds, and MULTI_CPU is not among them), though torch shards
+    over gloo as well. So CPU processes of a launch that asks for FSDP are presented to it as MULTI_GPU, which it then
+    turns into FSDP. ``runs.launch.check_launch`` looks at what came of it, as everywhere.
+    """
+    original = PartialState.__init__
+
+    def patched(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if asked and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+            self.device = torch.device("cpu")  # accelerate numbers it, and torch knows no second CPU
+
+    PartialState.__init__ = patched
+
+
+if not {"MULTI_CPU", "MULTI_GPU", "FSDP"} <= set(DistributedType.__members__):
+    raise UserError(f"accelerate {version('accelerate')} names its kinds otherwise: pip install 'accelerate==1.15.0'.")
+_fsdp_over_gloo()
 
 
 def training_config(kind: Any = SFTConfig, **kwargs: Any) -> Any:

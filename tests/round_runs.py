@@ -133,10 +133,6 @@ def _die_at(stage: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    if "ACCELERATE_USE_FSDP" in os.environ:
-        from distributed.fsdp_on_cpu import allow
-
-        allow()
     import align.rounds.stages as stages
     from align.train import end, main
 

@@ -18,13 +18,16 @@ from align.errors import UserError
 _WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _DDP_CPU = (
     "On a CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m align.train FILE, or accelerate launch with "
-    "recipes/accelerate/ddp_cpu.yaml and the same variable."
+    "recipes/accelerate/cpu2-ddp.yaml and the same variable."
 )
 _ZERO_CPU = (
     "For DeepSpeed on a CPU unset ACCELERATE_USE_CPU and set train.ddp_backend=gloo: "
-    "see recipes/accelerate/zero3_cpu.yaml."
+    "see recipes/accelerate/cpu2-zero3.yaml."
 )
-_FSDP_CPU = "FSDP needs GPUs, and accelerate sees none here. " + _DDP_CPU + " To shard on a CPU use ZeRO-3."
+_FSDP_CPU = (
+    "For FSDP on a CPU: ACCELERATE_USE_CPU=true accelerate launch with recipes/accelerate/cpu2-fsdp2.yaml, and no "
+    "train.ddp_backend."
+)
 _WRAPPERS = {"FSDP": "FSDPModule", "DEEPSPEED": "DeepSpeedEngine"}
 
 

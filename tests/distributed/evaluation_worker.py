@@ -15,19 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fsdp_on_cpu import allow
+from datasets import Dataset
 
-allow()
-
-from datasets import Dataset  # noqa: E402
-
-from align.compat import training_config  # noqa: E402
-from align.eval import tofu  # noqa: E402
-from align.eval.tofu_data import TofuSets, load_sets  # noqa: E402
-from align.models import batches  # noqa: E402
-from align.models.subject import Subject  # noqa: E402
-from align.objectives import NLL  # noqa: E402
-from align.trainers.base import AlignTrainer  # noqa: E402
+from align.compat import training_config
+from align.eval import tofu
+from align.eval.tofu_data import TofuSets, load_sets
+from align.models import batches
+from align.models.subject import Subject
+from align.objectives import NLL
+from align.trainers.base import AlignTrainer
 
 
 def few() -> TofuSets:

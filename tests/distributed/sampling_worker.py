@@ -16,18 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fsdp_on_cpu import allow
+from datasets import Dataset
 
-allow()
-
-from datasets import Dataset  # noqa: E402
-
-from align.compat import training_config, unwrap_model_for_generation  # noqa: E402
-from align.data.tokens.samples import prompt_key  # noqa: E402
-from align.objectives import NLL  # noqa: E402
-from align.recipe.sampling import Sampling  # noqa: E402
-from align.sampling.sampler import Sampler  # noqa: E402
-from align.trainers.base import AlignTrainer  # noqa: E402
+from align.compat import training_config, unwrap_model_for_generation
+from align.data.tokens.samples import prompt_key
+from align.objectives import NLL
+from align.recipe.sampling import Sampling
+from align.sampling.sampler import Sampler
+from align.trainers.base import AlignTrainer
 
 SETTINGS = Sampling(samples=3, max_new_tokens=10, batch_size=4, temperature=0.9, top_p=0.95, stop=["w7", "w33 "])
 # the last two leave room for less than ten tokens

@@ -15,8 +15,8 @@ from zoo import tiny_model
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
-    "ddp": ROOT / "recipes/accelerate/ddp_cpu.yaml",
-    "fsdp2": Path(__file__).parent / "fsdp2_cpu.yaml",
+    "ddp": ROOT / "recipes/accelerate/cpu2-ddp.yaml",
+    "fsdp2": ROOT / "recipes/accelerate/cpu2-fsdp2.yaml",
 }
 
 pytestmark = pytest.mark.slow

@@ -15,27 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fsdp_on_cpu import allow
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from saved_model import rows, tokenizer
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
-allow()
-
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from saved_model import rows, tokenizer  # noqa: E402
-from transformers import AutoModelForCausalLM, TrainerCallback, set_seed  # noqa: E402
-
-from align.compat import training_config  # noqa: E402
-from align.judges.judge import ScoreJudge  # noqa: E402
-from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum  # noqa: E402
-from align.recipe.sampling import Sampling  # noqa: E402
-from align.runs.directory import RunDirectory  # noqa: E402
-from align.trainers.entanglement import EntanglementProbe  # noqa: E402
-from align.trainers.hypo import HyPOTrainer  # noqa: E402
-from align.trainers.preference import PreferenceTrainer  # noqa: E402
-from align.trainers.reward import RewardModelTrainer  # noqa: E402
-from align.trainers.superhf import SuperHFTrainer  # noqa: E402
-from align.trainers.unlearn import UnlearnTrainer  # noqa: E402
-from align.trainers.watch import Watch  # noqa: E402
+from align.compat import training_config
+from align.judges.judge import ScoreJudge
+from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum
+from align.recipe.sampling import Sampling
+from align.runs.directory import RunDirectory
+from align.trainers.entanglement import EntanglementProbe
+from align.trainers.hypo import HyPOTrainer
+from align.trainers.preference import PreferenceTrainer
+from align.trainers.reward import RewardModelTrainer
+from align.trainers.superhf import SuperHFTrainer
+from align.trainers.unlearn import UnlearnTrainer
+from align.trainers.watch import Watch
 
 GLOBAL_BATCH = 8
 ROWS = 33  # the fifth step of eight has one row, so most of its micro-batches are dummies

@@ -536,9 +536,9 @@ def test_an_error_of_one_process_reaches_all(monkeypatch: pytest.MonkeyPatch) ->
 
 
 LAUNCHERS = {
-    "ddp": ("recipes/accelerate/ddp_cpu.yaml",),
+    "ddp": ("recipes/accelerate/cpu2-ddp.yaml",),
     # ranks beside the first would load no weights, were they not told to
-    "fsdp2": ("tests/distributed/fsdp2_cpu.yaml", "--fsdp_cpu_ram_efficient_loading", "true"),
+    "fsdp2": ("recipes/accelerate/cpu2-fsdp2.yaml", "--fsdp_cpu_ram_efficient_loading", "true"),
 }
 
 

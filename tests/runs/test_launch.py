@@ -27,9 +27,9 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
         pytest.param(made(1, "NO", None), SIMPLE, "started one", "torchrun", id="accelerate launch --cpu"),
         pytest.param(made(1, "NO", None), TWO, "run of its own", "ACCELERATE_USE_CPU=true", id="torchrun on a CPU"),
         pytest.param(made(1, "NO", None), {"PMI_SIZE": "2"}, "run of its own", "ACCELERATE_USE_CPU", id="mpirun"),
-        pytest.param(made(1, "NO", None), FSDP, "run of its own", "ZeRO-3", id="FSDP on a CPU"),
-        pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "ZeRO-3", id="FSDP that became DDP"),
-        pytest.param(made(2, "NO", "gloo"), FSDP, "gradients never", "FSDP needs GPUs", id="FSDP with ddp_backend"),
+        pytest.param(made(1, "NO", None), FSDP, "run of its own", "cpu2-fsdp2.yaml", id="FSDP on a CPU"),
+        pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "cpu2-fsdp2.yaml", id="FSDP as DDP"),
+        pytest.param(made(2, "NO", "gloo"), FSDP, "gradients never", "no train.ddp_backend", id="FSDP and ddp_backend"),
         pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "ddp_backend=gloo", id="DeepSpeed alone"),
         pytest.param(made(2, "MULTI_CPU", "gloo"), DEEPSPEED, "DeepSpeed was", "ACCELERATE_USE_CPU", id="no ZeRO"),
         pytest.param(
