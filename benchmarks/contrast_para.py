@@ -41,7 +41,7 @@ from align.probes.consistency import Consistency, consistency
 from align.recipe import Recipe
 from align.recipe.sampling import Judge
 from align.recipes.quickstart.running import calm, write_rows
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 from align.stats import wilson
 from align.train import run
 from align.versions import installed

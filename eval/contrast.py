@@ -24,7 +24,7 @@ from align.data.rows.files import read_rows
 from align.data.rows.values import BadRow, messages, string
 from align.errors import UserError
 from align.probes.consistency import ContrastPair, Prompt
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 
 Response = Literal["j", "k"]
 _RELEASED = ("query", "query_response_{r}", "retrieval", "retrieval_response_{r}")

@@ -15,9 +15,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import tiny_tokenizer
+from small_run import recipe, small_world
 from transformers import AutoTokenizer
-from zoo import tiny_model
 
 from align.errors import Exit, Stopped, UserError
 from align.models.subject import Subject
@@ -26,53 +25,11 @@ from align.runs.directory import RunDirectory, differences
 from align.train import RunResult, main, run
 
 HERE = Path(__file__).parent
-WORDS = ["blue", "green", "red", "grey", "the sea", "a stone", "nothing", "every day", "at night", "in the north"]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, its tokenizer, and 40 training and 12 held-out pairs."""
-    folder = tmp_path_factory.mktemp("world")
-    rows = [
-        {
-            "prompt": f"Question {i}: what is {WORDS[i % 7]}?",
-            "chosen": f" It is {WORDS[(i + 1) % 10]}" + " and more" * (i % 4),
-            "rejected": f" It was {WORDS[(3 * i + 2) % 10]}" + " or less" * (i % 3),
-        }
-        for i in range(52)
-    ]
-    for name, part in (("train", rows[:40]), ("held_out", rows[40:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    tokenizer = tiny_tokenizer([" ".join(row.values()) for row in rows], chat=False)
-    tokenizer.save_pretrained(folder / "model")
-    tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder / "model")
-    return folder
-
-
-def recipe(world: Path, out: Path, **changes: Any) -> Recipe:
-    """Ten steps of DPO in float32; ``train`` keys are merged, other sections replaced."""
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "model": {"id": str(world / "model"), "dtype": "float32"},
-        "data": {"train": {"path": str(world / "train.jsonl")}, "held_out": {"path": str(world / "held_out.jsonl")}},
-        "objective": {"name": "dpo"},
-        "reference": {"store_dir": str(out / "store")},
-        "watch": {"report": False, **changes.pop("watch", {"every": 1})},  # a report takes a second or two
-        "output": str(out / "{name}"),
-    }
-    train = {
-        "max_steps": 10,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "eval_strategy": "steps",
-        "eval_steps": 5,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-    } | changes.pop("train", {})
-    return Recipe.from_dict({**values, **changes, "train": train})
+    return small_world(tmp_path_factory.mktemp("world"))
 
 
 def quietly(made: Recipe, **options: Any) -> tuple[RunResult, list[str]]:
@@ -522,7 +479,7 @@ def test_a_reference_that_follows_the_policy_starts_every_step_at_log_two(world:
         train={"max_steps": 3, "save_strategy": "no", "eval_strategy": "no"},
     )
     _, lines = quietly(made)
-    assert "note: the reference moves to the policy every 1 steps, so margins fall back there; no resuming" in lines
+    assert "note: the reference moves to the policy every 1 steps, so margins fall back there" in lines
     for _, loss, _ in losses(tmp_path / "tiny"):
         assert loss == pytest.approx(0.6931472, abs=1e-6)
 
@@ -545,16 +502,6 @@ def test_a_reference_moves_at_every_second_step(world: Path, tmp_path: Path) -> 
     found = [loss for _, loss, _ in losses(tmp_path / "tiny")]
     # the reference is the policy at the start and, moved behind step 2, at step 3
     assert [loss == pytest.approx(0.6931472, abs=1e-6) for loss in found] == [True, False, True, False]
-
-
-def test_a_run_whose_reference_moved_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
-    made = recipe(world, tmp_path, reference={"sync_every": 2}, train={"max_steps": 4})
-    _, lines = quietly(made)
-    moves = "0.6 policy + 0.4 reference every 2 steps"
-    assert f"note: the reference moves to {moves}, so margins fall back there; no resuming" in lines
-    (tmp_path / "tiny" / "verdict.json").unlink()
-    with pytest.raises(UserError, match="checkpoints do not hold the reference"):
-        quietly(made, resume=True)
 
 
 def test_following_a_fresh_adapter_is_refused(world: Path, tmp_path: Path) -> None:
@@ -581,8 +528,6 @@ def test_a_metrics_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
     assert directory.metrics() == [{"step": 1}, {"step": 2}]
-    directory.rewind_metrics(1)
-    assert directory.metrics() == [{"step": 1}]
 
 
 def test_a_lock_file_of_an_older_version_goes_on_where_keys_that_came_later_have_their_defaults(
@@ -593,9 +538,9 @@ def test_a_lock_file_of_an_older_version_goes_on_where_keys_that_came_later_have
     del old["data"]["template_arguments"], old["watch"]["probe_answers"]
     directory = RunDirectory(made.output_dir)
     directory.write_lock({"recipe": old})
-    assert directory.begin(made.dump(), resume=True) is None  # no checkpoint yet
+    directory.begin(made.dump(), resume=True)
     drawn = recipe(world, tmp_path, watch={"every": 1, "report": True, "live": True})  # which changes no number
-    assert directory.begin(drawn.dump(), resume=True) is None
+    directory.begin(drawn.dump(), resume=True)
     other = recipe(world, tmp_path, watch={"every": 1, "probe_answers": 4}, objective={"name": "dpo", "beta": 0.2})
     with pytest.raises(UserError) as error:
         directory.begin(other.dump(), resume=True)
@@ -609,7 +554,7 @@ def test_the_lock_of_an_objective_of_the_users_own_is_compared_as_it_stands(worl
     mine = recipe(world, tmp_path).dump() | {"objective": {"name": "MyLoss"}}
     directory = RunDirectory(tmp_path / "tiny")
     directory.write_lock({"recipe": mine})
-    assert directory.begin(mine, resume=True) is None
+    directory.begin(mine, resume=True)
     with pytest.raises(UserError, match="seed: was 0, is 1"):
         directory.begin(mine | {"seed": 1}, resume=True)
 
@@ -619,7 +564,7 @@ def test_a_start_that_failed_before_its_first_step_is_no_run(tmp_path: Path) -> 
     run = RunDirectory(tmp_path)
     run.write_lock({"recipe": {"name": "r"}})
     run.append_metrics({"step": 0, "evaluation": {"utility": 0.5}})
-    assert run.begin({"name": "other"}, resume=False) is None
+    run.begin({"name": "other"}, resume=False)
     assert run.metrics() == []
     run.append_metrics({"step": 1, "loss": 0.5})
     with pytest.raises(UserError, match="already holds a run"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.cli.verbs import ALLOW_CODE, TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
 from align.errors import Exit, UserError
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 from align.runs.quiet import calm
 from align.runs.terminal import echo
 

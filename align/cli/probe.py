@@ -14,7 +14,7 @@ from align.cli.evaluate import check_limit, check_out
 from align.cli.sample import source_of
 from align.cli.verbs import Verb, argument, flag, one_of, path
 from align.errors import Exit, UserError
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 from align.runs.quiet import calm
 from align.runs.terminal import echo
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from align.errors import UserError
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 
 
 def question_key(url: str, path: str, body: Mapping[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -22,14 +24,16 @@ def move(reference: nn.Module, policy: nn.Module, mix: float) -> None:
 
 def _piece(parameter: Any) -> Tensor:
     """What this rank holds: ZeRO-3 keeps it beside the parameter, FSDP2 inside the DTensor."""
-    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.detach()
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor
+    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).detach()
 
 
 class SyncReference(TrainerCallback):
-    """Moves the reference of ``trainer`` every ``every`` optimizer steps.
+    """Moves the reference of ``trainer`` every ``every`` optimizer steps, and keeps it in checkpoints.
 
     Raises:
-        UserError: where there is no frozen copy that could move, or on resume, since checkpoints do not hold it.
+        UserError: where there is no frozen copy that could move.
     """
 
     def __init__(self, trainer: Any, every: int, mix: float) -> None:
@@ -40,13 +44,42 @@ class SyncReference(TrainerCallback):
         if not {name for name, _ in causal_model(reference.model).named_parameters()} <= names:
             raise UserError("reference.sync_every cannot follow a fresh adapter: train the weights, or leave it out.")
         self.trainer, self.every, self.mix = trainer, every, mix
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step:
-            raise UserError("A run with reference.sync_every cannot be resumed: checkpoints do not hold the reference.")
+        trainer.parts.append(self)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             move(self.trainer.reference.model, self.trainer.model_wrapped, self.mix)
+
+    def save(self, folder: Path) -> None:
+        """Write the reference to a checkpoint: each process its piece, or the first one all of it."""
+        file = self._file(folder)
+        if file is not None:
+            save_file({name: piece.contiguous().clone() for name, piece in self._pieces().items()}, file)
+
+    def load(self, folder: Path) -> None:
+        """Take up what ``save`` wrote. Raises UserError where it was cut up for other processes."""
+        self.trainer.get_ready(self.trainer.model_wrapped)  # it is on its device and cut up by then
+        file = self._file(folder, reads=True)
+        pieces = self._pieces()
+        saved = load_file(file) if file is not None and file.exists() else {}
+        if {name: piece.shape for name, piece in pieces.items()} != {name: t.shape for name, t in saved.items()}:
+            raise UserError(
+                f"{folder}: the reference had moved (reference.sync_every), and it is kept in pieces for other "
+                "processes than these. Go on with as many processes and the same launcher configuration as before."
+            )
+        with torch.no_grad():
+            for name, piece in pieces.items():
+                piece.copy_(saved[name])
+
+    def _pieces(self) -> dict[str, Tensor]:
+        """What this process holds of every weight."""
+        weights = causal_model(self.trainer.reference.model).named_parameters()
+        return {name: _piece(weight) for name, weight in weights}
+
+    def _file(self, folder: Path, *, reads: bool = False) -> Path | None:
+        """The file of this process's pieces, or of all; None where another process writes that."""
+        accelerator = self.trainer.accelerator
+        weights = self.trainer.reference.model.parameters()
+        if any(hasattr(weight, "to_local") or hasattr(weight, "ds_tensor") for weight in weights):
+            return folder / f"reference-{accelerator.process_index}-of-{accelerator.num_processes}.safetensors"
+        return folder / "reference.safetensors" if reads or accelerator.is_main_process else None

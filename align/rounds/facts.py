@@ -18,7 +18,7 @@ from align.runs.directory import RunDirectory
 from align.runs.memory import peak
 from align.runs.processes import World
 from align.training.facts import begin
-from align.training.lock import repeatable
+from align.training.lock import new_id, repeatable
 from align.versions import TESTED, installed
 
 
@@ -26,6 +26,7 @@ def begin_rounds(
     recipe: Recipe,
     directory: RunDirectory,
     world: World,
+    step_examples: int,
     prompts: Path,
     arguments: Mapping[str, Any],
     said: Sequence[str],
@@ -33,6 +34,7 @@ def begin_rounds(
     """Write the lock file and ``facts.json``.
 
     Args:
+        step_examples: of an optimizer step, all processes together.
         prompts: the file of all rounds' prompts.
         arguments: template arguments of the run.
         said: what became of the rows.
@@ -40,12 +42,15 @@ def begin_rounds(
     device = world.device
     directory.write_lock(
         {
+            "run": new_id(),
             "recipe": recipe.dump(),
             "base": str(recipe.base),
+            "directory": str(directory.path.resolve()),
             "template_arguments": dict(arguments),
             "data": digest(prompts),
             "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "examples_per_step": step_examples,
             "processes": world.size,
             "samples": repeatable(recipe, on_cpu=device.type == "cpu", mixed=world.mixed is not None),
         }

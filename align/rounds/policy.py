@@ -16,7 +16,8 @@ from align.models.sharded import shard
 from align.recipe import Recipe
 from align.recipe.sections import Lora, Model
 from align.reference.digest import model_digest
-from align.runs.directory import RunDirectory, write_atomically
+from align.runs.directory import RunDirectory
+from align.runs.files import write_atomically
 from align.runs.processes import World, free
 
 PAIRS = "pairs.parquet"

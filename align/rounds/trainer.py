@@ -54,6 +54,7 @@ from align.sampling.files import read_tables
 from align.trainers.online import check_settings
 from align.training.facts import Said, add
 from align.training.finish import report
+from align.training.resume import alone, check_step, swept
 from align.training.run import run as train
 
 if TYPE_CHECKING:
@@ -152,13 +153,21 @@ class RoundTrainer:
             Stopped: where a guard ended a round's training; what was complete is kept.
         """
         began = time.monotonic()
-        self.directory.begin(self.recipe.dump(), resume=resume)
         check_launcher_files()
         args = self.recipe.training_arguments(disable_tqdm=True)
         check_launch(args)
         self.world = World.of(args)
-        del args  # under DeepSpeed it would cut up every model that is loaded from here on
-        self.directory.require_writable()
+        self.step_examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        with alone(self.directory, self.world, self.say):
+            self.world.together(lambda: self.directory.begin(self.recipe.dump(), resume=resume))
+            swept(self.directory, self.say)
+            if resume:
+                check_step(self.directory, args)
+            del args  # under DeepSpeed it would cut up every model that is loaded from here on
+            return self._all(resume, began)
+
+    def _all(self, resume: bool, began: float) -> RunResult:
+        """``train`` in a directory that no other run writes to; ``began`` is by the monotonic clock."""
         quieten(self.world.rank == 0)
         if self.recipe.objective_value().needs_reference:
             check_reads(self.recipe.objective_value())
@@ -299,7 +308,8 @@ class RoundTrainer:
                 arguments = dated(self.recipe.data.template_arguments)
                 said = Said(self.say)
                 deal(self.recipe, self._dataset, arguments, file, said)
-                begin_rounds(self.recipe, self.directory, self.world, file, arguments, said.lines)
+                how = (self.world, self.step_examples)
+                begin_rounds(self.recipe, self.directory, *how, file, arguments, said.lines)
 
         self.world.together(work)
         prompts: list[list[dict[str, Any]]] = [[] for _ in range(self.rounds.count)]

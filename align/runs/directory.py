@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import yaml
 
 from align.errors import UserError
 from align.recipe import Recipe
+from align.runs import checkpoints
+from align.runs.files import write_atomically
 
 LOCK = "recipe.lock.yaml"
 METRICS = "metrics.jsonl"
-# keys of a recipe that change how fast or from where something comes or what is drawn of it, and nothing that comes
-# but for rounding
+PROBE = "probe.json"
+# keys of a recipe that change where a run lies, how fast or from where something comes or what is drawn of it, and
+# nothing that comes but for rounding
 _MAY_CHANGE = (
+    "name:",
+    "output:",
+    "train.per_device_train_batch_size:",  # as far as a step has as many examples as before; see training/resume.py
+    "train.gradient_accumulation_steps:",
     "train.max_tokens_per_microbatch:",
     "train.per_device_eval_batch_size:",
     *(f"train.{kind}_checkpointing:" for kind in ("activation", "gradient")),
@@ -32,22 +38,6 @@ _MAY_CHANGE = (
     *(f"judge.endpoint.{key}:" for key in ("price_in", "price_out", "cache")),
 )
 VERDICT = "verdict.json"  # written last: a run that has one is finished
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # with the rights of any new file, unlike mkstemp's
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class RunDirectory:
@@ -67,6 +57,11 @@ class RunDirectory:
         file = self.path / LOCK
         return yaml.safe_load(file.read_text()) if file.exists() else {}
 
+    @property
+    def id(self) -> str:
+        """The id of the run, by which its checkpoints are known; empty where nothing has started, or before ids."""
+        return str(self.lock.get("run", ""))
+
     def write_lock(self, content: Mapping[str, Any]) -> None:
         self.write(LOCK, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
@@ -79,8 +74,8 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> Path:
         return self.write(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    def begin(self, recipe: Mapping[str, Any], *, resume: bool) -> Path | None:
-        """Check that this run may start here and return the checkpoint to go on from, if any.
+    def begin(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
+        """Check that this run may start here, or go on here.
 
         Raises:
             UserError: if a run is there already, if there is none to resume, or if its recipe was another.
@@ -92,12 +87,12 @@ class RunDirectory:
                     f"{self.path} already holds a run. Go on with it: --resume (in Python resume=True); or "
                     "start another: set name= or output=, or remove the directory."
                 )
-            if lock:  # of a start that failed before its first step
-                self.write(METRICS, "")
-            return None
+            self.rewind({})  # of a start that failed before its first step
+            return
         if not lock:
             raise UserError(f"{self.path} holds no run to resume (no {LOCK}). Start it without --resume.")
-        lines = differences(_completed(lock.get("recipe", {})), dict(recipe))
+        same = self._same_place(lock.get("directory"))
+        lines = differences(_completed(lock.get("recipe", {})), dict(recipe), same=same)
         changed = [line for line in lines if not line.startswith(_MAY_CHANGE)]
         if changed:
             raise UserError(
@@ -107,13 +102,23 @@ class RunDirectory:
             )
         if (self.path / VERDICT).exists():
             raise UserError(f"{self.path} holds a finished run: there is nothing to resume.")
-        found = self.checkpoints()
-        return found[-1] if found else None
+
+    def _same_place(self, former: str | None) -> Callable[[Any, Any], bool]:
+        """Whether two values of a recipe are equal, or name the same place as seen from where the run was and is."""
+
+        def same(before: Any, after: Any) -> bool:
+            if before == after or former is None or not (isinstance(before, str) and isinstance(after, str)):
+                return bool(before == after)
+            paths = os.path.isabs(before) and os.path.isabs(after)
+            return paths and os.path.relpath(before, former) == os.path.relpath(after, self.path.resolve())
+
+        return same
 
     def _has_begun(self) -> bool:
         """Whether there is anything to lose: a step that was recorded, a checkpoint, a round, or an end."""
         stepped = any(record.get("step", 0) for record in self.metrics())
-        return stepped or bool(self.checkpoints()) or (self.path / VERDICT).exists() or (self.path / "rounds").exists()
+        kept = bool(checkpoints.folders(self.path))
+        return stepped or kept or (self.path / VERDICT).exists() or (self.path / "rounds").exists()
 
     def require_writable(self) -> None:
         """Make the directory and try a file in it. Raises UserError where that fails."""
@@ -126,9 +131,8 @@ class RunDirectory:
             raise UserError(f"output: {self.path} cannot be written to ({error.strerror}).") from error
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first. One that was being written when the run died does not count."""
-        found = [p for p in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and _complete(p)]
-        return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+        """Complete checkpoints of this run, oldest first; see ``runs/checkpoints.py``."""
+        return [found.path for found in checkpoints.complete_ones(self.path, self.id)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Records of ``metrics.jsonl``; a line cut off by a kill is left out."""
@@ -154,21 +158,48 @@ class RunDirectory:
         with open(self.path / name, "a") as file:
             file.writelines(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records)
 
-    def rewind_metrics(self, step: int) -> None:
-        """Forget records after ``step``: the resumed run will write them again."""
-        kept = [r for r in self.metrics() if r.get("step", 0) <= step]
-        self.write(METRICS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+    def rewind(self, records: Mapping[str, Any]) -> list[str]:
+        """Put the records back to what ``recorded`` gave, on the writing process; sentences say what is missing.
+
+        An empty mapping leaves no records: the run starts from its beginning.
+        """
+        if not self.writer:
+            return []
+        said = []
+        lengths: Mapping[str, int] = records.get("lengths", {})
+        for name in sorted({*lengths, *(file.name for file in self.path.glob("*.jsonl"))}):
+            file = self.path / name
+            content = file.read_bytes() if file.exists() else b""
+            if len(content) < lengths.get(name, 0):
+                said.append(f"warning: {name} has lost records from before the checkpoint; they stay missing")
+            elif len(content) > lengths.get(name, 0):
+                self.write(name, content[: lengths.get(name, 0)])
+        for name, text in records.get("texts", {}).items():
+            self.write(name, text)
+        return said
+
+    def recorded(self) -> dict[str, Any]:
+        """What ``rewind`` needs to come back to the records as they are now, all of which are on the disk then."""
+        lengths = {}
+        for file in sorted(self.path.glob("*.jsonl")):
+            with open(file, "rb") as lines:
+                os.fsync(lines.fileno())
+                lengths[file.name] = os.fstat(lines.fileno()).st_size
+        texts = {name: (self.path / name).read_text() for name in (PROBE,) if (self.path / name).exists()}
+        return {"lengths": lengths, "texts": texts}
 
 
-def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """Lines ``key: was X, is Y`` for all leaves that differ."""
+def differences(
+    before: Any, after: Any, path: str = "", *, same: Callable[[Any, Any], bool] = operator.eq
+) -> Iterator[str]:
+    """Lines ``key: was X, is Y`` for all leaves that are not the ``same``."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in dict.fromkeys([*before, *after]):
-            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key), same=same)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for i, (a, b) in enumerate(zip(before, after, strict=True)):
-            yield from differences(a, b, f"{path}.{i}")
-    elif before != after:
+            yield from differences(a, b, f"{path}.{i}", same=same)
+    elif not same(before, after):
         yield f"{path}: was {before!r}, is {after!r}"
 
 
@@ -178,14 +209,3 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
         return Recipe.from_dict(recipe).dump()
     except UserError:  # such as one with an objective of the user's own: it is compared as it stands
         return recipe
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Whether transformers finished writing it: weights, then optimizer, then random states, then its own state."""
-    state = checkpoint / "trainer_state.json"
-    try:
-        json.loads(state.read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    optimizer = any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
-    return optimizer and any(checkpoint.glob("rng_state*.pth"))

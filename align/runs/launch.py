@@ -135,3 +135,13 @@ def _flag(env: Mapping[str, str], name: str) -> bool:
 def _kind(state: Any) -> str:
     """accelerate's distributed type by name, for instance MULTI_GPU."""
     return str(getattr(state.distributed_type, "value", state.distributed_type)).removeprefix("DistributedType.")
+
+
+def backend(accelerator: Any) -> str:
+    """How training is shared out, in one word: single, ddp, fsdp2, zero1, zero2 or zero3."""
+    kind = _kind(accelerator)
+    if kind == "DEEPSPEED":
+        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    if kind == "FSDP":
+        return "fsdp2"
+    return "ddp" if accelerator.num_processes > 1 else "single"

@@ -15,10 +15,10 @@ from align.objectives.base import WeightedSum
 from align.recipe.messages import did_you_mean
 from align.recipe.objective import parse_objective
 from align.report.record import Kind, RunRecord, kind_of
-from align.runs.directory import LOCK, METRICS, VERDICT
+from align.runs.directory import LOCK, METRICS, PROBE, VERDICT
 
 _LAST = 2**53  # beyond it not every whole number is a float, and no run has so many steps
-FACTS, ANSWERS, PROBE, EVALUATIONS = "facts.json", "answers.jsonl", "probe.json", "eval"
+FACTS, ANSWERS, EVALUATIONS = "facts.json", "answers.jsonl", "eval"
 
 
 class Lines:

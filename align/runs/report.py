@@ -7,7 +7,8 @@ from pathlib import Path
 
 from align.errors import UserError
 from align.report.record import RunRecord
-from align.runs.directory import METRICS, write_atomically
+from align.runs.directory import METRICS
+from align.runs.files import write_atomically
 
 HTML, PNG = "report.html", "report.png"
 

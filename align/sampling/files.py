@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from align.data.tokens.samples import Sample
 from align.errors import UserError
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 
 Rows = list[dict[str, Any]]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align.data.tokens.prompts import prompt_of
 from align.data.tokens.samples import Sample
 from align.errors import UserError
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import UserError
-from align.runs.directory import differences, write_atomically
+from align.runs.directory import differences
+from align.runs.files import write_atomically
 from align.sampling.files import Rows, read_tables, write_table
 
 Stage = Literal["samples", "judged"]

@@ -90,14 +90,13 @@ class Evaluation(TrainerCallback):
             self.start = self._read(state, control)
             return
         saved = [r for r in self.run.metrics() if r["step"] <= state.global_step]
-        readings = [r["evaluation"] for r in saved if isinstance(r.get("evaluation"), Mapping)]
+        read = [(r["step"], r["evaluation"]) for r in saved if isinstance(r.get("evaluation"), Mapping)]
         best = [r["best"] for r in saved if isinstance(r.get("best"), Mapping)]
-        self.start = readings[0] if readings else {}
         self.best = best[-1] if best else None
-        read = {r["step"] for r in saved if isinstance(r.get("evaluation"), Mapping)}
-        if self.every is None and float(state.epoch or 0).is_integer() and state.global_step not in read:
-            # killed between the save of an epoch's last step and its reading
-            self._read(state, control)
+        if read:
+            self.start, (self._read_at, last) = read[0][1], read[-1]
+            if self._read_at == state.global_step:  # the rule may have ended the run there
+                self._obey(last, control, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0:
@@ -143,10 +142,14 @@ class Evaluation(TrainerCallback):
             record["best"] = self.best
         self.run.append_metrics(record)
         self.echo(line(step, reading))
+        self._obey(reading, control, step)
+        return reading
+
+    def _obey(self, reading: Mapping[str, float], control: TrainerControl, step: int) -> None:
+        """End training where the rule says so."""
         if self.rule is not None and step and (why := self.rule.met(reading, self.start)):
             self.stopped = f"step {step}, {why}"
             control.should_training_stop = True
-        return reading
 
     def _better(self, reading: Mapping[str, float]) -> bool:
         quality, utility = reading.get("forget_quality"), reading.get("utility")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,3 +35,20 @@ class Meter:
         table = reduce(torch.stack([self._sums[k] for k in keys])).tolist()
         self._sums = {}
         return {key: total / count for key, (total, count) in zip(keys, table, strict=True) if count}
+
+    def state(self) -> dict[str, list[float]]:
+        """Sum and count of this rank by key, as plain JSON; nothing is rounded."""
+        return {key: pair.tolist() for key, pair in self._sums.items()}
+
+    def restore(self, states: Sequence[Mapping[str, list[float]]], rank: int, world: int, device: torch.device) -> None:
+        """Take up the states of a checkpoint: each rank its own, or the first all where there were more or fewer."""
+        mine = states[rank] if len(states) == world else _total(states, first=rank == 0)
+        self._sums = {key: torch.tensor(pair, dtype=torch.float64, device=device) for key, pair in mine.items()}
+
+
+def _total(states: Sequence[Mapping[str, list[float]]], *, first: bool) -> dict[str, list[float]]:
+    """Sums over ranks, all for the first one now; the others have the same keys, with nothing in them."""
+    return {
+        key: [math.fsum(state[key][place] for state in states) if first else 0.0 for place in (0, 1)]
+        for key in states[0]
+    }

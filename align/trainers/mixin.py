@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
 from align.runs.memory import answered
 from align.trainers.arguments import check_best_metric
+from align.trainers.checkpoints import CheckpointMixin
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
@@ -34,13 +35,8 @@ from align.trainers.returned import terms_of
 from align.trainers.running import RunningMeans
 from align.trainers.start import StartReading, compare_at_start, compute_dtype
 
-if TYPE_CHECKING:
-    from align.compat import SFTTrainer as _Trainer
-else:
-    _Trainer = object
 
-
-class AlignMixin(_Trainer):
+class AlignMixin(CheckpointMixin):
     """Overrides of the public Trainer methods; mixed into TRL trainers.
 
     A trainer sets ``objective``, ``engine``, ``reference`` (or None) and ``order`` (data-set order by epoch, or None)
@@ -72,6 +68,7 @@ class AlignMixin(_Trainer):
         self.watermark = Watermark()
         self.running = RunningMeans(self.sum_over_ranks)
         self.add_callback(self.running)
+        self._start_checkpoints()
         self.echo: Callable[[str], Any] = print
         self.start_gap: float | None = None
         self.start_reading: StartReading | None = None
@@ -101,6 +98,8 @@ class AlignMixin(_Trainer):
             samples = self.completed(samples)
             batches = [s["tree"] for s in samples]
             self._window = self._divisors(batches, device)
+            step = torch.tensor([0.0, float(self.accelerator.is_main_process)], device=device)
+            self._meter.add({"loss": (step[0], step[1])})
             stored = self.reference is not None and self.reference.complete
             self._missing = [False] * len(batches) if stored else self.needs_reference_pass(batches)
         return samples, None
@@ -126,6 +125,7 @@ class AlignMixin(_Trainer):
         loss = torch.stack(parts).sum()
         if policy.aux_loss is not None:
             loss = loss + policy.aux_loss * (batch.units["examples"] / self._window["examples"])
+        self._meter.add({"loss": (loss, loss.new_zeros(()))})  # transformers' own sum is in no checkpoint
         finite = torch.isfinite(loss.detach())
         self._finite = finite if self._finite is None else self._finite & finite
         # gradients are averaged over ranks, but the divisor is already that of all ranks
@@ -175,6 +175,13 @@ class AlignMixin(_Trainer):
             return super().evaluate(dataset, ignore_keys, metric_key_prefix)
         finally:
             self._eval_prefix = None
+
+    def sums(self) -> dict[str, Any]:
+        return {"meter": self._meter.state()}
+
+    def take_up(self, sums: Sequence[Mapping[str, Any]]) -> None:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        self._meter.restore([one["meter"] for one in sums], rank, world, self.args.device)
 
     # ---- data
 

@@ -169,6 +169,9 @@ class OnlineTrainer(AlignTrainer):
         write_table(Path(self.args.output_dir) / FOLDER / name, self._unwritten)
         self._unwritten = []
 
+    def before_save(self) -> None:
+        self.write_samples()
+
     def forget_samples_after(self, step: int) -> None:
         """Take back what was written beyond ``step``: a resumed run draws it again. Processes share the files out."""
         mine, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -213,7 +216,7 @@ def check_settings(**given: Any) -> None:
 
 
 class _Keep(TrainerCallback):
-    """Writes samples at log steps and before saves, so that those of a checkpoint's steps are there."""
+    """Writes samples at log steps and at the end."""
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
@@ -224,7 +227,7 @@ class _Keep(TrainerCallback):
         self.trainer.forget_samples_after(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_log or control.should_save:
+        if control.should_log:
             self.trainer.write_samples()
 
     def on_train_end(

@@ -15,11 +15,10 @@ from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import sequential_packs
 from align.probes.displacement import Displacement, ProbeReading
 from align.probes.scores import ProbeScores
-from align.runs.directory import RunDirectory
+from align.runs.directory import PROBE, RunDirectory
 from align.runs.memory import answered, explained
 from align.trainers.own_text import OwnAnswers
 
-PROBE_STATE = "probe.json"
 _PROBE_PACK = 8
 
 
@@ -66,12 +65,12 @@ class PairProbe:
             scores = replace(scores, **self.own.unseen())
         self.reading = self.displacement.read(step, scores)
         state = {"rows": self.digests(), **self.displacement.state(), "end": scores.to_json()}
-        self.run.write_json(PROBE_STATE, state)
+        self.run.write_json(PROBE, state)
         return self.reading.to_json()
 
     def restore(self) -> None:
         """Take up the start, so that "since the start" keeps its meaning."""
-        saved = self.run.path / PROBE_STATE
+        saved = self.run.path / PROBE
         if saved.exists():
             self.displacement.restore(json.loads(saved.read_text()))
 

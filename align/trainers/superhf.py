@@ -119,6 +119,14 @@ class SuperHFTrainer(OnlineTrainer):
             logs |= self._similarities()
         super().log(logs, start_time)
 
+    def sums(self) -> dict[str, Any]:
+        return super().sums() | {"seen": self._seen}
+
+    def take_up(self, sums: Sequence[Mapping[str, Any]]) -> None:
+        super().take_up(sums)
+        if self.accelerator.is_main_process:  # who drew what does not matter
+            self._seen = [(row, text, kept) for one in sums for row, text, kept in one["seen"]]
+
     def _similarities(self) -> dict[str, float]:
         seen = gather_object(self._seen) if self.accelerator.num_processes > 1 else self._seen
         self._seen = []

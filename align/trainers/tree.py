@@ -28,7 +28,7 @@ from align.recipe.template_arguments import dated
 from align.reference.rows import check_anchors
 from align.report.card import CardFacts, model_card
 from align.report.record import RunRecord
-from align.runs.directory import write_atomically
+from align.runs.files import write_atomically
 from align.runs.launch import check_launch
 from align.runs.quiet import silent
 from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments

@@ -91,9 +91,10 @@ class Watch(TrainerCallback):
         model = self.trainer.model_wrapped
         self.trainer.get_ready(model)
         if state.global_step:
-            self.run.rewind_metrics(state.global_step)
+            names = {probe.name for probe in self.probes}
             for probe in self.probes:
                 probe.restore()
+            self._read_at = {key: record["step"] for record in self.run.metrics() for key in names & set(record)}
         else:
             self.drawn.begin()
             self.run.append_metrics({"step": 0, **self._read(0, self.probes)})

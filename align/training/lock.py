@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -13,8 +15,13 @@ from align.report.record import kind_of
 from align.versions import TESTED, installed
 
 
-def lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, Any]:
-    """Content of the lock file of one training."""
+def new_id() -> str:
+    """The id of a run, which its checkpoints carry."""
+    return uuid4().hex
+
+
+def lock(recipe: Recipe, trainer: Any, directory: Path, data_digest: str | None) -> dict[str, Any]:
+    """Content of the lock file of one training in ``directory``."""
     device = trainer.args.device
     mixed = trainer.accelerator.mixed_precision != "no"
     samples = (
@@ -22,13 +29,16 @@ def lock(recipe: Recipe, trainer: Any, data_digest: str | None) -> dict[str, Any
     )
     return {
         "kind": kind_of(trainer.objective, forgets=bool(recipe.data.forget)),
+        "run": new_id(),
         "recipe": recipe.dump(),
         "base": str(recipe.base),  # where its relative paths start
+        "directory": str(directory.resolve()),  # it may be moved
         "template_arguments": kept_arguments(trainer.processing_class),  # rendered again on resume and in evaluation
         "data": data_digest,
         "reference": trainer.digest,
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "examples_per_step": trainer.step_examples,
         "processes": trainer.accelerator.num_processes,
         "distributed": str(trainer.accelerator.distributed_type.value),
         **samples,  # how far another run draws the same

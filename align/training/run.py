@@ -43,7 +43,8 @@ from align.trainers.unlearn import UnlearnTrainer
 from align.trainers.watch import Watch
 from align.training.facts import Said, add, begin_training, cost
 from align.training.finish import finish, report
-from align.training.lock import lock
+from align.training.lock import lock, new_id
+from align.training.resume import alone, check_step, go_on, newest, refuse_models_alone, swept
 
 MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.suites
 
@@ -66,21 +67,38 @@ def run(
         Stopped: where a guard ended the run; the last complete checkpoint is kept.
     """
     began = time.monotonic()
-    objective = recipe.objective_value()
     main = int(os.environ.get("RANK", "0")) == 0
-    directory = RunDirectory(recipe.output_dir, writer=main)
-    # all ranks look before any can write: what follows brings them together
-    checkpoint = directory.begin(recipe.dump(), resume=resume)
     check_launcher_files()
     args = recipe.training_arguments(disable_tqdm=True)
     check_launch(args)
     refuse(args)
-    if resume and checkpoint is None and args.save_only_model:
-        _refuse_models_alone(directory)
-    directory.require_writable()
-    quieten(main)
-    say = echo if main else silent
+    directory, say = RunDirectory(recipe.output_dir, writer=main), echo if main else silent
+    with alone(directory, World.of(args), say):
+        return _run(recipe, args, directory, began, resume, allow_code, say, make_suite)
 
+
+def _run(
+    recipe: Recipe,
+    args: Any,
+    directory: RunDirectory,
+    began: float,
+    resume: bool,
+    allow_code: bool,
+    say: Callable[[str], Any],
+    make_suite: MakeSuite | None,
+) -> RunResult:
+    """``run`` in a directory that no other run writes to; ``began`` is when it was called, by the monotonic clock."""
+    world = World.of(args)
+    # all ranks look before the first one writes
+    world.together(lambda: directory.begin(recipe.dump(), resume=resume))
+    quieten(world.rank == 0)
+    swept(directory, say)
+    checkpoint = None
+    if resume:
+        check_step(directory, args)
+        refuse_models_alone(directory, args)
+        checkpoint = newest(directory, world, say)
+    objective = recipe.objective_value()
     reward = objective.scores_answers
     _look(recipe, reward, say)
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=_arguments(recipe, directory, args, resume))
@@ -105,17 +123,18 @@ def run(
         )
     trainer.echo = say
     _say_notes(trainer, _sync(recipe), say)
-    if not resume:
-        directory.write_lock(lock(recipe, trainer, data.digest))
+    _lock(recipe, trainer, directory, data.digest, resume)
     begin_training(recipe, trainer, directory, data, said.lines)
     watch, evaluation = _watched(recipe, trainer, directory, probed, suite, say)
-    since = _resumed(directory, checkpoint, say) if resume else 0
+    if resume:
+        go_on(directory, checkpoint, trainer.accelerator, say)
+    since = checkpoint.step if checkpoint else 0
 
     def account() -> dict[str, Any]:
         return cost(trainer, time.monotonic() - began, since, watch.budget.summary())
 
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     except Stopped as error:
         add(directory, {"cost": account(), "stopped": str(error)})
         if report(recipe, directory, say):
@@ -124,23 +143,13 @@ def run(
     return finish(recipe, trainer, directory, evaluation.stopped if evaluation else "", account(), say)
 
 
-def _refuse_models_alone(directory: RunDirectory) -> None:
-    """Refuse to go on from checkpoints that hold no optimizer."""
-    if any(directory.path.glob("checkpoint-*")):
-        raise UserError(
-            f"{directory.path}: its checkpoints hold the model alone (train.save_only_model), so the run cannot go on "
-            "from them. Start anew under another name=, with model.id naming the last checkpoint, or remove the run."
-        )
-
-
-def _resumed(directory: RunDirectory, checkpoint: Path | None, say: Callable[[str], Any]) -> int:
-    """Says where the run goes on, and returns its step."""
-    if checkpoint is None:
-        say("the run had no complete checkpoint yet: it starts from the beginning")
-        directory.rewind_metrics(-1)  # what was recorded will be recorded again
-        return 0
-    say(f"resuming from {checkpoint.name}")
-    return int(checkpoint.name.rpartition("-")[2])
+def _lock(recipe: Recipe, trainer: Any, directory: RunDirectory, data: str | None, resume: bool) -> None:
+    """Write the lock file; that of a resumed run stays, and gets an id where it is of a version that gave none."""
+    if not resume:
+        directory.write_lock(lock(recipe, trainer, directory.path, data))
+    elif not directory.id:
+        directory.write_lock({**directory.lock, "run": new_id()})
+    trainer.run_id = directory.id
 
 
 def _watched(
@@ -170,7 +179,7 @@ def _say_notes(trainer: Any, sync: tuple[int, float] | None, say: Callable[[str]
     if sync is not None:
         every, mix = sync
         to = "the policy" if mix == 1 else f"{mix:g} policy + {1 - mix:g} reference"
-        say(f"note: the reference moves to {to} every {every:,} steps, so margins fall back there; no resuming")
+        say(f"note: the reference moves to {to} every {every:,} steps, so margins fall back there")
     if reference is not None and reference.complete and reference.model is not None:
         say(
             "note: all reference rows are stored; the reference model is kept to judge the policy's own answers "

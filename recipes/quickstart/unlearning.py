@@ -21,7 +21,8 @@ from align.recipes.quickstart.running import Steps, learn_people, run_recipe, wr
 from align.recipes.quickstart.unlearning_summary import Reading, Unlearned, unlearning_summary
 from align.report.trajectory import draw_trajectories, trajectory
 from align.report.unlearning import number
-from align.runs.directory import RunDirectory, write_atomically
+from align.runs.directory import RunDirectory
+from align.runs.files import write_atomically
 from align.trainers.evaluation import FOLDER, LOG
 
 _RETAIN, _ALTERNATES, _STORE = "data.retain.path", "data.alternates.path", "reference.store_dir"

@@ -170,8 +170,9 @@ def test_keeps_nothing_that_lost_its_utility(tmp_path: Path, knows: Any, suite: 
 def test_resume_goes_on_with_the_start_of_the_first_run(tmp_path: Path, knows: Any, suite: TofuSuite) -> None:
     straight = watched(tmp_path / "a", knows, suite)
     watched(tmp_path / "b", knows, suite, max_steps=3, save_strategy="steps", save_steps=3)
-    run = RunDirectory(tmp_path / "b")
-    run.rewind_metrics(2)  # the end of the short run is no reading of the long one
+    file = tmp_path / "b" / "metrics.jsonl"
+    lines = [line for line in file.read_text().split("\n") if line and json.loads(line)["step"] <= 2]
+    file.write_text("\n".join(lines) + "\n")  # the end of the short run is no reading of the long one
     resumed = watched(tmp_path / "b", knows, suite, resume=str(tmp_path / "b" / "checkpoints" / "checkpoint-3"))
     assert resumed.start == straight.start
     assert resumed.best == {**(straight.best or {}), "path": str(tmp_path / "b" / "best")}

@@ -1,0 +1,182 @@
+"""What a trainer adds to transformers' checkpoints, so that a run that goes on from one is the same run.
+
+Transformers keeps weights, optimizer, schedule and random states. Beside them go, in ``progress.json``, what was added
+up since the last log step and how long the run's records were; then the marker, last of all
+(``runs/checkpoints.py``). Older checkpoints are removed only after that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.compat import weights_only
+from align.errors import UserError
+from align.runs import checkpoints
+from align.runs.checkpoints import Checkpoint
+from align.runs.directory import RunDirectory
+from align.runs.files import write_atomically
+from align.runs.launch import backend
+from align.runs.processes import World
+
+if TYPE_CHECKING:
+    from align.compat import SFTTrainer as _Trainer
+else:
+    _Trainer = object
+
+PROGRESS = "progress.json"
+
+
+def progress_of(checkpoint: Path) -> dict[str, Any]:
+    """What a complete checkpoint holds beside transformers' files: ``sums`` of every process, and ``records``."""
+    found: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())
+    return found
+
+
+class Part(Protocol):
+    """Something with files of its own in a checkpoint; all processes save it and load it together."""
+
+    def save(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None: ...
+
+
+class CheckpointMixin(_Trainer):
+    """Saves and takes up checkpoints.
+
+    Attributes:
+        run_id: whose checkpoints these are; that of the run's lock file, empty for a trainer without one.
+        parts: what else is kept in checkpoints.
+    """
+
+    run_id = ""
+    parts: list[Part]
+
+    def _start_checkpoints(self) -> None:
+        # transformers would remove an older checkpoint before the new one counts
+        self._kept, self.args.save_total_limit = self.args.save_total_limit, None
+        self._resumed: Path | None = None
+        self.parts = []
+        self.add_callback(_Edges(self))
+
+    def sums(self) -> dict[str, Any]:
+        """What this process has added up since the last log step, as plain JSON."""
+        raise NotImplementedError
+
+    def take_up(self, sums: Sequence[Mapping[str, Any]]) -> None:
+        """Go on adding to what all processes of a checkpoint had added up; every process calls it."""
+        raise NotImplementedError
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence once, on the main process."""
+        raise NotImplementedError
+
+    def before_save(self) -> None:
+        """What must be written down before a checkpoint is."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; True stands for the newest complete checkpoint of the output directory.
+
+        Raises:
+            UserError: where there is none, or the one that is named is not complete.
+        """
+        self._resumed = self._complete(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed is None:
+            return super().train(None, *args, **kwargs)
+        self.args.eval_on_start = False  # the start was long ago
+        with weights_only():
+            return super().train(str(self._resumed), *args, **kwargs)
+
+    def _complete(self, named: str | bool) -> Path:
+        """The folder of a checkpoint to go on from. Raises UserError."""
+        run = Path(self.args.output_dir)
+        if isinstance(named, bool):
+            found = checkpoints.complete_ones(run, self.run_id)
+            if not found:
+                raise UserError(f"{run} holds no complete checkpoint to go on from.")
+            return found[-1].path
+        folder = Path(named)
+        try:
+            checkpoints.read(folder, None)
+        except checkpoints.Damaged as error:
+            raise UserError(f"{folder} cannot be gone on from: {error}.") from None
+        return folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint: transformers' files, ours, and the marker when all of them are on the disk."""
+        world, run = World.of(self.args), Path(self.args.output_dir)
+        folder = run / f"checkpoint-{self.state.global_step}"
+        self.before_save()
+        if world.rank == 0 and checkpoints.begin(folder, self.run_id):
+            self.say(f"{folder.name} was left out when the run went on, and is replaced now")
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        for part in self.parts:
+            part.save(folder)
+        sums = gather_object([self.sums()])
+        if world.rank == 0:
+            progress = {"sums": sums, "records": RunDirectory(run).recorded()}
+            write_atomically(folder / PROGRESS, json.dumps(progress))
+        self.accelerator.wait_for_everyone()
+        sizes = world.shared(checkpoints.sizes(folder) if world.rank == 0 else None)
+        mine = checkpoints.share(sizes, world.rank, world.size)
+        parts = gather_object([checkpoints.digests(folder, mine, sync=True)])
+        if world.rank == 0:
+            files = {name: about for part in parts for name, about in sorted(part.items())}
+            step, how = self.state.global_step, backend(self.accelerator)
+            checkpoints.finish(Checkpoint(folder, self.run_id, step, world.size, how, files))
+            checkpoints.rotate(run, self.run_id, self._kept, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """As in transformers, but a run that had done its last step when it was ended takes no other."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**kwargs)
+
+
+class _Edges(TrainerCallback):
+    """Takes up what a checkpoint holds of ours, and lets the save of an epoch's last step wait for the epoch's end.
+
+    What happens at an epoch's end, such as an evaluation, comes after the save of its last step. A run that went on
+    from that save would leave it out, since it begins with the next epoch.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self._waits = trainer, False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer = self.trainer
+        if trainer._resumed is None:
+            return
+        trainer.take_up(progress_of(trainer._resumed)["sums"])
+        for part in trainer.parts:
+            part.load(trainer._resumed)
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and best.is_dir():  # the directory may have been moved since
+            state.best_model_checkpoint = str(best)
+        control.should_training_stop = state.global_step >= state.max_steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        ends = state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
+        if control.should_save and ends:
+            control.should_save, self._waits = False, True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_save, self._waits = control.should_save or self._waits, False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer, best = self.trainer, state.best_model_checkpoint
+        if trainer._kept == 1 and best is not None and args.should_save:  # as transformers does at the end of a run
+            for one in checkpoints.complete_ones(Path(args.output_dir), trainer.run_id):
+                if one.path.name != Path(best).name:
+                    checkpoints.remove(one.path)
