@@ -111,7 +111,10 @@ def _marker(folder: Path) -> Checkpoint:
         raise Damaged(f"{MARKER} is damaged") from None
     if not isinstance(found, dict) or found.pop("sha256", None) != _digest_of(found):
         raise Damaged(f"{MARKER} is damaged")
-    return Checkpoint(folder, **found)
+    try:
+        return Checkpoint(folder, **found)
+    except TypeError:
+        raise Damaged(f"{MARKER} is of another version of this program") from None
 
 
 def _digest_of(values: Mapping[str, Any]) -> str:
