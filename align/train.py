@@ -27,6 +27,7 @@ def run(
         Stopped: where a guard ended the run; the same is kept.
     """
     without_device_notice()
+    recipe = recipe.of_its_run() if resume else recipe
     if recipe.rounds is not None:
         from align.rounds.trainer import RoundTrainer
 

@@ -97,6 +97,7 @@ class Recipe(Section):
     output: Place = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
 
     _path: Path | None = PrivateAttr(None)
+    _run: Path | None = PrivateAttr(None)
 
     @field_validator("output")
     @classmethod
@@ -142,6 +143,10 @@ class Recipe(Section):
     def output_dir(self) -> Path:
         """The run directory."""
         return Path(self.output.replace("{name}", self.name))
+
+    def of_its_run(self) -> Recipe:
+        """The recipe to go on with: one that was read from a lock file goes on where that lies, moved or not."""
+        return self if self._run is None else self.model_copy(update={"output": str(self._run)})
 
     @property
     def max_tokens_per_microbatch(self) -> int | None:
@@ -219,11 +224,15 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, 
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}  cannot be read as UTF-8 text: {error}") from None
     document = parse(text, name)
-    base = unlocked(document) or file.resolve().parent
+    locked = unlocked(document)
+    base = locked or file.resolve().parent
+    elsewhere = False
     for item in overrides:
         override(document, item)
+        elsewhere = elsewhere or item.partition("=")[0] in ("name", "output")
     recipe = _validated(document, Code(base, allow_code))
     recipe._path = base / file.name
+    recipe._run = file.parent if locked and not elsewhere else None
     return recipe
 
 

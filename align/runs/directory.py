@@ -27,6 +27,9 @@ _MAY_CHANGE = (
     "output:",
     "train.per_device_train_batch_size:",  # as far as a step has as many examples as before; see training/resume.py
     "train.gradient_accumulation_steps:",
+    "train.use_cpu:",
+    "train.ddp_",
+    *(f"train.dataloader_{key}:" for key in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")),
     "train.max_tokens_per_microbatch:",
     "train.per_device_eval_batch_size:",
     *(f"train.{kind}_checkpointing:" for kind in ("activation", "gradient")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,7 @@ from align.runs.directory import RunDirectory
 from align.runs.files import write_atomically
 from align.runs.launch import backend
 from align.runs.processes import World
+from align.trainers.conversion import converted
 
 if TYPE_CHECKING:
     from align.compat import SFTTrainer as _Trainer
@@ -84,27 +86,29 @@ class CheckpointMixin(_Trainer):
         Raises:
             UserError: where there is none, or the one that is named is not complete.
         """
-        self._resumed = self._complete(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self._resumed is None:
+        found = self._complete(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed = found.path if found else None
+        if found is None:
             return super().train(None, *args, **kwargs)
         self.args.eval_on_start = False  # the start was long ago
-        with weights_only():
-            return super().train(str(self._resumed), *args, **kwargs)
+        fsdp = backend(self.accelerator) == "fsdp2"
+        same = fsdp == (found.backend == "fsdp2")
+        layout = nullcontext(found.path) if same else converted(found.path, self, to_fsdp=fsdp)
+        with weights_only(), layout as folder:
+            return super().train(str(folder), *args, **kwargs)
 
-    def _complete(self, named: str | bool) -> Path:
-        """The folder of a checkpoint to go on from. Raises UserError."""
+    def _complete(self, named: str | bool) -> Checkpoint:
+        """A checkpoint to go on from. Raises UserError."""
         run = Path(self.args.output_dir)
         if isinstance(named, bool):
             found = checkpoints.complete_ones(run, self.run_id)
             if not found:
                 raise UserError(f"{run} holds no complete checkpoint to go on from.")
-            return found[-1].path
-        folder = Path(named)
+            return found[-1]
         try:
-            checkpoints.read(folder, None)
+            return checkpoints.read(Path(named), None)
         except checkpoints.Damaged as error:
-            raise UserError(f"{folder} cannot be gone on from: {error}.") from None
-        return folder
+            raise UserError(f"{named} cannot be gone on from: {error}.") from None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: transformers' files, ours, and the marker when all of them are on the disk."""

@@ -18,8 +18,6 @@ from align.runs.processes import World
 from align.runs.running import RUNNING, Running
 from align.trainers.checkpoints import progress_of
 
-_PLAIN = ("single", "ddp")  # every process has the whole optimizer
-
 Say = Callable[[str], Any]
 
 
@@ -143,8 +141,7 @@ def goes_on(checkpoint: Checkpoint, processes: int, how: str) -> list[str]:
     if then == now:
         return said
     name, was, here = checkpoint.path.name, _shared_by(*then), _shared_by(*now)
-    kinds = {"plain" if kind in _PLAIN else kind for kind in (how, checkpoint.backend)}
-    if len(kinds) > 1 or how.startswith("zero"):
+    if any(one.startswith("zero") for one in (how, checkpoint.backend)):
         raise UserError(
             f"{name} was written by {was}, and {here} cannot take up its optimizer. Go on with {was}, or start a new "
             f"run from its weights: another name=, and model.id={checkpoint.path}."
