@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from align.engine.scoring import causal_model
 
 _LENGTHS = (11, 7, 3)  # rows of the check
-_MARK = "_align_fused"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Fusion:
 def fuse(model: nn.Module, compute_dtype: torch.dtype | None = None, agree: Callable[[bool], bool] = bool) -> Fusion:
     """Fuse the layers of ``model`` in place where that changes its log-probs and gradients by rounding alone.
 
-    The model must be whole and on its device. A copy of it has fused layers too; so has ``fuse_like`` of it.
+    The model must be whole and on its device. A copy of it has fused layers too.
 
     Args:
         compute_dtype: what autocast computes in; None without autocast.
@@ -73,16 +72,7 @@ def fuse(model: nn.Module, compute_dtype: torch.dtype | None = None, agree: Call
     if not agree(reason is None):
         undo()
         return Fusion(reason or "another process cannot fuse them", nats, gradient)
-    inner.__dict__[_MARK] = True
     return Fusion(None, nats, gradient)
-
-
-def fuse_like(model: nn.Module, other: nn.Module) -> None:
-    """Give ``model``, of the same architecture, fused layers if ``other`` has them."""
-    if _MARK in causal_model(other).__dict__:
-        inner = causal_model(model)
-        _patch(inner)
-        inner.__dict__[_MARK] = True
 
 
 def _patch(model: PreTrainedModel) -> bool:

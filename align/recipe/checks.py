@@ -181,9 +181,7 @@ def _reference(raw: Mapping[str, Any]) -> list[Problem]:
             Problem(("reference", "strategy"), "there is no adapter to switch off; add model.lora, or use copy.")
         )
     if reference.get("strategy") == "copy" and model.get("load_in") is not None:
-        problems.append(
-            Problem(("reference", "strategy"), "quantised weights are not copied; use adapter_off or reload.")
-        )
+        problems.append(Problem(("reference", "strategy"), "quantised weights are not copied; use adapter_off."))
     if reference.get("sync_every") is not None and model.get("lora") is not None:
         problems.append(
             Problem(("reference", "sync_every"), "the reference of an adapter cannot move; remove model.lora or this.")

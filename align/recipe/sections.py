@@ -221,8 +221,9 @@ class Data(Section):
 class Reference(Section):
     """How the policy at the start is kept for objectives that compare with it."""
 
-    strategy: Literal["auto", "adapter_off", "copy", "reload"] = Field(
-        "auto", description="auto takes adapter_off with a fresh adapter, else a frozen copy"
+    strategy: Literal["auto", "adapter_off", "copy"] = Field(
+        "auto",
+        description="auto takes adapter_off with a fresh adapter, else a frozen copy, cut up as the policy is",
     )
     store: bool = Field(
         True, description="keep reference log-probs on disk, so that the next run need not compute them"

@@ -36,8 +36,8 @@ _INERT = {
 def model_digest(model: nn.Module, *, adapters: bool, compute_dtype: str) -> str:
     """Hex SHA-256 over weights by tensor name, configuration, adapters, quantisation and compute type.
 
-    Taken before wrapping, or through ZeRO's gathering, so that the topology does not matter. All ranks must call it
-    together when parameters are sharded.
+    Sharded parameters are put together one after another, so that the topology does not matter. All ranks must call it
+    together then.
 
     Args:
         adapters: whether the adapter belongs to what is digested; a reference with its adapter off leaves it out.
@@ -54,8 +54,8 @@ def model_digest(model: nn.Module, *, adapters: bool, compute_dtype: str) -> str
     tensors = {name: t for name, t in _named_tensors(inner) if adapters or not _of_adapter(name)}
     for name in sorted(tensors):
         hasher.update(name.replace(".base_layer", "").replace(".original_module", "").encode())
-        with _whole(tensors[name]) as whole:
-            value = whole.detach().cpu().contiguous()
+        with whole(tensors[name]) as tensor:
+            value = tensor.detach().cpu().contiguous()
             hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
             hasher.update(value.view(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
@@ -79,12 +79,14 @@ def _of_adapter(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _whole(tensor: Any) -> Iterator[Tensor]:
-    """The full tensor of a parameter that ZeRO-3 has partitioned; any other as it is."""
-    if not hasattr(tensor, "ds_id"):
-        yield tensor
-        return
-    import deepspeed
+def whole(tensor: Any) -> Iterator[Tensor]:
+    """The full tensor of a parameter that ZeRO-3 or FSDP2 has cut up; any other as it is."""
+    if hasattr(tensor, "full_tensor"):
+        yield tensor.full_tensor()
+    elif hasattr(tensor, "ds_id"):
+        import deepspeed
 
-    with deepspeed.zero.GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
+    else:
         yield tensor

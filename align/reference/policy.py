@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -20,26 +19,16 @@ from align.errors import UserError
 from align.reference.narrow import narrow
 from align.reference.store import LogProbStore, sequence_key
 
-Strategy = Literal["auto", "adapter_off", "copy", "reload"]
+Strategy = Literal["auto", "adapter_off", "copy"]
 
 
 def choose(strategy: Strategy, model: nn.Module, fresh_adapter: bool) -> Strategy:
-    """Resolve ``auto``: a fresh adapter is switched off; anything else is copied, or loaded again if sharded."""
+    """Resolve ``auto``: a fresh adapter is switched off; anything else is copied."""
     if strategy == "adapter_off" and not (fresh_adapter or hasattr(model, "peft_config")):
         raise UserError("reference.strategy is adapter_off, but the model has no adapter: set model.lora, or use copy.")
-    partitioned = any(hasattr(p, "ds_id") for p in model.parameters())
-    if strategy == "copy" and partitioned:
-        raise UserError("reference.strategy is copy, but ZeRO-3 has cut the model up already: use reload, or auto.")
     if strategy != "auto":
         return strategy
-    if fresh_adapter:
-        return "adapter_off"
-    return "reload" if partitioned else "copy"
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """A copy that takes no gradient and is in evaluation mode."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return "adapter_off" if fresh_adapter else "copy"
 
 
 @contextlib.contextmanager
@@ -80,19 +69,27 @@ class ReferencePolicy:
         self.complete = complete
         self.rows_computed = 0
 
+    def shard(self, accelerator: Any) -> None:
+        """Under FSDP2, give each process its piece of the frozen model; before training, since until then the model
+        shares the policy's weights (see ``frozen``).
+        """
+        if self.model is not None and accelerator.distributed_type == "FSDP":
+            attach(self.model)
+            # accelerate's own, since TRL's gathers the whole reference at once; it also deals out the weights where
+            # only rank 0 has loaded them
+            sharded: Any = fsdp2_prepare_model(accelerator, self.model)
+            sharded.set_reshard_after_forward(True)  # the head else stays whole, for a backward pass that never comes
+            self.model = sharded.eval()
+
     def prepare(self, accelerator: Any) -> str | None:
-        """Put the frozen model on its device, sharded as the policy is, and keep its weights no wider than they are
+        """Put the frozen model on its device, wrapped as the policy is, and keep its weights no wider than they are
         used; returns the sentence about that, if it applies.
         """
-        if self.model is None:
+        if self.model is None or accelerator.distributed_type == "FSDP":
             return None
         attach(self.model)
         if accelerator.distributed_type == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3:
             self.model = prepare_deepspeed(self.model, accelerator)
-        elif accelerator.distributed_type == "FSDP":
-            # accelerate's own, since TRL's gathers the whole reference at once; it also deals out the weights where
-            # only rank 0 has loaded them
-            self.model = fsdp2_prepare_model(accelerator, self.model).eval()
         else:
             self.model = self.model.to(accelerator.device)
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)

@@ -21,8 +21,8 @@ _DDP_CPU = (
     "recipes/accelerate/cpu2-ddp.yaml and the same variable."
 )
 _ZERO_CPU = (
-    "For DeepSpeed on a CPU unset ACCELERATE_USE_CPU and set train.ddp_backend=gloo: "
-    "see recipes/accelerate/cpu2-zero3.yaml."
+    "For DeepSpeed on a CPU set train.use_cpu=true and unset ACCELERATE_USE_CPU, with which accelerate leaves out "
+    "DeepSpeed: see recipes/accelerate/cpu2-zero3.yaml."
 )
 _FSDP_CPU = (
     "For FSDP on a CPU: ACCELERATE_USE_CPU=true accelerate launch with recipes/accelerate/cpu2-fsdp2.yaml, and no "
@@ -81,7 +81,8 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
         )
     if fsdp and kind != "FSDP" and (kind in ("NO", "MULTI_CPU") or hasattr(state, "fsdp_plugin")):
         raise UserError(f"FSDP was asked for, but {found}, which shards nothing. {_FSDP_CPU}")
-    if deepspeed and kind != "DEEPSPEED":
+    # with train.use_cpu alone accelerate makes DeepSpeed of it later, with the variable it never does
+    if deepspeed and kind != "DEEPSPEED" and (_flag(env, "ACCELERATE_USE_CPU") or hasattr(state, "deepspeed_plugin")):
         raise UserError(f"DeepSpeed was asked for, but {found}. {_ZERO_CPU}")
     if kind == "FSDP" and getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
         raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml).")

@@ -31,8 +31,8 @@ class AlignTrainer(TreeTrainer, SFTTrainer):
 
     Args:
         objective: what to minimise.
-        reference: how the reference policy is kept (``auto``, ``adapter_off``, ``copy``, ``reload``); unused where the
-            objective needs none.
+        reference: how the reference policy is kept (``auto``, ``adapter_off``, ``copy``); unused where the objective
+            needs none.
         reference_sync: (every, mix): each ``every`` steps the reference moves to ``mix`` * policy + (1 - ``mix``) *
             reference (TR-DPO, arXiv 2404.09656); None keeps it where it was at the start.
         store_dir: folder of the reference log-prob store; None for no store.
@@ -122,4 +122,6 @@ class AlignTrainer(TreeTrainer, SFTTrainer):
         """The reference as it is kept; ``moves`` says whether it follows the policy."""
         branches = self.objective.reference_branches
         options = {"complete": kept.complete, "moves": moves}
-        return ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store, **options)
+        policy = ReferencePolicy(self.engine, kept.strategy, branches, kept.model, kept.store, **options)
+        policy.shard(self.accelerator)
+        return policy

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distributed.test_distributed import _environment
+from distributed.launching import environment
 from shortage import at_most
 from tiny import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -188,7 +188,7 @@ def test_two_processes_write_what_one_writes(capsys: pytest.CaptureFixture[str],
     for options, code in ((["--out", "two.jsonl"], 0), (["--out", "two.jsonl"], 2)):
         done = subprocess.run(
             [*launch, *words, *options],
-            env=_environment("ddp"),
+            env=environment("ddp"),
             capture_output=True,
             text=True,
             timeout=200,

@@ -41,8 +41,8 @@ def trained(folder: Path) -> AlignTrainer:
     rows = [{"prompt_ids": [5, 6, 7 + i], "forget_ids": [8, 9 + i]} for i in range(4)]
     args = training_config(
         output_dir=str(folder / "out"), per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
-        max_steps=1, learning_rate=0.0, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
-        bf16=False, gradient_checkpointing=False,
+        max_steps=1, learning_rate=0.0, report_to="none", save_strategy="no", disable_tqdm=True,
+        bf16=False, gradient_checkpointing=False, use_cpu=True,
     )  # fmt: skip
     trainer = AlignTrainer(str(folder / "model"), NLL(branch="forget"), args, train_dataset=Dataset.from_list(rows))
     trainer.train()

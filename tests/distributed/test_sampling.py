@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.test_distributed import CONFIGS, HERE, ROOT, _environment, _need
+from distributed.launching import HERE, ROOT, SINGLE, command, environment, need
 from saved_model import save_model
 
 
 def _run(folder: Path, label: str) -> list[dict[str, Any]]:
-    _need(label)
-    command = [sys.executable]
-    if label != "single":
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS[label])]
-    command += [str(HERE / "sampling_worker.py"), str(folder)]
+    need(label)
+    words = [*command(label, HERE / "sampling_worker.py"), str(folder)]
     done = subprocess.run(
-        command, env=_environment(label), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        words, env=environment(label), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
     )
     # results, not the exit code: ranks are known to abort at interpreter exit after all work was done
     found = sorted(folder.glob(f"{label}-*.json"))
-    assert len(found) == (1 if label == "single" else 2), f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    assert len(found) == (1 if label == SINGLE else 2), f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return [json.loads(path.read_text()) for path in found]
 
 
@@ -37,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> dict[str, Any]:
-    return _run(folder, "single")[0]
+    return _run(folder, SINGLE)[0]
 
 
 @pytest.mark.parametrize(

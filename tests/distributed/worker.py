@@ -8,6 +8,9 @@ ALIGN_TEST_LABEL, and saved models beside it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import gc
 import json
 import os
 import sys
@@ -22,11 +25,15 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from align.compat import training_config
 from align.judges.judge import ScoreJudge
-from align.objectives import DPO, KL, NLL, NPO, RMU, BradleyTerry, HyPO, SuperHF, WeightedSum
+from align.objectives import DPO, FLAT, KL, NLL, NPO, RMU, RPO, BradleyTerry, HyPO, SuperHF, WeightedSum
 from align.recipe.sampling import Sampling
+from align.reference.digest import model_digest
 from align.runs.directory import RunDirectory
+from align.runs.memory import peak
 from align.trainers.entanglement import EntanglementProbe
 from align.trainers.hypo import HyPOTrainer
+from align.trainers.memory import Holdings
+from align.trainers.policy import compute_type
 from align.trainers.preference import PreferenceTrainer
 from align.trainers.reward import RewardModelTrainer
 from align.trainers.superhf import SuperHFTrainer
@@ -107,13 +114,18 @@ def online(words: list[str], data: Dataset) -> tuple[Any, dict[str, Any]]:
 
 
 def forgetting(words: list[str], data: Dataset) -> dict[str, Any]:
-    """Objective and rows: chosen answers are forgotten; rejected ones, in another order, are retained."""
+    """Objective and rows: chosen answers are forgotten; rejected ones, in another order, are retained, or given."""
+    forget = data.rename_column("chosen_ids", "forget_ids")
+    if "flat" in words:
+        return {"objective": FLAT(), "train_dataset": forget.rename_column("rejected_ids", "alternate_ids")}
     kept = data.select(range(21)).rename_column("rejected_ids", "retain_ids")
-    return {
-        "objective": MOVING if "kl" in words else FORGETTING,
-        "train_dataset": data.rename_column("chosen_ids", "forget_ids"),
-        "retain_dataset": kept,
-    }
+    objective = MOVING if "kl" in words else RMU(layer=0) if "rmu" in words else FORGETTING
+    return {"objective": objective, "train_dataset": forget, "retain_dataset": kept}
+
+
+def preferring(words: list[str]) -> Any:
+    """The objective of pairs."""
+    return MIXED if "kl" in words else RPO() if "rpo" in words else DPO(calibrate="calibrated" in words)
 
 
 def build(folder: Path, label: str, case: str) -> Any:
@@ -126,7 +138,7 @@ def build(folder: Path, label: str, case: str) -> Any:
         per_device_train_batch_size=GLOBAL_BATCH // world // accumulate,
         per_device_eval_batch_size=GLOBAL_BATCH,
         gradient_accumulation_steps=accumulate,
-        max_steps=1 if "seed" in words else 5,
+        max_steps=1 if "seed" in words else 10 if "cell" in words else 5,
         learning_rate=1e-2,
         weight_decay=0.01,
         # Adam divides by the size of a gradient: where that is next to nothing, its rounding would become a whole step
@@ -140,14 +152,15 @@ def build(folder: Path, label: str, case: str) -> Any:
         bf16="bf16" in words,
         gradient_checkpointing="checkpointing" in words,
         dataloader_pin_memory=False,
-        **({"ddp_backend": "gloo"} if _deepspeed() else {"use_cpu": True}),
+        use_cpu=True,
     )
     data = Dataset.from_list(rows(ROWS))
     model: Any = str(folder / ("tied" if "tied" in words else "model"))
     if "adapter" in words:  # one that has learned something, so that the reference is base and adapter
         learned = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(model), learned)
-    lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    task = {"task_type": "SEQ_CLS"} if "reward" in words else {}
+    adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **task) if "lora" in words else None
     if "reward" in words:
         return Scoring(
             str(folder / ("encoder" if "own" in words else "model")),
@@ -156,26 +169,29 @@ def build(folder: Path, label: str, case: str) -> Any:
             train_dataset=data.add_column("preference", [(0.9, 0.5, None)[i % 3] for i in range(ROWS)]),
             eval_dataset=data.select(range(11)),
             processing_class=tokenizer(),
-            peft_config=LoraConfig(**lora, task_type="SEQ_CLS") if "lora" in words else None,
+            peft_config=adapter,
         )
     if {"hypo", "superhf"} & set(words):
         kind, options = online(words, data)
-        return kind(model, args=args, processing_class=tokenizer(), **options)
-    if "unlearn" in words:
-        return Unlearning(model, args=args, processing_class=tokenizer(), **forgetting(words, data))
+        return kind(model, args=args, processing_class=tokenizer(), peft_config=adapter, **options)
+    if {"unlearn", "npo", "flat", "rmu"} & set(words):
+        options = forgetting(words, data)
+        return Unlearning(model, args=args, processing_class=tokenizer(), peft_config=adapter, **options)
     return Watched(
         model,
-        MIXED if "kl" in words else DPO(calibrate="calibrated" in words),
+        preferring(words),
         args,
         train_dataset=data.select(range(GLOBAL_BATCH)) if "seed" in words else data,
         eval_dataset=data.select(range(11)),
         processing_class=tokenizer(),
-        peft_config=LoraConfig(**lora) if "lora" in words else None,
+        peft_config=adapter,
         store_dir=folder / f"store-{label}" if "store" in words else None,
     )
 
 
 def run(folder: Path, label: str, case: str) -> None:
+    gc.collect()
+    forget_peak()
     trainer = build(folder, label, case)
     trainer.flags = []
     entangled = Entangled(trainer, rows(11)) if "entangled" in case else None
@@ -191,7 +207,16 @@ def run(folder: Path, label: str, case: str) -> None:
     trainer.save_model(str(folder / f"{label}-{case}"))
     reference = trainer.reference
     store = reference and reference.store
-    mine = {"flags": trainer.flags, "computed": reference.rows_computed if reference else 0}
+    mine = {
+        "flags": trainer.flags,
+        "computed": reference.rows_computed if reference else 0,
+        "peak": peak(torch.device("cpu")),
+        "tensors": dataclasses.asdict(Holdings.of(trainer)),
+    }
+    if reference is not None and reference.model is not None:
+        # put together from all ranks
+        about = {"adapters": True, "compute_dtype": compute_type(trainer.args, trainer.model)}
+        mine["digests"] = [trainer.digest, model_digest(reference.model, **about)]
     if store is not None:
         mine["in store"] = len(store)
         store.flush()
@@ -221,8 +246,10 @@ def run(folder: Path, label: str, case: str) -> None:
     (folder / f"{label}-{case}.json").write_text(json.dumps(out))
 
 
-def _deepspeed() -> bool:
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+def forget_peak() -> None:
+    """Let the process's peak of memory start anew, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from align.engine.layout import TreeBatch
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.objectives import DPO, KL, WeightedSum
-from align.reference.policy import ReferencePolicy, choose, frozen
+from align.reference.frozen import frozen
+from align.reference.policy import ReferencePolicy, choose
 from align.reference.store import LogProbStore, sequence_key
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -108,25 +109,6 @@ def test_switching_off_an_adapter_that_already_speaks_is_refused(tmp_path: Path)
     made = trainer(tmp_path, DPO(), model=model, reference="adapter_off")
     with pytest.raises(UserError, match=r"At the start the reference \(strategy adapter_off\) differs from the policy"):
         made.train()
-
-
-def test_reload_reads_the_folder_that_the_policy_came_from(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path / "model")
-    model = type(tiny_model()).from_pretrained(tmp_path / "model")
-    made = trainer(tmp_path / "run", DPO(0.3), model=model, reference="reload")
-    made.train()
-    assert made.reference.strategy == "reload"
-    batch = batch_of(pairs(6))
-    assert (kept(made, batch) - plain(tiny_model(), batch)).abs().max() < 1e-5
-
-
-def test_reload_of_something_else_is_refused(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path / "model")
-    model = type(tiny_model()).from_pretrained(tmp_path / "model")
-    with torch.no_grad():
-        model.lm_head.weight[0, 0] += 1e-3
-    with pytest.raises(UserError, match=r"is not what .* holds, so the reference cannot be loaded from there"):
-        trainer(tmp_path / "run", DPO(), model=model, reference="reload")
 
 
 def test_which_strategy_is_taken() -> None:

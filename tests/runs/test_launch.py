@@ -15,6 +15,7 @@ SIMPLE = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
 TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 FSDP = {**TWO, "ACCELERATE_USE_FSDP": "true", "ACCELERATE_DYNAMO_BACKEND": "NO"}
 DEEPSPEED = {**TWO, "ACCELERATE_USE_DEEPSPEED": "true"}
+CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleNamespace:
@@ -30,8 +31,14 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
         pytest.param(made(1, "NO", None), FSDP, "run of its own", "cpu2-fsdp2.yaml", id="FSDP on a CPU"),
         pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "cpu2-fsdp2.yaml", id="FSDP as DDP"),
         pytest.param(made(2, "NO", "gloo"), FSDP, "gradients never", "no train.ddp_backend", id="FSDP and ddp_backend"),
-        pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "ddp_backend=gloo", id="DeepSpeed alone"),
-        pytest.param(made(2, "MULTI_CPU", "gloo"), DEEPSPEED, "DeepSpeed was", "ACCELERATE_USE_CPU", id="no ZeRO"),
+        pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "use_cpu=true", id="DeepSpeed alone"),
+        pytest.param(
+            made(2, "MULTI_CPU", "gloo"),
+            DEEPSPEED | CPU,
+            "DeepSpeed was",
+            "unset ACCELERATE_USE_CPU",
+            id="no ZeRO",
+        ),
         pytest.param(
             made(2, "FSDP", "nccl", fsdp_plugin=SimpleNamespace(fsdp_version=1)), FSDP, "version 1", "2", id="FSDP1"
         ),
@@ -61,15 +68,18 @@ def test_several_gpus_in_one_process_are_refused() -> None:
         pytest.param(made(2, "MULTI_GPU", "nccl"), FSDP, id="FSDP, before an Accelerator is made"),
         pytest.param(made(2, "FSDP", "nccl", fsdp_plugin=SimpleNamespace(fsdp_version=2)), FSDP, id="FSDP2"),
         pytest.param(made(2, "DEEPSPEED", "gloo"), DEEPSPEED, id="ZeRO"),
+        pytest.param(made(2, "MULTI_CPU", "gloo"), DEEPSPEED, id="ZeRO on a CPU, before an Accelerator is made"),
     ],
 )
 def test_what_was_asked_for_passes(state: SimpleNamespace, env: dict[str, str]) -> None:
     check_launch(state, env)
 
 
-def test_fsdp_that_an_accelerator_left_out_is_refused() -> None:
+def test_what_an_accelerator_left_out_is_refused() -> None:
     with pytest.raises(UserError, match="FSDP was asked for"):
         check_launch(SimpleNamespace(state=made(2, "MULTI_GPU", "nccl", fsdp_plugin=None)), FSDP)
+    with pytest.raises(UserError, match="DeepSpeed was asked for"):
+        check_launch(SimpleNamespace(state=made(2, "MULTI_CPU", "gloo", deepspeed_plugin=None)), DEEPSPEED)
 
 
 def test_arguments_of_this_process_pass() -> None:
