@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -18,7 +20,7 @@ class Exit(IntEnum):
 class UserError(Exception):
     """A mistake in a recipe, in data or in how a command was called; the message says what to do. Exit code 2.
 
-    ``shared`` says that every process of a run raises it, so that one of them speaks for all.
+    ``shared`` says that every process of a run raises it, so that the first of them speaks for all.
     """
 
     exit_code = Exit.USAGE
@@ -47,6 +49,32 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+# what a process meets whose peer has died: gloo's words, NCCL's, and those of the store through which they met
+_LOST_PEER = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "ncclSystemError",
+    "communicator was",
+)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST_PEER)
+
+
+@contextmanager
+def of_this_process() -> Iterator[None]:
+    """Mark a user's mistake that is found within as one that other processes do not meet."""
+    try:
+        yield
+    except UserError as error:
+        error.shared = False
+        raise
 
 
 def told(error: Exception) -> str:

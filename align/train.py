@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from align.errors import Stopped, UserError
 from align.recipe import Recipe, load_recipe
+from align.runs.ended import ended
 from align.runs.memory import answered
 from align.runs.quiet import without_device_notice
 from align.runs.result import RunResult
+from align.runs.signals import SIGNALS
+from align.runs.speaker import enter, rank
 from align.runs.terminal import echo as to_terminal
 
 
@@ -48,33 +50,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     resume, allow_code = "--resume" in words, "--allow-code" in words
     words = [w for w in words if w not in ("--resume", "--allow-code")]
-    rank = int(os.environ.get("RANK", "0"))
     if not words or words[0] in ("-h", "--help"):
-        if rank == 0:
+        if rank() == 0:
             print("usage: accelerate launch [...] -m align.train FILE [key=value ...] [--resume] [--allow-code]")
         return 0 if words else 2
     warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        with answered():
-            recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
-            run(recipe, resume=resume, allow_code=allow_code)
-        _leave(together=True)
-    except (UserError, Stopped) as error:
-        if rank == 0 or not error.shared:
-            print(error, file=sys.stderr, flush=True)
-        if error.shared:  # otherwise the other processes are at work, and would not come: the launcher ends them
-            _leave(together=False)
-        return int(error.exit_code)
+    with SIGNALS.heard():
+        try:
+            enter()
+            with answered():
+                recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
+                SIGNALS.run = recipe.output_dir
+                run(recipe, resume=resume, allow_code=allow_code)
+            _leave_together()
+        except BaseException as error:
+            return ended(error)
     return 0
 
 
-def _leave(*, together: bool) -> None:
-    """End the process group; after a good run only when every rank is there, or one that leaves early aborts."""
+def _leave_together() -> None:
+    """End the process group when every rank is there: one that leaves early makes the others abort."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if together:
-            torch.distributed.barrier()
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

@@ -19,7 +19,9 @@ from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
 from align.cli.verbs import ALLOW_CODE, Parser, Verb, argument, flag, path
 from align.errors import Exit, UserError
+from align.runs.ended import interrupted
 from align.runs.memory import answered
+from align.runs.signals import SIGNALS, Interrupted
 from align.runs.terminal import echo
 
 _MAIN = """\
@@ -55,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             echo(error, file=sys.stderr)
         return int(error.exit_code)
+    except Interrupted as error:
+        print(interrupted(error), file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         # a file that --resume goes on from; before it is there, there is nothing to go on with
         begun = getattr(args, "begun", None)
@@ -89,11 +94,11 @@ def _train(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
     require_model(recipe.model, recipe.base)
-    from align.runs.directory import LOCK
     from align.train import run
 
-    args.begun = recipe.output_dir / LOCK
-    result = run(recipe, resume=args.resume, allow_code=args.allow_code, echo=_echo(args.json))
+    with SIGNALS.heard():
+        SIGNALS.run = recipe.output_dir
+        result = run(recipe, resume=args.resume, allow_code=args.allow_code, echo=_echo(args.json))
     if args.json:
         _print_json(result)
     return Exit.OK

@@ -49,6 +49,7 @@ from align.runs.launch import check_launch, check_launcher_files
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
 from align.runs.result import RunResult
+from align.runs.signals import SIGNALS
 from align.runs.terminal import Work
 from align.sampling.files import read_tables
 from align.trainers.online import check_settings
@@ -179,6 +180,7 @@ class RoundTrainer:
         estimate(self.recipe, rounds, self.directory.path / CALLS, self.say)
         records = []
         for now in rounds:
+            SIGNALS.obey()  # what came while the last round's result was written
             if not (now.folder / TRAIN / VERDICT).exists():
                 self._round(now)
             if not self.rounds.keep_checkpoints and (freed := remove_checkpoints(now.folder / TRAIN, self.directory)):

@@ -20,13 +20,15 @@ from align.engine.reads import AnyRead, Hidden, Score
 from align.engine.score_probe import probe_scores
 from align.engine.scores import Scores
 from align.engine.scoring import ScoringEngine
-from align.errors import Stopped
+from align.errors import Stopped, of_this_process
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
 from align.runs.launch import check_wrapped
 from align.runs.memory import answered
+from align.runs.signals import SIGNALS
 from align.trainers.arguments import check_best_metric
 from align.trainers.checkpoints import CheckpointMixin
+from align.trainers.ending import Ending
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
@@ -68,6 +70,8 @@ class AlignMixin(CheckpointMixin):
         self.watermark = Watermark()
         self.running = RunningMeans(self.sum_over_ranks)
         self.add_callback(self.running)
+        self.ending = Ending()
+        self.add_callback(self.ending)
         self._start_checkpoints()
         self.echo: Callable[[str], Any] = print
         self.start_gap: float | None = None
@@ -93,9 +97,10 @@ class AlignMixin(CheckpointMixin):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The micro-batches of one optimizer step, and what its loss is divided by, added up over all ranks."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with of_this_process():  # each has rows of its own
+            samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            samples = self.completed(samples) if samples else samples
         if samples:
-            samples = self.completed(samples)
             batches = [s["tree"] for s in samples]
             self._window = self._divisors(batches, device)
             step = torch.tensor([0.0, float(self.accelerator.is_main_process)], device=device)
@@ -245,8 +250,10 @@ class AlignMixin(CheckpointMixin):
         if self.accelerator.num_processes == 1:
             return {unit: max(value, 1.0) for unit, value in zip(units, mine, strict=True)}
         # float32, since some devices have no float64; token counts of a step are far below 2^24
-        total = self.sum_over_ranks(torch.tensor(mine).to(device, non_blocking=True)).clamp(min=1.0)
-        return dict(zip(units, total.unbind(), strict=True))
+        mine.append(float(bool(SIGNALS.asked)))
+        *total, asked = self.sum_over_ranks(torch.tensor(mine).to(device, non_blocking=True)).unbind()
+        self.ending.begin(asked)
+        return {unit: value.clamp(min=1.0) for unit, value in zip(units, total, strict=True)}
 
     def needs_reference_pass(self, batches: list[TreeBatch]) -> list[bool]:
         """For each batch, whether any rank must compute reference rows of it."""

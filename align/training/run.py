@@ -29,6 +29,7 @@ from align.runs.processes import World
 from align.runs.quiet import quieten, silent
 from align.runs.report import HTML
 from align.runs.result import RunResult
+from align.runs.signals import SIGNALS
 from align.trainers.arguments import refuse
 from align.trainers.base import AlignTrainer
 from align.trainers.collapse import Collapse
@@ -135,12 +136,14 @@ def _run(
 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        return finish(recipe, trainer, directory, evaluation.stopped if evaluation else "", account(), say)
     except Stopped as error:
         add(directory, {"cost": account(), "stopped": str(error)})
         if report(recipe, directory, say):
             say(f"  report   {directory.path / HTML}")
         raise
-    return finish(recipe, trainer, directory, evaluation.stopped if evaluation else "", account(), say)
+    finally:
+        SIGNALS.until = ""
 
 
 def _lock(recipe: Recipe, trainer: Any, directory: RunDirectory, data: str | None, resume: bool) -> None:

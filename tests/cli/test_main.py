@@ -415,25 +415,6 @@ def test_a_misspelt_word_gets_the_one_that_was_meant(
     assert capsys.readouterr().err.rstrip().replace("doctor)", "'doctor')").endswith(meant)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_an_interrupted_run_is_gone_on_with_only_where_it_has_begun(
-    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tmp_path / "r.yaml"
-    (tmp_path / "m").mkdir()
-    recipe.write_text("name: x\nmodel: {id: m}\ndata: {train: {path: p}}\nobjective: {name: dpo}\n")
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        if begun:
-            (tmp_path / "run").mkdir()
-            (tmp_path / "run" / "recipe.lock.yaml").write_text("recipe: {}\n")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("align.train.run", interrupted)
-    again = " Go on: the same command with --resume." if begun else ""
-    assert call(capsys, "train", str(recipe), f"output={tmp_path / 'run'}") == (130, "", f"Interrupted.{again}\n")
-
-
 def test_a_tilde_on_the_command_line_is_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
