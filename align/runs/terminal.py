@@ -30,6 +30,12 @@ def echo(text: object = "", *, file: TextIO | None = None, **options: Any) -> No
     print(text, file=out, **options)
 
 
+def aside(text: str) -> None:
+    """Say something beside what a command prints: on standard error of the main process."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        echo(text, file=sys.stderr, flush=True)
+
+
 def fitted(line: str, width: int) -> str:
     """A line broken between words, so that no part is wider than ``width``; a word that is wider stays whole."""
     if len(line) <= width:

@@ -121,7 +121,7 @@ def _json_line(path: Path, number: int, text: str) -> Row:
         raise UserError(
             f"{path}:{number}: not valid JSON at column {error.colno} ({error.msg}); expected one JSON object per line."
         ) from None
-    return _checked(path, f"{path}:{number}", row)
+    return _checked(path, f"{path}:{number}", row, escapes="\\u" in text)
 
 
 def _json_array(path: Path, number: int, head: str, stream: BinaryIO) -> Iterator[Row]:
@@ -150,9 +150,12 @@ def _json_object(path: Path, document: Any) -> Iterator[Row]:
     yield _checked(path, f"{path}:1", document)
 
 
-def _checked(path: Path, where: str, row: Any) -> Row:
+def _checked(path: Path, where: str, row: Any, *, escapes: bool = True) -> Row:
+    """The row, if it is one. Only text with ``escapes`` can hold what is no character, once it is decoded."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: holds a {type(row).__name__}; expected an object with named columns.")
+    if not escapes:
+        return row
     try:
         # Arrow stores UTF-8 only; half a surrogate pair ("\ud83d") passes the JSON parser and fails much later.
         json.dumps(row, ensure_ascii=False).encode("utf-8")

@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from align.data.rows.files import SUFFIXES, file_kind, file_stem, read_rows
+from align.data.rows.files import SUFFIXES, file_kind, file_stem
+from align.data.rows.tables import from_files, from_rows, rows_of
 from align.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,17 +112,6 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """A question to append to a message, or nothing where no known name is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Rows in memory as a ``Dataset``: every column that any row has, values of mixed type kept as they are."""
-    from datasets import Dataset
-
-    names = {name: None for row in rows for name in row}
-    listed: list[dict[str, Any]] = [dict(row) for row in rows]
-    if listed:
-        listed[0] = {**names, **listed[0]}  # `from_list` takes the columns of the first row
-    return Dataset.from_list(listed, on_mixed_types="use_json")
 
 
 def is_table(dataset: AnyDataset) -> TypeGuard[Dataset]:
@@ -228,15 +217,9 @@ def _from_path(source: Source, path: Path) -> AnyDataset:
         from datasets import IterableDataset
 
         # A tuple, not a list: lists are dealt out to workers, and row numbers would begin anew in each of them.
-        stream = IterableDataset.from_generator(_rows_of, gen_kwargs={"files": files})
+        stream = IterableDataset.from_generator(rows_of, gen_kwargs={"files": files})
         return _sliced(stream, start, stop, source)
-    enough = source.rows if start is None and stop is None else None
-    rows = list(islice(_rows_of(files), enough))
-    try:
-        return _sliced(from_rows(rows), start, stop, source)
-    except (TypeError, ValueError) as error:
-        named = " and ".join(str(file) for file in files[:2])
-        raise UserError(f"{named}: the rows do not form a table ({' '.join(str(error).split())}).") from None
+    return _sliced(from_files(files, source.rows if start is None and stop is None else None), start, stop, source)
 
 
 def _split(source: Source) -> tuple[str, str | None, str | None]:
@@ -262,11 +245,6 @@ def _sliced(dataset: AnyDataset, start: str | None, stop: str | None, source: So
         return min(max(value + size if value < 0 else value, 0), size)
 
     return dataset.select(range(place(start, 0), place(stop, size)))
-
-
-def _rows_of(files: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
-    for file in files:
-        yield from read_rows(Path(file))
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:

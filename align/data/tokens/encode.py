@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from align.data.rows.formats import BadRow, Format
@@ -47,6 +48,18 @@ class Encoder:
     system: str | None
     columns: tuple[str, ...]
     values: tuple[str, ...] = ()  # columns with a number that prepared rows keep
+    _words: dict[int, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    # looked up once, since a tokenizer searches its vocabulary for them
+    @cached_property
+    def bos(self) -> int | None:
+        """The token that starts a text."""
+        return self.tokenizer.bos_token_id
+
+    @cached_property
+    def eos(self) -> int | None:
+        """The token that ends a text."""
+        return self.tokenizer.eos_token_id
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         names = list(batch)
@@ -215,11 +228,10 @@ class Encoder:
             return BadRow(NO_START), flags
         if not self.branches and not ids.prompt:
             return BadRow("prompt is empty"), flags
-        if {"chosen", "rejected"} <= set(self.branches) and ids.full("chosen") == ids.full("rejected"):
+        if {"chosen", "rejected"} <= set(self.branches) and ids.branches["chosen"] == ids.branches["rejected"]:
             return BadRow(SAME_ANSWERS), flags
         lengths = {name: len(branch) for name, branch in ids.branches.items()}
-        bos = self.tokenizer.bos_token_id
-        cut = fit(ids.prompt, lengths, max_length=self.max_length, truncation=self.truncation, bos=bos)
+        cut = fit(ids.prompt, lengths, max_length=self.max_length, truncation=self.truncation, bos=self.bos)
         if isinstance(cut, str):
             return BadRow(cut), flags
         out: dict[str, Any] = {"prompt_ids": cut.prompt}
@@ -235,6 +247,8 @@ class Encoder:
 
     def _blank(self, targets: Sequence[int]) -> bool:
         """Whether an answer is white space and end tokens alone. Other special tokens count as text, as labels may."""
+        if any(map(self._word, targets[:_OPENING])):
+            return False
         if self.tokenizer.decode(targets[:_OPENING], skip_special_tokens=True).strip():
             return False
         named = self.tokenizer
@@ -243,10 +257,18 @@ class Encoder:
             return False
         return len(targets) <= _OPENING or self._blank(targets[_OPENING:])
 
+    def _word(self, token: int) -> bool:
+        """Whether a token alone has a letter or digit of ASCII, which stays what it is beside any other token."""
+        if token not in self._words:
+            text = self.tokenizer.decode([token], skip_special_tokens=True)
+            self._words[token] = any(sign.isascii() and sign.isalnum() for sign in text)
+        return self._words[token]
+
     def _flags(self, ids: _Ids) -> int:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        bos, eos = self.bos, self.eos
         flags = BOUNDARY if ids.parted else 0
-        starts = [ids.full(name)[:2] for name in self.branches] or [ids.prompt[:2]]
+        start = ids.prompt[:2]
+        starts = [start + ids.branches[name][: 2 - len(start)] for name in self.branches] or [start]
         if bos is not None and [bos, bos] in starts:
             flags |= DOUBLE_BOS
         if eos is not None and eos != bos and any(branch[-2:] == [eos, eos] for branch in ids.branches.values()):
@@ -270,14 +292,12 @@ class _Ids:
     nothing_of: str = ""
     run_together: bool = False
 
-    def full(self, name: str) -> list[int]:
-        """Prompt and branch together."""
-        return self.prompt + self.branches[name]
-
     def targets(self, name: str) -> list[int]:
         """The tokens of a branch that are trained on."""
         ids = self.branches[name]
-        return [token for token, flag in zip(ids, self.masks.get(name, [1] * len(ids)), strict=True) if flag]
+        if name not in self.masks:
+            return ids
+        return [token for token, flag in zip(ids, self.masks[name], strict=True) if flag]
 
     def move_first(self) -> bool:
         """Make the first token of the branches the prompt, since nothing can predict it; False where they differ."""

@@ -253,6 +253,30 @@ class Preparation:
             "tokens": {name: lengths.to_dict() for name, lengths in self.lengths.items()},
         }
 
+    def record(self) -> dict[str, Any]:
+        """The whole account as plain JSON, from which ``of_record`` makes an equal one."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Preparation:
+        """The account that ``record`` came of."""
+        values = dict(record)
+        for name in ("truncated", "boundary", "double_bos", "double_eos", "run_together", "mismatch_cut"):
+            values[name] = Tally(**record[name])
+        for name in ("dropped", "unseen"):
+            values[name] = {what: Tally(**tally) for what, tally in record[name].items()}
+        values["lengths"] = {name: Lengths(Counter(dict(pairs))) for name, pairs in record["lengths"].items()}
+        labels = record["labels"]
+        return cls(**{**values, "branches": tuple(record["branches"]), "labels": None if labels is None else (*labels,)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Lengths):
+        return sorted(value.counts.items())
+    if isinstance(value, Tally):
+        return _tally_dict(value)
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
 
 def _tally_dict(tally: Tally) -> dict[str, Any]:
     return {"count": tally.count, "first": list(tally.first)}

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from align.data.rows.cache import Made, as_dataset, kept, made_of
 from align.data.rows.formats import Format, recognise
 from align.data.rows.questions import asked
 from align.data.rows.sources import column_names, did_you_mean, is_table, quiet_hub
@@ -23,13 +24,15 @@ from align.data.tokens.chat import require_template
 from align.data.tokens.chunks import split
 from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
 from align.data.tokens.endings import open_end, text_end
+from align.data.tokens.identity import preparation_key
 from align.data.tokens.labelled import by_label, refuse_stream
 from align.data.tokens.preparation import Preparation, plural
+from align.data.tokens.table import encode_table
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError
 from align.objectives.base import reads_labels
 from align.runs.models import hub_options, located
-from align.runs.terminal import Work
+from align.runs.parallel import cores
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
     AnyDataset = Dataset | IterableDataset
 
+_NO_SPLIT = "data.truncation: split cuts plain texts, one to a row, and no stream; choose another."
+_MANY = 4096  # rows from which more than one process prepares them
 _SAMPLE = 20  # rows that are looked at to recognise the format: the first may be a bad one
 
 
@@ -140,51 +145,95 @@ def prepare_rows(
     system: str | None = None,
     values: Sequence[str] = (),
 ) -> tuple[AnyDataset, Preparation]:
-    """``prepare`` for callers that go on where no row is left."""
+    """``prepare`` for callers that go on where no row is left. Many rows are prepared once and kept (``rows.cache``)."""
     check_policy(truncation, max_length)
-    dataset = asked(dataset, tokenizer, branches)
-    columns = column_names(dataset)
-    form = recognise_dataset(dataset, branches)
-    wanted = branches
-    if labelled := reads_labels(branches):
-        refuse_stream(dataset)
-        branches = form.branches
-    _check_tokenizer(form, tokenizer, system, columns)
-    masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
-    features = _features(form, branches, columns, masked, values)
-    limit = None if truncation == "split" else max_length
-    encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features), tuple(values))
-    account = Preparation(form.name, tuple(branches), max_length, truncation)
-    account.unread = [name for name in unread_columns(form, list(islice(iter(dataset), _SAMPLE))) if name not in values]
-    if form.conversational and branches:
-        account.open_end = open_end(tokenizer)
-    if truncation == "split" and (len(wanted) != 1 or not is_table(dataset)):
-        raise UserError("data.truncation: split cuts plain texts, one to a row, and no stream; choose another.")
+    settings = {"max_length": max_length, "truncation": truncation, "system": system, "values": tuple(values)}
     if not is_table(dataset):
-        counted = _Counting(encode, account)
-        return dataset.map(
-            counted, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=features
-        ), account
-    from datasets import List, Value
+        return _stream(dataset, tokenizer, branches, **settings)
+    key = preparation_key(dataset, tokenizer, branches, settings)
 
-    all_features = features.copy()
-    all_features.update({STATUS: Value("string"), FLAGS: Value("int8"), UNSEEN: List(Value("string"))})
-    with Work("rows tokenised", len(dataset)) as work:
-        encoded = dataset.map(
-            _Shown(encode, work),
-            batched=True,
-            batch_size=256,
-            with_indices=True,
-            remove_columns=columns,
-            features=all_features,
-        )
-    prepared = _settle(encoded, account, masked)
-    if truncation == "split" and max_length is not None:
-        prepared = split(prepared, branches[0], max_length, tokenizer.bos_token_id)
+    def make(processes: int) -> tuple[Dataset, Preparation]:
+        return _table(dataset, tokenizer, branches, processes, **settings)
+
+    def entry(alone: bool) -> Made:
+        prepared, account = make(cores(shared=not alone))
+        return made_of(prepared, {"account": account.record()})
+
+    if key is None:
+        return make(cores(shared=True) if len(dataset) >= _MANY else 1)
+    made = kept(key, entry)
+    return as_dataset(made), Preparation.of_record(made.facts["account"])
+
+
+def _table(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str], processes: int, **settings: Any
+) -> tuple[Dataset, Preparation]:
+    """Rows that are all there."""
+    work = _Work.on(asked(dataset, tokenizer, branches), tokenizer, branches, **settings)
+    account, truncation = work.account, settings["truncation"]
+    if truncation == "split" and len(branches) != 1:
+        raise UserError(_NO_SPLIT)
+    prepared = encode_table(
+        work.rows, work.encode, account, work.features, masked=work.masked, processes=processes
+    )
+    if truncation == "split" and account.max_length is not None:
+        prepared = split(prepared, account.branches[0], account.max_length, tokenizer.bos_token_id)
         account.pieces = len(prepared)
-    if labelled:
-        prepared = by_label(prepared, account, wanted)
+    if reads_labels(branches):
+        prepared = by_label(prepared, account, branches)
     return prepared, account
+
+
+def _stream(
+    dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str], **settings: Any
+) -> tuple[IterableDataset, Preparation]:
+    """Rows that are prepared as they are read."""
+    work = _Work.on(asked(dataset, tokenizer, branches), tokenizer, branches, **settings)
+    if settings["truncation"] == "split":
+        raise UserError(_NO_SPLIT)
+    counted = _Counting(work.encode, work.account)
+    return work.rows.map(
+        counted, batched=True, batch_size=64, with_indices=True, remove_columns=work.columns, features=work.features
+    ), work.account
+
+
+class _Work(NamedTuple):
+    """Everything that is settled before the first row is encoded."""
+
+    rows: Any
+    columns: list[str]
+    encode: Encoder
+    account: Preparation
+    features: Features
+    masked: bool  # whether some token may be no target
+
+    @classmethod
+    def on(
+        cls,
+        rows: AnyDataset,
+        tokenizer: PreTrainedTokenizerBase,
+        branches: Sequence[str],
+        *,
+        max_length: int | None,
+        truncation: str,
+        system: str | None,
+        values: Sequence[str],
+    ) -> _Work:
+        columns = column_names(rows)
+        form = recognise_dataset(rows, branches)
+        if reads_labels(branches):
+            refuse_stream(rows)
+            branches = form.branches
+        _check_tokenizer(form, tokenizer, system, columns)
+        masked = form.conversational or any(f"{name}_mask" in columns for name in branches)
+        features = _features(form, branches, columns, masked, values)
+        limit = None if truncation == "split" else max_length
+        encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features), tuple(values))
+        account = Preparation(form.name, tuple(branches), max_length, truncation)
+        account.unread = [name for name in unread_columns(form, list(islice(rows, _SAMPLE))) if name not in values]
+        if form.conversational and branches:
+            account.open_end = open_end(tokenizer)
+        return cls(rows, columns, encode, account, features, masked)
 
 
 def recognise_dataset(dataset: AnyDataset, branches: Sequence[str]) -> Format:
@@ -243,43 +292,6 @@ def _features(
     features.update({name: Value("float64") for name in values})
     features["row"] = Value("int64")
     return features
-
-
-def _settle(encoded: Dataset, account: Preparation, masked: bool) -> Dataset:
-    """Count what happened, leave out the dropped rows and the columns that say nothing."""
-    import pyarrow.compute as pc
-
-    table = encoded.with_format("arrow")
-    names = ("prompt", *account.branches)
-    lengths = {name: pc.list_value_length(table[f"{name}_ids"]).to_pylist() for name in names} if len(encoded) else {}
-    reasons = encoded[STATUS][:]
-    account.count(encoded["row"][:], reasons, encoded[FLAGS][:], encoded[UNSEEN][:], lengths)
-    prepared = encoded.remove_columns([STATUS, FLAGS, UNSEEN])
-    if account.rows_dropped:
-        prepared = prepared.select([index for index, reason in enumerate(reasons) if not reason])
-    if masked and len(prepared):
-        masks = [name for name in prepared.column_names if name.endswith("_mask")]
-        kept = prepared.with_format("arrow")
-        if all(pc.min(pc.list_flatten(kept[name])).as_py() == 1 for name in masks):
-            prepared = prepared.remove_columns(masks)
-    return prepared
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """An encoder that says how far it is."""
-
-    encode: Encoder
-    work: Work
-
-    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
-        out = self.encode(batch, indices)
-        self.work.add(len(indices))
-        return out
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What ``datasets`` takes the digest of: the encoder alone, so that a cached result is found again."""
-        return {"encode": self.encode}
 
 
 @dataclass(frozen=True)

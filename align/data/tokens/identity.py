@@ -1,0 +1,61 @@
+"""What prepared rows depend on beside the raw ones, as the name under which they are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from align.data.rows.cache import WORTH, key_of, table_digest
+from align.data.tokens.arguments import rendering
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+def preparation_key(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str], settings: Mapping[str, Any]
+) -> str | None:
+    """The name of the prepared rows: by raw rows, tokenizer, template, its arguments, branches and settings.
+
+    None where they are not kept: where there are few, or the tokenizer is not one that can say all it consists of.
+    """
+    rows, size = table_digest(dataset)
+    if size < WORTH:
+        return None
+    identity = tokenizer_identity(tokenizer)
+    return None if identity is None else key_of("prepared", rows, identity, list(branches), dict(settings))
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
+    """Everything that decides which ids a text or a conversation becomes, as plain values; None for a slow tokenizer.
+
+    A date counts as far as the template asks for it: as the texts that the template is given.
+    """
+    if not tokenizer.is_fast:
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    for state in ("truncation", "padding"):  # of the last call, whatever it was
+        backend.pop(state, None)
+    kind = type(tokenizer)
+    return [
+        f"{kind.__module__}.{kind.__qualname__}",
+        backend,
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        {number: repr(token) for number, token in sorted(tokenizer.added_tokens_decoder.items())},
+        [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+        [getattr(tokenizer, name, None) for name in ("split_special_tokens", "clean_up_tokenization_spaces")],
+        tokenizer.chat_template,
+        [_given(tokenizer, tools) for tools in (None, [])],
+    ]
+
+
+def _given(tokenizer: PreTrainedTokenizerBase, tools: list | None) -> Any:
+    """What the chat template is given, the date written into it."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return rendering(tokenizer, tools, {})
+    except ValueError as error:  # no template of that sort, or no date: said of the rows that it concerns
+        return str(error)
