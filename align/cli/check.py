@@ -59,7 +59,7 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
         for part, rows in loaded:
             if part.role in others:
                 with naming(part.source):
-                    collect(rows, recognise_dataset(rows, part.branches), others[part.role])
+                    others[part.role] += collect(rows, recognise_dataset(rows, part.branches))[0]
         reports = []
         for part, rows in loaded:
             role = _AGAINST.get(part.role, "")

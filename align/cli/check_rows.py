@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from align.cli.check_model import reading
 from align.cli.check_parts import as_table
@@ -16,7 +18,7 @@ from align.data.rows.values import ROLES
 from align.data.tokens.arguments import kept_arguments, unused_arguments
 from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
 from align.data.tokens.endings import count_ends
-from align.data.tokens.preparation import APART, TOGETHER, UNSEEN_NOTE, Preparation, Tally, plural
+from align.data.tokens.preparation import APART, TOGETHER, UNSEEN_NOTE, Preparation, plural
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
@@ -69,8 +71,7 @@ def check_rows(
         table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system, values=values
     )
     assert is_table(prepared)  # as `table` is
-    keys = Keys()
-    traits = collect(table, form, keys)
+    keys, traits = collect(table, form)
     findings = [*_dropped(account), *_tokens(account), *_arguments(form, tokenizer)]
     if config is not None and len(prepared):
         findings += reading(config, prepared, branches)
@@ -81,8 +82,7 @@ def check_rows(
     if held_out is not None:
         if not isinstance(held_out, Keys):
             others = as_table(held_out)
-            held_out = Keys()
-            collect(others, recognise_dataset(others, branches), held_out)
+            held_out, _ = collect(others, recognise_dataset(others, branches))
         findings += _overlap(keys, held_out, others_are, why)
     findings += [*_labels(account), *_lengths(account, prepared)]
     findings += _fine(findings, account, form, None if held_out is None else others_are)
@@ -162,40 +162,37 @@ def _ends(
 
 
 def _doubles(keys: Keys, form: Format) -> Iterator[Finding]:
-    whole = _repeated(keys.rows)
-    if whole.count:
-        yield Finding.of("warning", "duplicate", "the same row again", whole)
-    seen = {row for rows in keys.rows.values() for row in rows[1:]}
-    elsewhere = first_counted(sorted(r for rows in keys.answers.values() for r in rows[1:] if r not in seen))
-    if elsewhere.count:
-        yield Finding.of("warning", "duplicate_answers", "the same answers under another prompt", elsewhere)
-    against = first_counted(sorted(r for key in keys.swapped.keys() & keys.rows.keys() for r in keys.swapped[key]))
-    if against.count and form.kind == "unpaired":
+    whole = keys.rows.again()
+    if len(whole):
+        yield Finding.of("warning", "duplicate", "the same row again", first_counted(whole))
+    elsewhere = keys.answers.again()
+    elsewhere = elsewhere[~np.isin(elsewhere, whole)]
+    if len(elsewhere):
+        text = "the same answers under another prompt"
+        yield Finding.of("warning", "duplicate_answers", text, first_counted(elsewhere))
+    against = keys.swapped.shared(keys.rows)
+    if len(against) and form.kind == "unpaired":
         note = "the same answer is also there with the other label"
-        yield Finding.of("warning", "contradiction", "the label contradicts another row", against, note)
-    elif against.count:
+        yield Finding.of("warning", "contradiction", "the label contradicts another row", first_counted(against), note)
+    elif len(against):
         note = "the same pair is also there the other way round"
-        yield Finding.of("warning", "contradiction", "chosen and rejected contradict another row", against, note)
+        text = "chosen and rejected contradict another row"
+        yield Finding.of("warning", "contradiction", text, first_counted(against), note)
 
 
 def _same_prompts(keys: Keys) -> Iterator[Finding]:
-    again = _repeated(keys.prompts)
-    if again.count:
-        yield Finding.of("warning", "duplicate", "the same prompt again", again)
-
-
-def _repeated(groups: Mapping[bytes, list[int]]) -> Tally:
-    return first_counted(sorted(row for rows in groups.values() for row in rows[1:]))
+    again = keys.prompts.again()
+    if len(again):
+        yield Finding.of("warning", "duplicate", "the same prompt again", first_counted(again))
 
 
 def _overlap(keys: Keys, held_out: Keys, what: str, why: str) -> Iterator[Finding]:
-    rows = {row for key in keys.facts.keys() & held_out.facts.keys() for row in keys.facts[key]}
-    if rows:
-        yield Finding.of("error", "overlap_rows", f"the same row in {what}", first_counted(sorted(rows)), why)
-    prompts = {row for key in keys.prompts.keys() & held_out.prompts.keys() for row in keys.prompts[key]} - rows
-    if prompts:
-        tally = first_counted(sorted(prompts))
-        yield Finding.of("warning", "overlap_prompts", f"the same prompt in {what}", tally)
+    rows = np.unique(keys.facts.shared(held_out.facts))
+    if len(rows):
+        yield Finding.of("error", "overlap_rows", f"the same row in {what}", first_counted(rows), why)
+    prompts = np.setdiff1d(keys.prompts.shared(held_out.prompts), rows)
+    if len(prompts):
+        yield Finding.of("warning", "overlap_prompts", f"the same prompt in {what}", first_counted(prompts))
 
 
 def _traits(traits: Traits, account: Preparation) -> Iterator[Finding]:
@@ -233,10 +230,11 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
     import pyarrow.compute as pc
 
     table = prepared.with_format("arrow")
-    lengths = [pc.drop_null(pc.list_value_length(table[f"{name}_ids"])).to_pylist() for name in (better, worse)]
-    if not all(lengths):
+    columns = (pc.drop_null(pc.list_value_length(table[f"{name}_ids"])) for name in (better, worse))
+    lengths = [np.asarray(column, dtype=np.int64) for column in columns]
+    if not all(map(len, lengths)):
         return
-    means = [sum(tokens) / len(tokens) for tokens in lengths]
+    means = [float(tokens.mean()) for tokens in lengths]
     growth = (means[0] - means[1]) / means[1]
     biased = min(map(len, lengths)) >= _ENOUGH and abs(growth) >= LENGTH_BIAS
     word = "longer" if growth > 0 else "shorter"
@@ -245,7 +243,7 @@ def _lengths(account: Preparation, prepared: Dataset) -> Iterator[Finding]:
         yield Finding("ok", "length_bias", f"{better} as long as {worse}", amount="+0%", note=note)
         return
     if account.labels is None:
-        share = sum(c > r if growth > 0 else c < r for c, r in zip(*lengths, strict=True)) / len(lengths[0])
+        share = float(np.mean(lengths[0] > lengths[1] if growth > 0 else lengths[0] < lengths[1]))
         note += f", {word} in {share:.0%} of the pairs"
     if biased:
         note += f": expect {word} outputs"

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from align.data.tokens.preparation import Preparation, Tally, first_rows, plural
+import numpy as np
+
+from align.data.tokens.preparation import FIRST, Preparation, Tally, first_rows, plural
 
 Severity = Literal["error", "warning", "ok"]
 _ORDER = ("error", "warning", "ok")
@@ -116,9 +118,6 @@ class CheckReport:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
 
-def first_counted(rows: Sequence[int]) -> Tally:
-    """A tally of given rows."""
-    tally = Tally()
-    for row in rows:
-        tally.add(row)
-    return tally
+def first_counted(rows: np.ndarray) -> Tally:
+    """A tally of given rows, int64 [n]."""
+    return Tally(len(rows), rows[:FIRST].tolist())

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from align.data.rows.formats import Format
 from align.data.rows.values import ROLES, BadRow, rendered_turns
 from align.data.tokens.preparation import Tally
+from align.runs.parallel import cores, in_order
+from align.runs.terminal import Work
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-@dataclass
-class Keys:
-    """Digests of prompts and of whole rows, to find what two sets share, each with the rows that have it."""
+_PIECE = 1024  # rows that a process reads at a time
+_BYTES = 16  # of a digest
 
-    prompts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    rows: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    facts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))  # without alternate answers
-    answers: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    swapped: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+@dataclass(frozen=True)
+class Seen:
+    """Digests of one sort, bytes [n], with the numbers of the rows that have them, int64 [n], in the order of rows."""
+
+    digests: np.ndarray = field(default_factory=lambda: np.empty(0, f"S{_BYTES}"))
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(np.concatenate((self.digests, other.digests)), np.concatenate((self.rows, other.rows)))
+
+    def again(self) -> np.ndarray:
+        """Numbers of the rows whose digest an earlier one has, sorted."""
+        later = np.ones(len(self.digests), dtype=bool)
+        later[np.unique(self.digests, return_index=True)[1]] = False  # the first place of each
+        return np.sort(self.rows[later])
+
+    def shared(self, other: Seen) -> np.ndarray:
+        """Numbers of the rows whose digest is among those of ``other``, sorted."""
+        return np.sort(self.rows[np.isin(self.digests, other.digests)])
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What prompts, rows and answers are found again by, in this set and in others."""
+
+    prompts: Seen = field(default_factory=Seen)
+    rows: Seen = field(default_factory=Seen)
+    facts: Seen = field(default_factory=Seen)  # without alternate answers
+    answers: Seen = field(default_factory=Seen)
+    swapped: Seen = field(default_factory=Seen)
+
+    def __add__(self, other: Keys) -> Keys:
+        return Keys(*(getattr(self, name) + getattr(other, name) for name in SORTS))
+
+
+SORTS = tuple(entry.name for entry in fields(Keys))
 
 
 @dataclass
@@ -33,43 +68,93 @@ class Traits:
     """What was counted while reading the rows; ``seen`` are usable ones."""
 
     seen: int = 0
-    roles: Tally = field(default_factory=Tally)
     strange: set[str] = field(default_factory=set)
+    roles: Tally = field(default_factory=Tally)
     alternation: Tally = field(default_factory=Tally)
     repeats: Tally = field(default_factory=Tally)
     touching: Tally = field(default_factory=Tally)
 
 
-def collect(rows: Dataset, form: Format, keys: Keys) -> Traits:
-    """Read all rows once: fill ``keys``, count traits. Rows that cannot be used are left to preparation."""
+_TALLIES = ("roles", "alternation", "repeats", "touching")
+
+
+def collect(rows: Dataset, form: Format) -> tuple[Keys, Traits]:
+    """Read all rows once, on all cores if they are many. Rows that cannot be used are left to preparation."""
+    raw = rows.with_format(None)
+
+    def piece(number: int) -> bytes:
+        return _Piece(form).read(raw, range(number * _PIECE, min((number + 1) * _PIECE, len(raw))))
+
+    parts: dict[str, list[Seen]] = {name: [Seen()] for name in SORTS}
     traits = Traits()
-    for index, raw in enumerate(rows):
-        number = raw.get("row", index)
-        try:
-            row = form.canonical(raw)
-        except BadRow:
-            continue
-        traits.seen += 1
+    pieces = -(-len(raw) // _PIECE)
+    with Work("rows compared", len(raw)) as work:
+        for content in in_order(piece, pieces, cores(shared=True)):
+            found = json.loads(content)
+            for name, (numbers, digests) in found["keys"].items():
+                held = np.frombuffer(base64.b64decode(digests), f"S{_BYTES}")
+                parts[name].append(Seen(held, np.asarray(numbers, dtype=np.int64)))
+            traits.seen += found["seen"]
+            traits.strange |= set(found["strange"])
+            for name in _TALLIES:
+                getattr(traits, name).join(Tally(**found[name]))
+            work.add(_PIECE)
+    return Keys(*(_joined(parts[name]) for name in SORTS)), traits
+
+
+def _joined(parts: list[Seen]) -> Seen:
+    return Seen(np.concatenate([part.digests for part in parts]), np.concatenate([part.rows for part in parts]))
+
+
+class _Piece:
+    """What one process reads of some rows."""
+
+    def __init__(self, form: Format) -> None:
+        self.form, self.traits = form, Traits()
+        self.keys: dict[str, tuple[list[int], bytearray]] = {name: ([], bytearray()) for name in SORTS}
+
+    def read(self, rows: Dataset, places: range) -> bytes:
+        """Digests and traits of the rows at ``places``, as JSON."""
+        columns = rows[places.start : places.stop]
+        for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
+            raw = dict(zip(columns, values, strict=True))
+            try:
+                row = self.form.canonical(raw)
+            except BadRow:
+                continue
+            self._add(row, raw.get("row", place))
+        keys = {name: [rows, base64.b64encode(held).decode()] for name, (rows, held) in self.keys.items()}
+        found = self.traits
+        tallies = {name: vars(getattr(found, name)) for name in _TALLIES}
+        return json.dumps({"keys": keys, "seen": found.seen, "strange": sorted(found.strange), **tallies}).encode()
+
+    def _note(self, sort: str, number: int, *parts: bytes) -> None:
+        rows, held = self.keys[sort]
+        rows.append(number)
+        held += hashlib.blake2b(b"".join(parts), digest_size=_BYTES).digest()
+
+    def _add(self, row: Mapping[str, Any], number: int) -> None:
+        form = self.form
+        self.traits.seen += 1
         suffix = "_ids" if form.tokenised else ""
         prompt = _digest(row[f"prompt{suffix}"])
         answers = [_digest(row[f"{name}{suffix}"]) for name in form.branches]
         if row[f"prompt{suffix}"]:  # plain texts have none
-            keys.prompts[prompt].append(number)
+            self._note("prompts", number, prompt)
         if answers:
             label = [bool(row["label"])] if form.kind == "unpaired" else []
-            keys.rows[prompt + b"".join(answers) + bytes(label)].append(number)
+            self._note("rows", number, prompt, *answers, bytes(label))
             if label:
-                keys.swapped[prompt + b"".join(answers) + bytes([not label[0]])].append(number)
+                self._note("swapped", number, prompt, *answers, bytes([not label[0]]))
             own = answers[:1] if form.branches[0] == "completion" else answers
-            keys.facts[prompt + b"".join(own)].append(number)
+            self._note("facts", number, prompt, *own)
             if form.kind == "preference" and answers[0] != answers[1]:
-                keys.answers[b"".join(answers)].append(number)
-                keys.swapped[prompt + b"".join(reversed(answers))].append(number)
+                self._note("answers", number, *answers)
+                self._note("swapped", number, prompt, *reversed(answers))
         if form.conversational:
-            _look_at_turns(row, form, number, traits)
+            _look_at_turns(row, form, number, self.traits)
         elif not form.tokenised:
-            _look_at_text(row, form, number, traits)
-    return traits
+            _look_at_text(row, form, number, self.traits)
 
 
 def _digest(value: Any) -> bytes:
@@ -79,7 +164,7 @@ def _digest(value: Any) -> bytes:
     elif any(isinstance(item, dict) for item in value):
         value = rendered_turns(value)
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+    return hashlib.blake2b(text.encode(), digest_size=_BYTES).digest()
 
 
 def _look_at_turns(row: Mapping[str, Any], form: Format, number: int, traits: Traits) -> None:

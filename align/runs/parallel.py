@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores in a period, or "max"
+_WORTH = 8  # pieces that a process is started for
 _PIPE_BYTES = 1 << 20  # what a worker may be ahead of its reader; a pipe holds 64 KiB otherwise
 
 
@@ -32,13 +33,13 @@ def cores(*, shared: bool = False) -> int:
 
 
 def in_order(work: Callable[[int], bytes], pieces: int, processes: int) -> Iterator[bytes]:
-    """``work(0)``, ``work(1)``, ... up to ``pieces``, computed by as many processes and given back in this order.
+    """``work(0)``, ``work(1)``, ... up to ``pieces``, computed by so many processes and given back in this order.
 
     Processes are forked, so that ``work`` may be any function: what it needs is there already. It must leave
     accelerators and process groups alone. Pieces of a process that dies, or that ``work`` fails for, are computed here,
     where an error shows as it is. Systems other than Linux cannot fork safely: there all pieces are computed here.
     """
-    processes = min(processes, pieces)
+    processes = min(processes, pieces // _WORTH)
     if processes < 2 or sys.platform != "linux":
         yield from map(work, range(pieces))
         return

@@ -80,7 +80,7 @@ def table_digest(dataset: Dataset) -> tuple[str, int]:
     schema = dataset.features.arrow_schema
     hasher.update(str(schema).encode() + str(schema.metadata).encode())
     for chunk in dataset.with_format("arrow").iter(_CHUNK):
-        for batch in chunk.combine_chunks().to_batches():  # type: ignore[union-attr]
+        for batch in chunk.combine_chunks().to_batches():
             content = batch.serialize()
             hasher.update(content)
             size += len(content)

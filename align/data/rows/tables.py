@@ -82,16 +82,16 @@ def _in_chunks(rows: Iterator[dict[str, Any]]) -> Dataset | None:
 
 def _together(left: Features, right: Features) -> Features | None:
     """The columns of both; None where one has two types. A column without any value fits to all."""
-    from datasets import Features, Value
+    from datasets import Value
 
     nothing = Value("null")
-    out = dict(left)
+    out: Any = left.copy()
     for name, kind in right.items():
         if out.get(name, nothing) == nothing:
             out[name] = kind
         elif kind not in (out[name], nothing):
             return None
-    return Features(out)
+    return out
 
 
 def _widened(chunk: Dataset, features: Features) -> Dataset:

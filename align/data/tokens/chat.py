@@ -12,6 +12,7 @@ import jinja2
 
 from align.data.rows.formats import BadRow
 from align.data.tokens.arguments import rendering
+from align.data.tokens.ids import ids_of
 from align.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ def _apply(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[
             conversations, tools=first.tools or None, add_generation_prompt=first.prompt, **arguments
         )
 
-    quiet = {"verbose": False}  # our own limit on length comes later, and is counted
     texts = apply(tokenize=False)
     if not first.mask:
-        encoded = tokenizer(texts, add_special_tokens=False, **quiet)["input_ids"]
-        return [Rendered(list(ids), text) for ids, text in zip(encoded, texts, strict=True)]
+        encoded = ids_of(tokenizer, texts, add_special_tokens=False)
+        return [Rendered(ids, text) for ids, text in zip(encoded, texts, strict=True)]
+    quiet = {"verbose": False}  # our own limit on length comes later, and is counted
     marked = apply(tokenize=True, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs=quiet)
     columns = marked["input_ids"], texts, marked["assistant_masks"]
     return [Rendered(list(ids), text, mask) for ids, text, mask in zip(*columns, strict=True)]

@@ -19,6 +19,7 @@ from align.data.tokens.chat import (
     turn_requests,
 )
 from align.data.tokens.endings import marks, text_end, turn_end
+from align.data.tokens.ids import ids_of
 from align.data.tokens.preparation import BOUNDARY, DOUBLE_BOS, DOUBLE_EOS, RUN_TOGETHER, TRUNCATED
 from align.data.tokens.truncation import fit
 from align.data.tokens.unseen import lines_of, speaks, unknown_arguments, unseen
@@ -116,8 +117,7 @@ class Encoder:
             for name in self.branches:
                 text = row["prompt"] + row[name]
                 texts.append(text if row[name].endswith(end) else text + end)
-        only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        encoded = iter(self.tokenizer(texts, **only_ids)["input_ids"] if texts else ())
+        encoded = iter(ids_of(self.tokenizer, texts))
         out: list[_Ids | BadRow] = []
         for row in rows:
             if not isinstance(row, BadRow):

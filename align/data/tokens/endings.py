@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+_BLANKS = 8  # tokens at the end that may be blanks: they are few, such as a template's line break
 _ANSWER = "Yes"
 _TURNS: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
 
@@ -51,16 +52,34 @@ def count_ends(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Counter[int
     """Answers of prepared rows by the token that they end in, blanks behind it left aside."""
     found: Counter[int] = Counter()
     answers = [name for name in rows.column_names if name.endswith("_ids") and not name.endswith("prompt_ids")]
+    blank = _Blank(tokenizer)
     for chunk in rows.select_columns(answers).with_format("arrow").iter(4096) if answers else ():
         for name in answers:
             column = chunk[name]
             stops = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
-            ids = pc.list_flatten(column).to_numpy()
             starts = np.concatenate(([0], stops[:-1]))
-            # blanks at the end are few: a template's line break
-            ends = [_last(ids[max(a, b - 8) : b].tolist(), tokenizer) for a, b in zip(starts, stops, strict=True)]
-            found.update(token for token in ends if token is not None)
+            ids = pc.list_flatten(column).to_numpy()
+            for _ in range(_BLANKS):
+                starts, stops = starts[starts < stops], stops[starts < stops]
+                last = ids[stops - 1]
+                empty = blank(last)
+                found.update(last[~empty].tolist())
+                starts, stops = starts[empty], stops[empty] - 1
     return found
+
+
+class _Blank:
+    """Which of many tokens are blanks alone; every token is decoded once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.known = tokenizer, dict[int, bool]()
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        tokens, places = np.unique(ids, return_inverse=True)
+        for token in tokens.tolist():
+            if token not in self.known:
+                self.known[token] = not self.tokenizer.decode([token]).strip()
+        return np.array([self.known[token] for token in tokens.tolist()], dtype=bool)[places]
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[int]:

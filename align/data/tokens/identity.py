@@ -35,10 +35,11 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
     """
     if not tokenizer.is_fast:
         return None
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # of the last call, whatever it was
         backend.pop(state, None)
     kind = type(tokenizer)
+    named: tuple[list | None, ...] = (None, [])  # a tokenizer may have a template of its own for rows with tools
     return [
         f"{kind.__module__}.{kind.__qualname__}",
         backend,
@@ -47,7 +48,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
         [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         [getattr(tokenizer, name, None) for name in ("split_special_tokens", "clean_up_tokenization_spaces")],
         tokenizer.chat_template,
-        [_given(tokenizer, tools) for tools in (None, [])],
+        [_given(tokenizer, tools) for tools in named],
     ]
 
 

@@ -31,6 +31,11 @@ class Tally:
         if len(self.first) < FIRST:
             self.first.append(int(row))
 
+    def join(self, later: Tally) -> None:
+        """Count the rows of a tally of rows behind these."""
+        self.count += later.count
+        self.first += later.first[: FIRST - len(self.first)]
+
 
 @dataclass
 class Lengths:
@@ -267,7 +272,9 @@ class Preparation:
             values[name] = {what: Tally(**tally) for what, tally in record[name].items()}
         values["lengths"] = {name: Lengths(Counter(dict(pairs))) for name, pairs in record["lengths"].items()}
         labels = record["labels"]
-        return cls(**{**values, "branches": tuple(record["branches"]), "labels": None if labels is None else (*labels,)})
+        return cls(
+            **{**values, "branches": tuple(record["branches"]), "labels": None if labels is None else (*labels,)}
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -49,7 +49,9 @@ def encode_table(
         masks = [name for name in table.column_names if name.endswith("_mask")]
         if all(pa.compute.min(pa.compute.list_flatten(table[name])).as_py() == 1 for name in masks):
             table = table.drop_columns(masks)
-            features = type(features)({name: kind for name, kind in features.items() if name not in masks})
+            features = features.copy()
+            for name in masks:
+                del features[name]
     return Dataset(table.replace_schema_metadata(features.arrow_schema.metadata))
 
 
@@ -59,8 +61,8 @@ def _counted(batch: pa.RecordBatch, account: Preparation) -> Any:
 
     names = ("prompt", *account.branches)
     lengths = {name: pc.list_value_length(batch[f"{name}_ids"]).to_pylist() for name in names}
-    columns = (batch[name].to_pylist() for name in ("row", STATUS, FLAGS, UNSEEN))
-    account.count(*columns, lengths)
+    rows, reasons, flags, unseen = (batch[name].to_pylist() for name in ("row", STATUS, FLAGS, UNSEEN))
+    account.count(rows, reasons, flags, unseen, lengths)
     return pc.equal(batch[STATUS], "")
 
 

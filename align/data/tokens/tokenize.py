@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     AnyDataset = Dataset | IterableDataset
 
 _NO_SPLIT = "data.truncation: split cuts plain texts, one to a row, and no stream; choose another."
-_MANY = 4096  # rows from which more than one process prepares them
 _SAMPLE = 20  # rows that are looked at to recognise the format: the first may be a bad one
 
 
@@ -160,7 +159,7 @@ def prepare_rows(
         return made_of(prepared, {"account": account.record()})
 
     if key is None:
-        return make(cores(shared=True) if len(dataset) >= _MANY else 1)
+        return make(cores(shared=True))
     made = kept(key, entry)
     return as_dataset(made), Preparation.of_record(made.facts["account"])
 
@@ -173,9 +172,7 @@ def _table(
     account, truncation = work.account, settings["truncation"]
     if truncation == "split" and len(branches) != 1:
         raise UserError(_NO_SPLIT)
-    prepared = encode_table(
-        work.rows, work.encode, account, work.features, masked=work.masked, processes=processes
-    )
+    prepared = encode_table(work.rows, work.encode, account, work.features, masked=work.masked, processes=processes)
     if truncation == "split" and account.max_length is not None:
         prepared = split(prepared, account.branches[0], account.max_length, tokenizer.bos_token_id)
         account.pieces = len(prepared)
@@ -185,8 +182,8 @@ def _table(
 
 
 def _stream(
-    dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str], **settings: Any
-) -> tuple[IterableDataset, Preparation]:
+    dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str], **settings: Any
+) -> tuple[AnyDataset, Preparation]:
     """Rows that are prepared as they are read."""
     work = _Work.on(asked(dataset, tokenizer, branches), tokenizer, branches, **settings)
     if settings["truncation"] == "split":
