@@ -7,7 +7,6 @@ a run.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -41,7 +40,6 @@ __all__ = [
     "prepare_deepspeed",
     "training_config",
     "unwrap_model_for_generation",
-    "weights_only",
 ]
 
 Config: TypeAlias = SFTConfig | RewardConfig
@@ -112,35 +110,6 @@ def fixed(config: Any) -> Any:
     config.remove_unused_columns = False
     config.logging_nan_inf_filter = False
     return config
-
-
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """Read checkpoints without running what a pickle may hold: whoever asks torch otherwise is not heard.
-
-    DeepSpeed does; what its files hold beside tensors is named here.
-    """
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        with torch.serialization.safe_globals(_deepspeed_kinds()):
-            yield
-    finally:
-        del os.environ[variable]
-        if before is not None:
-            os.environ[variable] = before
-
-
-def _deepspeed_kinds() -> list[Any]:
-    """Types in DeepSpeed's checkpoints; none where it is not used."""
-    if "deepspeed" not in sys.modules:
-        return []
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 @contextmanager

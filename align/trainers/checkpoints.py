@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.compat import weights_only
 from align.errors import UserError
 from align.runs import checkpoints
 from align.runs.checkpoints import Checkpoint
@@ -25,6 +24,7 @@ from align.runs.files import write_atomically
 from align.runs.launch import backend
 from align.runs.processes import World
 from align.trainers.conversion import converted
+from align.trainers.untrusted import weights_only
 
 if TYPE_CHECKING:
     from align.compat import SFTTrainer as _Trainer
