@@ -42,6 +42,7 @@ from align.rounds.trainer import RoundTrainer
 from align.runs.directory import RunDirectory
 from align.runs.processes import World
 from align.runs.record import load_run
+from align.runs.running import Running
 from align.sampling.sampler import Sampler
 from align.train import RunResult, run
 
@@ -313,6 +314,38 @@ def test_stages_that_are_there_are_not_done_again(world: Path, finished: Any, tm
         if file.name == "metrics.jsonl" and "train" in file.parts:
             continue  # has speeds
         assert mine.read_bytes() == file.read_bytes(), mine
+
+
+def test_rounds_that_were_moved_go_on_where_they_lie_now(world: Path, finished: Any, tmp_path: Path) -> None:
+    """In the middle of a round's training, whose recipe names files of the run by their whole paths."""
+    run, moved = finished[0], tmp_path / "elsewhere" / "tiny"
+    shutil.copytree(run, moved)
+    (moved / "verdict.json").unlink()
+    shutil.rmtree(moved / "model")
+    (moved / "rounds/02/train/verdict.json").unlink()
+    shutil.rmtree(moved / "rounds/02/train/model")
+    lines = go(world, moved.parent, resume=True)
+    assert any(line.startswith("resuming from checkpoint-") for line in lines)
+    same(run, moved)
+    records = [(moved / name).read_text() for name in ("metrics.jsonl", "rounds/01/train/metrics.jsonl")]
+    assert records == [(run / name).read_text() for name in ("metrics.jsonl", "rounds/01/train/metrics.jsonl")]
+
+
+def test_rounds_hold_their_directory_and_keep_the_examples_of_a_step(
+    world: Path, finished: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    (tmp_path / "tiny/verdict.json").unlink()
+    held = Running(tmp_path / "tiny", print)
+    with pytest.raises(UserError, match="is in use by process"):
+        go(world, tmp_path, resume=True)
+    held.release()
+    lock = yaml.safe_load((tmp_path / "tiny/recipe.lock.yaml").read_text())
+    assert len(lock["run"]) == 32
+    lock["examples_per_step"] *= 3
+    (tmp_path / "tiny/recipe.lock.yaml").write_text(yaml.safe_dump(lock))
+    with pytest.raises(UserError, match=r"Set train\.gradient_accumulation_steps=3\."):
+        go(world, tmp_path, resume=True)
 
 
 def test_a_lock_file_without_template_arguments_gives_a_round_those_of_the_recipe(world: Path, tmp_path: Path) -> None:
