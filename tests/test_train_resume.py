@@ -25,6 +25,7 @@ from align.runs.directory import LOCK, RunDirectory
 from align.runs.processes import World
 from align.runs.running import Running
 from align.train import run
+from align.training.lock import otherwise
 from align.training.resume import newest
 
 CLOCK = {"tokens_per_second", "seconds_left", "seconds", "evaluation_seconds"}
@@ -279,3 +280,13 @@ def test_what_was_never_synced_is_lost_with_the_power_and_nothing_that_counts_wa
     assert not any("is left out" in line or line.startswith("warning") for line in lines)
     assert left(tmp_path / "tiny") == whole("dpo")
     assert size < (tmp_path / "tiny" / "metrics.jsonl").stat().st_size
+
+
+def test_other_packages_and_another_device_are_said() -> None:
+    before = {"versions": {"torch": "2.12.0", "trl": "1.16.0", "gone": "1"}, "device": "NVIDIA H100"}
+    now = {"versions": {"torch": "2.13.0", "trl": "1.16.0", "new": "2"}, "device": "cpu", "mixed_precision": "no"}
+    assert otherwise(before, now) == [
+        "note: the run goes on with torch 2.13.0 (it was 2.12.0), device cpu (it was NVIDIA H100): results may differ "
+        "by more than rounding"
+    ]
+    assert otherwise(now, now) == []

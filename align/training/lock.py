@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,8 @@ from align.recipe import Recipe
 from align.report.record import kind_of
 from align.versions import TESTED, installed
 
+_SURROUNDINGS = ("device", "mixed_precision")
+
 
 def new_id() -> str:
     """The id of a run, which its checkpoints carry."""
@@ -23,10 +26,10 @@ def new_id() -> str:
 def lock(recipe: Recipe, trainer: Any, directory: Path, data_digest: str | None) -> dict[str, Any]:
     """Content of the lock file of one training in ``directory``."""
     device = trainer.args.device
-    mixed = trainer.accelerator.mixed_precision != "no"
-    samples = (
-        {} if recipe.sampling is None else {"samples": repeatable(recipe, on_cpu=device.type == "cpu", mixed=mixed)}
-    )
+    mixed = trainer.accelerator.mixed_precision
+    samples = {}
+    if recipe.sampling is not None:
+        samples["samples"] = repeatable(recipe, on_cpu=device.type == "cpu", mixed=mixed != "no")
     return {
         "kind": kind_of(trainer.objective, forgets=bool(recipe.data.forget)),
         "run": new_id(),
@@ -38,11 +41,25 @@ def lock(recipe: Recipe, trainer: Any, directory: Path, data_digest: str | None)
         "reference": trainer.digest,
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in TESTED}},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "mixed_precision": mixed,
         "examples_per_step": trainer.step_examples,
         "processes": trainer.accelerator.num_processes,
         "distributed": str(trainer.accelerator.distributed_type.value),
         **samples,  # how far another run draws the same
     }
+
+
+def otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A sentence where a run goes on with other packages, on another device or in another precision than it began."""
+    known = [{**lock.get("versions", {}), **{name: lock.get(name) for name in _SURROUNDINGS}} for lock in (before, now)]
+    changed = [
+        f"{name.replace('_', ' ')} {known[1][name]} (it was {then})"
+        for name, then in known[0].items()
+        if then is not None and known[1].get(name) is not None and known[1][name] != then
+    ]
+    return [f"note: the run goes on with {', '.join(changed)}: results may differ by more than rounding"] * bool(
+        changed
+    )
 
 
 def repeatable(recipe: Recipe, *, on_cpu: bool, mixed: bool) -> str:

@@ -44,7 +44,7 @@ from align.trainers.unlearn import UnlearnTrainer
 from align.trainers.watch import Watch
 from align.training.facts import Said, add, begin_training, cost
 from align.training.finish import finish, report
-from align.training.lock import lock, new_id
+from align.training.lock import lock, otherwise
 from align.training.resume import alone, check_step, go_on, newest, refuse_models_alone, swept
 
 MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.suites
@@ -124,7 +124,7 @@ def _run(
         )
     trainer.echo = say
     _say_notes(trainer, _sync(recipe), say)
-    _lock(recipe, trainer, directory, data.digest, resume)
+    _lock(recipe, trainer, directory, data.digest, resume, say)
     begin_training(recipe, trainer, directory, data, said.lines)
     watch, evaluation = _watched(recipe, trainer, directory, probed, suite, say)
     if resume:
@@ -146,12 +146,18 @@ def _run(
         SIGNALS.until = ""
 
 
-def _lock(recipe: Recipe, trainer: Any, directory: RunDirectory, data: str | None, resume: bool) -> None:
-    """Write the lock file; that of a resumed run stays, and gets an id where it is of a version that gave none."""
+def _lock(
+    recipe: Recipe, trainer: Any, directory: RunDirectory, data: str | None, resume: bool, say: Callable[[str], Any]
+) -> None:
+    """Write the lock file. That of a resumed run stays, and gets an id where it is of a version that gave none."""
+    now = lock(recipe, trainer, directory.path, data)
     if not resume:
-        directory.write_lock(lock(recipe, trainer, directory.path, data))
-    elif not directory.id:
-        directory.write_lock({**directory.lock, "run": new_id()})
+        directory.write_lock(now)
+    else:
+        for sentence in otherwise(directory.lock, now):
+            say(sentence)
+        if not directory.id:
+            directory.write_lock({**directory.lock, "run": now["run"]})
     trainer.run_id = directory.id
 
 

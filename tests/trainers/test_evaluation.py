@@ -145,7 +145,10 @@ def test_stops_when_told_to_with_everything_saved(tmp_path: Path, knows: Any, su
     watch = watched(tmp_path, knows, suite, stop_when=rule, save_strategy="steps", save_steps=1)
     assert watch.trainer.state.global_step == 2
     assert watch.stopped.startswith("step 2, utility < 2 * start (utility is ")
-    assert (tmp_path / "checkpoints" / "checkpoint-2").is_dir()
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
+    again = watched(tmp_path, knows, suite, stop_when=rule, save_strategy="steps", save_steps=1, resume=str(checkpoint))
+    assert again.trainer.state.global_step == 2  # killed behind its last save, it takes no step more
+    assert again.stopped == watch.stopped
 
 
 def test_keeps_the_best_step_and_says_how_it_was_selected(tmp_path: Path, knows: Any, suite: TofuSuite) -> None:
