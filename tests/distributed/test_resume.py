@@ -83,9 +83,7 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize(
-    "label", ["ddp", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fsdp2", "zero2", "zero3"))]
-)
+@pytest.mark.parametrize("label", ["ddp", slow("fsdp2"), slow("zero2"), slow("zero3")])
 def test_a_rank_is_killed_and_the_run_goes_on_to_the_last_bit(folder: Path, label: str) -> None:
     kinds = ("full", "lora")
     whole = [written(folder, label, f"{label}-{kind}-whole", kind) for kind in kinds]
@@ -119,7 +117,8 @@ def test_on_other_processes_rows_come_in_the_same_order_and_the_optimizer_goes_o
         steps = 2 if label == "single" else 1
         return [written(folder, label, f"{name}-{kind}", kind, steps=steps, dropout=0) for kind in kinds]
 
-    assert train("single", *files("moved-whole", "single")).returncode == 0
+    if not (folder / "runs/moved-whole-lora/verdict.json").exists():
+        assert train("single", *files("moved-whole", "single")).returncode == 0
     for file in files(name, before):
         assert train(before, file, ALIGN_TEST_DIE_AT="5", ALIGN_TEST_RANK="0").returncode != 0
     done = train(after, "--resume", *files(name, after))
