@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,17 +19,17 @@ seed: 3
 model: {{id: {folder}/model, dtype: float32{lora}}}
 data: {{train: {{path: {folder}/pairs.jsonl}}, max_length: 128}}
 objective: {{name: dpo}}
-reference: {{store_dir: {folder}/reference-{name}}}
+reference: {reference}
 watch: {{probe_pairs: 3, report: false, every: 2, probe_answers: 2}}
 train: {{max_steps: 8, per_device_train_batch_size: 2, gradient_accumulation_steps: {steps}, learning_rate: 5e-3,
          logging_steps: 2, save_steps: 3, activation_checkpointing: false, {more}}}
 output: {folder}/runs/{name}
 """
+SHARDED = ("fsdp2", "zero2", "zero3")
+MOVING = (
+    "{sync_every: 2, sync_mix: 0.5, store: false}"  # it has moved once in checkpoint-3, and moves three times more
+)
 LORA = ", lora: {{rank: 4, alpha: 8, dropout: {dropout}}}"
-
-
-def slow(value: Any) -> Any:
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,9 @@ def written(folder: Path, label: str, name: str, kind: str, steps: int = 1, drop
     more = "ddp_backend: gloo" if label.startswith("zero") else "use_cpu: true"
     lora = LORA.format(dropout=dropout) if kind == "lora" else ""
     file = folder / f"{name}.yaml"
-    file.write_text(RECIPE.format(name=name, folder=folder, lora=lora, steps=steps, more=more))
+    reference = MOVING if kind == "moving" else f"{{store_dir: {folder}/reference-{name}}}"
+    filled = {"lora": lora, "reference": reference, "steps": steps, "more": more}
+    file.write_text(RECIPE.format(name=name, folder=folder, **filled))
     return str(file)
 
 
@@ -83,9 +84,15 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("label", ["ddp", slow("fsdp2"), slow("zero2"), slow("zero3")])
-def test_a_rank_is_killed_and_the_run_goes_on_to_the_last_bit(folder: Path, label: str) -> None:
-    kinds = ("full", "lora")
+@pytest.mark.parametrize(
+    ("label", "kinds"),
+    [
+        ("ddp", ("lora",)),
+        pytest.param("ddp", ("full", "moving"), marks=pytest.mark.slow),
+        *(pytest.param(label, ("full", "lora", "moving"), marks=pytest.mark.slow) for label in SHARDED),
+    ],
+)
+def test_a_rank_is_killed_and_the_run_goes_on_to_the_last_bit(folder: Path, label: str, kinds: tuple[str, ...]) -> None:
     whole = [written(folder, label, f"{label}-{kind}-whole", kind) for kind in kinds]
     cut = [written(folder, label, f"{label}-{kind}-cut", kind) for kind in kinds]
     assert train(label, *whole).returncode == 0
