@@ -92,10 +92,16 @@ def training_config(kind: Any = SFTConfig, **kwargs: Any) -> Any:
         if new in kind.__dataclass_fields__:
             given = kwargs.pop(old, kind.__dataclass_fields__[old].default)
             kwargs.setdefault(new, given)
+    if _deepspeed_on_cpu():
+        kwargs.setdefault("ddp_backend", "gloo")  # accelerate knows a backend of its own for accelerators alone
     try:
         return fixed(kind(**{**kwargs, "max_length": None}))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"train: {error}") from error
+
+
+def _deepspeed_on_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and not torch.accelerator.is_available()
 
 
 def fixed(config: Any) -> Any:

@@ -26,6 +26,7 @@ TESTED: Mapping[str, str] = {
     "Jinja2": "3.1.6",
     "numpy": "2.4.6",
     "packaging": "26.3",
+    "psutil": "7.2.2",
     "nltk": "3.10.4",
     "rouge-score": "0.1.2",
     "scikit-learn": "1.9.1",

@@ -14,10 +14,11 @@ from typing import Any
 from align import __version__
 from align.cli.compare import COMPARE
 from align.cli.evaluate import EVAL
+from align.cli.launch import LAUNCH
 from align.cli.probe import PROBE
 from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
-from align.cli.verbs import ALLOW_CODE, Parser, Verb, argument, flag, path
+from align.cli.verbs import ALLOW_CODE, RECIPE, RESUME, Parser, Verb, argument, flag
 from align.errors import Exit, UserError
 from align.runs.ended import interrupted
 from align.runs.memory import answered
@@ -169,10 +170,6 @@ def _print_json(value: Any) -> None:
     print(value if isinstance(value, str) else json.dumps(value, indent=1, default=str))
 
 
-_RECIPE = (
-    path("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints"),
-    argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20"),
-)
 VERBS = (
     Verb(
         "train",
@@ -182,18 +179,15 @@ VERBS = (
             "align train my.yaml objective.beta=0.2 --resume",
         ),
         _train,
-        (
-            *_RECIPE,
-            flag("--resume", "go on from the last complete checkpoint of the run"),
-            ALLOW_CODE,
-        ),
+        (*RECIPE, RESUME, ALLOW_CODE),
     ),
+    LAUNCH,
     Verb(
         "check",
         "look for faults in a recipe and its data, without a model",
         ("align check my.yaml", "align check preference/dpo-llama3-8b-lora data.train.rows=2000 --json"),
         _check,
-        (*_RECIPE, ALLOW_CODE),
+        (*RECIPE, ALLOW_CODE),
     ),
     Verb(
         "list",

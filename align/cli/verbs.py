@@ -70,7 +70,12 @@ def one_of(*arguments: Argument) -> OneOf:
 
 
 # for every verb that reads a recipe
+RECIPE = (
+    path("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints"),
+    argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20"),
+)
 ALLOW_CODE = flag("--allow-code", "run Python code that the recipe names: an objective's class, a judge's function")
+RESUME = flag("--resume", "go on from the last complete checkpoint of the run")
 
 # for every verb that asks a model
 TEMPLATE_ARGUMENT = argument(

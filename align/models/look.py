@@ -31,7 +31,7 @@ def look(section: Model, base: Path | None, *, reward: bool = False) -> None:
     require_model(section, base)
     check_folders(section, base)
     _check_generation(section, base)
-    model = _structure(section, base, reward)
+    model = structure(section, base, reward)
     if model is None:
         return
     if section.train_only is not None:
@@ -39,11 +39,11 @@ def look(section: Model, base: Path | None, *, reward: bool = False) -> None:
     config = lora_config(section.lora, reward=reward)
     check_targets(model, config)
     if config is not None:
-        _put_on(model, config)
+        put_on(model, config)
 
 
-def _structure(section: Model, base: Path | None, reward: bool) -> PreTrainedModel | None:
-    """The recipe's model without weights; see ``skeleton``."""
+def structure(section: Model, base: Path | None, reward: bool) -> PreTrainedModel | None:
+    """The recipe's model without weights; see ``skeleton``. Raises UserError where it cannot be looked at."""
     name = located(section.id, base)
     attention = {} if section.attention is None else {"attn_implementation": section.attention}
     try:
@@ -157,14 +157,14 @@ def _named(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
-def _put_on(model: PreTrainedModel, config: Any) -> None:
-    """Try the adapter on a skeleton. Raises UserError where PEFT refuses."""
+def put_on(model: PreTrainedModel, config: Any) -> nn.Module:
+    """A skeleton under an adapter. Raises UserError where PEFT refuses."""
     from peft import get_peft_model
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they are about is refused above, or comes again with the weights
-            get_peft_model(model, config)
+            return get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         why = first_line(error).split("(")[0]  # behind it stands the whole module
         raise UserError(

@@ -17,9 +17,10 @@ from align.errors import UserError
 
 _WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _DDP_CPU = (
-    "On a CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m align.train FILE, or accelerate launch with "
-    "recipes/accelerate/cpu2-ddp.yaml and the same variable."
+    "On a CPU: align launch FILE --on cpu2-ddp; with accelerate launch or torchrun of your own set "
+    "ACCELERATE_USE_CPU=true and no train.ddp_backend."
 )
+_FSDP_CPU = _DDP_CPU.replace("cpu2-ddp", "cpu2-fsdp2")
 _ZERO_CPU = (
     "For DeepSpeed on a CPU set train.use_cpu=true and unset ACCELERATE_USE_CPU, with which accelerate leaves out "
     "DeepSpeed: see recipes/accelerate/cpu2-zero3.yaml."
@@ -27,6 +28,7 @@ _ZERO_CPU = (
 _FSDP_CPU = (
     "For FSDP on a CPU: ACCELERATE_USE_CPU=true accelerate launch with recipes/accelerate/cpu2-fsdp2.yaml, and no "
     "train.ddp_backend."
+    "DeepSpeed on a CPU: align launch FILE --on cpu2-zero3; with a launcher of your own unset ACCELERATE_USE_CPU."
 )
 _WRAPPERS = {"FSDP": "FSDPModule", "DEEPSPEED": "DeepSpeedEngine"}
 
@@ -83,6 +85,7 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
         raise UserError(f"FSDP was asked for, but {found}, which shards nothing. {_FSDP_CPU}")
     # with train.use_cpu alone accelerate makes DeepSpeed of it later, with the variable it never does
     if deepspeed and kind != "DEEPSPEED" and (_flag(env, "ACCELERATE_USE_CPU") or hasattr(state, "deepspeed_plugin")):
+    if deepspeed and (_flag(env, "ACCELERATE_USE_CPU") or (kind != "DEEPSPEED" and hasattr(state, "dynamo_plugin"))):
         raise UserError(f"DeepSpeed was asked for, but {found}. {_ZERO_CPU}")
     if kind == "FSDP" and getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
         raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml).")

@@ -294,7 +294,7 @@ def test_a_run_of_two_processes_goes_on_after_one_was_killed(folder: Path) -> No
     [
         (["--cpu", "--num_processes", "2"], False, "started one"),
         (["--config_file", str(CONFIGS["ddp"])], False, "each would be a run of its own"),
-        (["--config_file", str(CONFIGS["fsdp2"])], False, "For FSDP on a CPU: ACCELERATE_USE_CPU=true"),
+        (["--config_file", str(CONFIGS["fsdp2"])], False, "align launch FILE --on cpu2-fsdp2"),
         (["--config_file", str(CONFIGS["zero3"])], True, "DeepSpeed was asked for"),
     ],
     ids=["one process", "two runs", "two runs that shard nothing", "DeepSpeed as DDP"],

@@ -25,11 +25,11 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
 @pytest.mark.parametrize(
     ("state", "env", "said", "cure"),
     [
-        pytest.param(made(1, "NO", None), SIMPLE, "started one", "torchrun", id="accelerate launch --cpu"),
+        pytest.param(made(1, "NO", None), SIMPLE, "started one", "cpu2-ddp", id="accelerate launch --cpu"),
         pytest.param(made(1, "NO", None), TWO, "run of its own", "ACCELERATE_USE_CPU=true", id="torchrun on a CPU"),
         pytest.param(made(1, "NO", None), {"PMI_SIZE": "2"}, "run of its own", "ACCELERATE_USE_CPU", id="mpirun"),
-        pytest.param(made(1, "NO", None), FSDP, "run of its own", "cpu2-fsdp2.yaml", id="FSDP on a CPU"),
-        pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "cpu2-fsdp2.yaml", id="FSDP as DDP"),
+        pytest.param(made(1, "NO", None), FSDP, "run of its own", "cpu2-fsdp2", id="FSDP on a CPU"),
+        pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "cpu2-fsdp2", id="FSDP as DDP"),
         pytest.param(made(2, "NO", "gloo"), FSDP, "gradients never", "no train.ddp_backend", id="FSDP and ddp_backend"),
         pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "use_cpu=true", id="DeepSpeed alone"),
         pytest.param(
@@ -37,6 +37,19 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
             DEEPSPEED | CPU,
             "DeepSpeed was",
             "unset ACCELERATE_USE_CPU",
+        pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "cpu2-zero3", id="DeepSpeed alone"),
+        pytest.param(
+            made(2, "MULTI_CPU", "gloo"),
+            {**DEEPSPEED, "ACCELERATE_USE_CPU": "true"},
+            "DeepSpeed was",
+            "unset ACCELERATE",
+            id="no ZeRO to come",
+        ),
+        pytest.param(
+            made(2, "MULTI_CPU", "gloo", dynamo_plugin=None),
+            DEEPSPEED,
+            "DeepSpeed was",
+            "unset ACCELERATE",
             id="no ZeRO",
         ),
         pytest.param(
