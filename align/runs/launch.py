@@ -2,16 +2,17 @@
 
 accelerate starts without a word where it cannot do what it was asked: processes that know nothing of each other, plain
 DDP in place of FSDP, one process in place of many. Every rank is therefore asked twice: ``check_launch`` compares the
-environment that the launcher left with what accelerate made of it, before anything is loaded; ``check_wrapped`` looks
-at the model as it is wrapped, at the first training step. Nothing here imports torch.
+environment that the launcher left with what accelerate made of it, before anything is loaded; ``check_step`` compares
+what all ranks see in the first training step. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.errors import UserError
 
@@ -30,6 +31,10 @@ _FSDP_CPU = (
     "train.ddp_backend."
     "DeepSpeed on a CPU: align launch FILE --on cpu2-zero3; with a launcher of your own unset ACCELERATE_USE_CPU."
 )
+_ZERO_CPU = "DeepSpeed on a CPU: align launch FILE --on cpu2-zero3; with your own launcher unset ACCELERATE_USE_CPU."
+_DDP = "DistributedDataParallel"
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "no": "full precision"}
+_SET = "train.bf16: true or false"
 _WRAPPERS = {"FSDP": "FSDPModule", "DEEPSPEED": "DeepSpeedEngine"}
 
 
@@ -95,6 +100,7 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
             f"accelerate was asked to compile the whole model (dynamo_backend {backend.lower()}), sampling included. "
             "Set dynamo_backend to no, or unset ACCELERATE_DYNAMO_BACKEND; train.torch_compile: true compiles layers."
         )
+    _check_precision(made, env)
     if kind == "NO" and getattr(made, "n_gpu", 1) > 1:
         raise UserError(
             f"One process sees {made.n_gpu} GPUs, which transformers would use through torch's DataParallel; packed "
@@ -108,23 +114,89 @@ def launched_with_fsdp(env: Mapping[str, str] | None = None) -> bool:
     return _flag(os.environ if env is None else env, "ACCELERATE_USE_FSDP")
 
 
-def check_wrapped(model: Any, accelerator: Any) -> None:
-    """Refuse to train a model that is not wrapped as the distributed type promises.
+def _check_precision(made: Any, env: Mapping[str, str]) -> None:
+    """Refuse a launcher or a DeepSpeed file that asks for another precision than the recipe. Raises UserError.
+
+    accelerate takes the launcher's word where the recipe has none, and under DeepSpeed neither of them but the file's.
+    """
+    if not hasattr(made, "bf16"):  # an Accelerator, which comes later
+        return
+    recipe = "bf16" if made.bf16 else "fp16" if made.fp16 else "no"
+    launcher = env.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in ("no", recipe):
+        raise UserError(
+            f"The launcher asks for mixed_precision {launcher} and the recipe for {_PRECISIONS[recipe]}: precision is "
+            f"the recipe's. Leave mixed_precision out of the command and the launcher's configuration, and set {_SET}."
+        )
+    plugin: Any = getattr(made, "deepspeed_plugin", None)
+    for name in ("bf16", "fp16") if plugin is not None else ():
+        says = plugin.deepspeed_config.get(name, {}).get("enabled", False) is True
+        if says != (recipe == name):
+            raise UserError(
+                f"The DeepSpeed file says {name} {str(says).lower()}, which DeepSpeed would follow, and the recipe "
+                f'wants {_PRECISIONS[recipe]}. Write "{name}": {{"enabled": "auto"}} there, and set {_SET}.'
+            )
+
+
+class Seen(NamedTuple):
+    """What one rank sees in its first step.
+
+    Attributes:
+        processes, kind, backend: accelerate's.
+        wrapper: the class that the training step calls; see ``wrapper_of``.
+        gradients: norm of the gradients that the rank holds whole; None where they are shared out.
+    """
+
+    processes: int
+    kind: str
+    backend: str
+    wrapper: str
+    gradients: float | None
+
+
+def wrapper_of(model: Any) -> str:
+    """The name of the wrapper around a model, or the model's own where there is none."""
+    names = [c.__name__ for c in type(model).__mro__]
+    return next((name for name in names if name in (*_WRAPPERS.values(), _DDP)), names[0])
+
+
+def check_step(found: Sequence[Seen]) -> None:
+    """Refuse to go on where a rank trains in another way than it was told, or than the others.
 
     Args:
-        model: the model that the training step calls.
+        found: of every rank, in order; each rank is given the same, and so all of them raise.
 
     Raises:
-        UserError: naming what the model is and what it should be.
+        UserError: naming the rank, what it sees and the cure.
     """
-    kind = _kind(accelerator)
-    wanted = _WRAPPERS.get(kind, "DistributedDataParallel" if accelerator.num_processes > 1 else None)
-    names = [c.__name__ for c in type(model).__mro__]
-    if wanted is not None and wanted not in names:
-        raise UserError(
-            f"{accelerator.num_processes} processes of type {kind} must train a {wanted}, but the model is a "
-            f"{names[0]}: its gradients would not be shared. {_DDP_CPU}"
-        )
+    first = found[0]
+    wanted = _WRAPPERS.get(first.kind, _DDP if first.processes > 1 else None)
+    cure = {"FSDP": _FSDP_CPU, "DEEPSPEED": _ZERO_CPU}.get(first.kind, _DDP_CPU)
+    for rank, seen in enumerate(found):
+        if seen[:3] != first[:3] or seen.processes != len(found):
+            raise UserError(
+                f"Rank {rank} of {len(found)} is one of {seen.processes} processes of type {seen.kind}, backend "
+                f"{seen.backend}; rank 0 is one of {first.processes} of type {first.kind}, backend {first.backend}: "
+                f"start all alike. {cure}"
+            )
+        if wanted is not None and seen.wrapper != wanted:
+            raise UserError(
+                f"{seen.processes} processes of type {seen.kind} must train a {wanted}, but the model of rank {rank} "
+                f"is a {seen.wrapper}: its gradients would not be shared. {cure}"
+            )
+        if seen.kind == "FSDP" and seen.gradients is not None:
+            raise UserError(f"FSDP was asked for, but rank {rank} holds all gradients: nothing is sharded. {cure}")
+        if wanted == _DDP and not _same(seen.gradients, first.gradients):
+            raise UserError(
+                f"After the first step's backward pass the gradients of rank {rank} have the norm {seen.gradients}, "
+                f"those of rank 0 {first.gradients}: they are not shared. {cure}"
+            )
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None or math.isnan(one):
+        return one is other or (one is not None and other is not None and math.isnan(other))
+    return math.isclose(one, other, rel_tol=1e-4)
 
 
 def _world(env: Mapping[str, str]) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,9 +30,8 @@ class World:
     @classmethod
     def of(cls, args: Any) -> World:
         """The processes that ``TrainingArguments`` found."""
-        name = "bf16" if args.bf16 else "fp16" if args.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         state: PartialState = args.distributed_state
-        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+        mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         return cls(state.process_index, state.num_processes, args.device, mixed)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -23,7 +23,6 @@ from align.engine.scoring import ScoringEngine
 from align.errors import Stopped, of_this_process
 from align.objectives.base import Objective, Terms
 from align.reference.policy import ReferencePolicy
-from align.runs.launch import check_wrapped
 from align.runs.memory import answered
 from align.runs.signals import SIGNALS
 from align.trainers.arguments import check_best_metric
@@ -64,7 +63,7 @@ class AlignMixin(CheckpointMixin):
         self._missing: list[bool] = []
         self._meter, self._eval_meter = Meter(), Meter()
         self._eval_prefix: str | None = None
-        self._ready = self._wrapper_checked = self._metric_checked = False
+        self._ready = self._metric_checked = False
         self._finite: Tensor | None = None
         self.train_tokens = 0  # positions of this rank's training micro-batches
         self.watermark = Watermark()
@@ -114,9 +113,6 @@ class AlignMixin(CheckpointMixin):
     ) -> Any:
         """This micro-batch's share of the optimizer step's loss."""
         batch = inputs["tree"].to(self.args.device, non_blocking=True)
-        if not self._wrapper_checked:  # here, since evaluation before training wraps nothing
-            check_wrapped(model, self.accelerator)
-            self._wrapper_checked = True
         self.get_ready(model, batch)
         self.train_tokens += batch.input_ids.shape[1]
         compute = self._missing.pop(0) if self._missing else True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 from torch import nn
@@ -94,9 +93,8 @@ def switch_dropout_off(model: nn.Module) -> int:
 
 
 def compute_type(args: Config, model: PreTrainedModel) -> str:
-    """What forwards compute in: the arguments' mixed precision, else the launcher's, else the weights' own type."""
-    mixed = "bf16" if args.bf16 else "fp16" if args.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(model.dtype).removeprefix("torch."))
+    """What forwards compute in: the arguments' mixed precision, else the weights' own type."""
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
 
 
 def leave_outputs_wide(accelerator: Any) -> None:

@@ -33,6 +33,7 @@ from align.runs.launch import check_launch
 from align.runs.quiet import silent
 from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
 from align.trainers.guard import Guard
+from align.trainers.launched import Launched
 from align.trainers.layers import Layers, fuse_layers
 from align.trainers.mixin import AlignMixin, order_seed
 from align.trainers.policy import (
@@ -120,6 +121,7 @@ class TreeTrainer(AlignMixin):
         self.engine = ScoringEngine(sharded=self._sharded())
         self._start()
         self.add_callback(Guard(self))
+        self.add_callback(Launched(self))
 
     def _check_objective(self, objective: Objective) -> None:
         if objective.scores_answers and not self.reward:

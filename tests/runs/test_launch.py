@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
-from align.runs.launch import check_launch, check_launcher_files, check_wrapped
+from align.runs.launch import Seen, check_launch, check_launcher_files, check_step, wrapper_of
 
 SIMPLE = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
 TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -42,14 +43,14 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
             made(2, "MULTI_CPU", "gloo"),
             {**DEEPSPEED, "ACCELERATE_USE_CPU": "true"},
             "DeepSpeed was",
-            "unset ACCELERATE",
+            "unset",
             id="no ZeRO to come",
         ),
         pytest.param(
             made(2, "MULTI_CPU", "gloo", dynamo_plugin=None),
             DEEPSPEED,
             "DeepSpeed was",
-            "unset ACCELERATE",
+            "unset",
             id="no ZeRO",
         ),
         pytest.param(
@@ -101,25 +102,107 @@ def test_arguments_of_this_process_pass() -> None:
     check_launch(training_config(output_dir="unused", use_cpu=True, bf16=False, report_to="none"), {})
 
 
-def test_the_wrapper_must_be_the_promised_one() -> None:
-    class DistributedDataParallel: ...
+DDP2 = Seen(2, "MULTI_GPU", "nccl", "DistributedDataParallel", 0.5)
+FSDP2 = Seen(2, "FSDP", "nccl", "FSDPModule", None)
+ZERO = Seen(2, "DEEPSPEED", "nccl", "DeepSpeedEngine", None)
 
+
+def test_the_wrapper_must_be_the_promised_one() -> None:
+    for promised in (DDP2, FSDP2, ZERO):
+        check_step([promised, promised])
+        for wrapper in ("LlamaForCausalLM", *(other.wrapper for other in (DDP2, FSDP2, ZERO) if other is not promised)):
+            with pytest.raises(UserError) as caught:
+                check_step([promised, promised._replace(wrapper=wrapper)])
+            assert str(caught.value).startswith(
+                f"2 processes of type {promised.kind} must train a {promised.wrapper}, but the model of rank 1 is a "
+                f"{wrapper}: its gradients would not be shared. "
+            )
+    check_step([Seen(1, "NO", "None", "LlamaForCausalLM", 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (
+            DDP2._replace(processes=1),
+            "Rank 1 of 2 is one of 1 processes of type MULTI_GPU, backend nccl; rank 0",
+        ),
+        (DDP2._replace(backend="gloo"), "Rank 1 of 2 is one of 2 processes of type MULTI_GPU, backend gloo; rank 0 is"),
+        (
+            DDP2._replace(gradients=0.51),
+            "the gradients of rank 1 have the norm 0.51, those of rank 0 0.5: they are",
+        ),
+        (DDP2._replace(gradients=math.nan), "the gradients of rank 1 have the norm nan, those of rank 0 0.5: they are"),
+    ],
+)
+def test_ranks_that_differ_in_the_first_step_are_refused_on_all(second: Seen, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_step([DDP2, second])
+    assert said in str(caught.value)
+    assert caught.value.shared
+
+
+def test_what_may_pass_and_what_shards_nothing() -> None:
+    check_step([DDP2, DDP2._replace(gradients=0.5 * (1 + 1e-6))])
+    check_step([DDP2._replace(gradients=math.nan)] * 2)  # the guard speaks of that
+    with pytest.raises(UserError, match="FSDP was asked for, but rank 1 holds all gradients: nothing is sharded"):
+        check_step([FSDP2, FSDP2._replace(gradients=0.5)])
+    with pytest.raises(UserError, match="Rank 0 of 1 is one of 2 processes"):
+        check_step([DDP2])
+
+
+def test_the_wrapper_is_found_among_the_classes_of_a_model() -> None:
     class FSDPModule: ...
 
     class FSDPLlama(FSDPModule): ...
 
-    class DeepSpeedEngine: ...
+    assert wrapper_of(FSDPLlama()) == "FSDPModule"
+    assert wrapper_of(SimpleNamespace()) == "SimpleNamespace"
 
-    class Plain: ...
 
-    promised = {"MULTI_GPU": DistributedDataParallel, "FSDP": FSDPLlama, "DEEPSPEED": DeepSpeedEngine}
-    for kind, wrapper in promised.items():
-        check_wrapped(wrapper(), made(2, kind, "nccl"))
-        for other in (Plain, *promised.values()):
-            if other is not wrapper:
-                with pytest.raises(UserError, match=f"of type {kind} must train a"):
-                    check_wrapped(other(), made(2, kind, "nccl"))
-    check_wrapped(Plain(), made(1, "NO", None))
+@pytest.mark.parametrize(
+    ("arguments", "launcher", "file", "said"),
+    [
+        ({"bf16": True}, "no", None, None),
+        ({"bf16": True}, "bf16", None, None),
+        (
+            {},
+            "bf16",
+            None,
+            "The launcher asks for mixed_precision bf16 and the recipe for full precision: ",
+        ),
+        ({"fp16": True}, "bf16", None, "The launcher asks for mixed_precision bf16 and the recipe for float16"),
+        ({}, "fp8", None, "The launcher asks for mixed_precision fp8"),
+        ({"bf16": True}, "no", {"bf16": {"enabled": True}}, None),
+        ({}, "no", {}, None),
+        (
+            {"bf16": True},
+            "bf16",
+            {"bf16": {"enabled": False}},
+            "The DeepSpeed file says bf16 false, which DeepSpeed",
+        ),
+        (
+            {},
+            "no",
+            {"bf16": {"enabled": True}},
+            "The DeepSpeed file says bf16 true, which DeepSpeed would follow, and",
+        ),
+        ({}, "no", {"fp16": {"enabled": True}}, 'Write "fp16": {"enabled": "auto"} there, and set train.bf16: true or'),
+    ],
+)
+def test_precision_is_the_recipes(
+    arguments: dict[str, bool], launcher: str, file: dict[str, Any] | None, said: str | None
+) -> None:
+    given = {"bf16": False, "fp16": False, **arguments, "n_gpu": 0, "distributed_state": made(2, "MULTI_CPU", "gloo")}
+    if file is not None:
+        given["deepspeed_plugin"] = SimpleNamespace(deepspeed_config=file)
+    env = {**TWO, "ACCELERATE_MIXED_PRECISION": launcher}
+    if said is None:
+        check_launch(SimpleNamespace(**given), env)
+        return
+    with pytest.raises(UserError) as caught:
+        check_launch(SimpleNamespace(**given), env)
+    assert said in str(caught.value)
 
 
 def test_a_file_that_the_launcher_names_and_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
