@@ -32,6 +32,10 @@ TESTED: Mapping[str, str] = {
     "scikit-learn": "1.9.1",
 }
 
+# Below, ZeRO-2 and ZeRO-3 compute wrong gradients without a word: 0.17.6 to 0.18.2 (DeepSpeed issue 7718) and 0.18.3 to
+# 0.19.3 (issue 8224). tests/distributed/test_gradients.py measures those of the installed one.
+DEEPSPEED = "0.19.4"
+
 # Optional ones: name to (what it is for, how to install it).
 OPTIONAL: Mapping[str, tuple[str, str]] = {
     "deepspeed": ("ZeRO-2 and ZeRO-3", f"pip install '{DISTRIBUTION}[deepspeed]'"),
@@ -44,6 +48,18 @@ OPTIONAL: Mapping[str, tuple[str, str]] = {
     "lm_eval": ("general benchmarks", f"pip install '{DISTRIBUTION}[eval]'"),
     "tensorboard": ("train.report_to: tensorboard", "pip install tensorboard"),
 }
+
+
+def deepspeed_problem() -> str | None:
+    """A sentence where DeepSpeed is missing, or one that computes wrong gradients; else None."""
+    from packaging.version import Version
+
+    have, cure = installed("deepspeed"), f"pip install 'deepspeed>={DEEPSPEED}'"
+    if have is None:
+        return f"DeepSpeed is not installed: {cure}."
+    if Version(have) < Version(DEEPSPEED):
+        return f"DeepSpeed {have} computes wrong gradients under ZeRO-2 and ZeRO-3 without a word: {cure}."
+    return None
 
 
 def installed(name: str) -> str | None:

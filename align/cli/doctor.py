@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from align.versions import DISTRIBUTION, OPTIONAL, TESTED, installed
+from align.versions import DISTRIBUTION, OPTIONAL, TESTED, deepspeed_problem, installed
 
 _PYTHON = (3, 10)
 _GIB = 2**30
@@ -109,6 +109,8 @@ def _optional(found: Diagnosis) -> None:
         have = installed(name)
         if have is None:
             found.add("note", name, f"not installed; for {purpose}", cure)
+        elif name == "deepspeed" and (problem := deepspeed_problem()):
+            found.add("problem", name, *problem.removesuffix(".").split(": "))
         else:
             found.add("ok", name, have)
 

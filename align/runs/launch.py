@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.errors import UserError
+from align.versions import deepspeed_problem
 
 _WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _DDP_CPU = (
@@ -91,6 +92,10 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
     # with train.use_cpu alone accelerate makes DeepSpeed of it later, with the variable it never does
     if deepspeed and kind != "DEEPSPEED" and (_flag(env, "ACCELERATE_USE_CPU") or hasattr(state, "deepspeed_plugin")):
     if deepspeed and (_flag(env, "ACCELERATE_USE_CPU") or (kind != "DEEPSPEED" and hasattr(state, "dynamo_plugin"))):
+    if (deepspeed or kind == "DEEPSPEED") and (problem := deepspeed_problem()):
+        raise UserError(problem)
+    # on a CPU accelerate makes DeepSpeed of it later, and with the variable never
+    if deepspeed and (_flag(env, "ACCELERATE_USE_CPU") or (kind != "DEEPSPEED" and hasattr(state, "deepspeed_plugin"))):
         raise UserError(f"DeepSpeed was asked for, but {found}. {_ZERO_CPU}")
     if kind == "FSDP" and getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
         raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml).")

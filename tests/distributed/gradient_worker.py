@@ -2,7 +2,7 @@
 
     python tests/distributed/gradient_worker.py FOLDER CASE...
 
-FOLDER holds ``model/``. Process 0 writes ``<LABEL>-<case>.safetensors``, LABEL being the environment's ALIGN_TEST_LABEL.
+FOLDER holds ``model/``. Process 0 writes ``<LABEL>-<case>.safetensors``; LABEL is ALIGN_TEST_LABEL of the environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from align.objectives import DPO, KL, SimPO, WeightedSum
 from align.trainers.preference import PreferenceTrainer
 
 RATE = 0.5
-OBJECTIVES = {"simpo": SimPO(), "dpo": DPO(beta=1.0), "kl": WeightedSum(((DPO(beta=1.0), 1.0), (KL(branch="chosen"), 1.0)))}
+OBJECTIVES = {
+    "simpo": SimPO(),
+    "dpo": DPO(beta=1.0),
+    "kl": WeightedSum(((DPO(beta=1.0), 1.0), (KL(branch="chosen"), 1.0))),
+}
 
 
 class Moves(TrainerCallback):
@@ -58,9 +62,9 @@ def run(folder: Path, label: str, case: str) -> None:
     name, how = case.split("-")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     args = training_config(
-        output_dir=str(folder / "out"), per_device_train_batch_size=4 // world, gradient_accumulation_steps=2, max_steps=2,
-        optim="sgd", learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=0.0, bf16=True, use_cpu=True,
-        gradient_checkpointing=False, save_strategy="no", report_to="none", disable_tqdm=True, seed=7,
+        output_dir=str(folder / "out"), per_device_train_batch_size=4 // world, gradient_accumulation_steps=2,
+        max_steps=2, optim="sgd", learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=0.0, bf16=True,
+        use_cpu=True, gradient_checkpointing=False, save_strategy="no", report_to="none", disable_tqdm=True, seed=7,
     )  # fmt: skip
     trainer = PreferenceTrainer(
         str(folder / "model"),
