@@ -88,13 +88,14 @@ class ReferencePolicy:
         if self.model is None or accelerator.distributed_type == "FSDP":
             return None
         attach(self.model)
-        if accelerator.distributed_type == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        # DeepSpeed rounds weights as it does the policy's; those that move in small steps stay wide, but in stage 3
+        plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+        if plugin is not None and (plugin.zero_stage == 3 or not self.moves):
             self.model = prepare_deepspeed(self.model, accelerator)
         else:
             self.model = self.model.to(accelerator.device)
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-            # where autocast does the rounding; DeepSpeed has ways of its own
-            if accelerator.native_amp and dtype is not None and not self.moves:
+            if dtype is not None and not self.moves:
                 return narrow(self.model, dtype, lambda batch: self._logp(batch, accelerator.autocast))
         return None
 

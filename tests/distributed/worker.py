@@ -186,6 +186,7 @@ def build(folder: Path, label: str, case: str) -> Any:
         processing_class=tokenizer(),
         peft_config=adapter,
         store_dir=folder / f"store-{label}" if "store" in words else None,
+        reference_sync=(2, 0.5) if "moving" in words else None,
     )
 
 
