@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from align.cli.check_model import model_config, stepping
 from align.cli.check_parts import Part, alternates_lines, parts_of
@@ -28,10 +28,19 @@ from align.objectives.base import LABELLED
 from align.recipe import Recipe
 from align.recipe.template_arguments import dated
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 _AGAINST = {"train": "held out", "forget": "retain"}  # the role of the rows that rows of a role are compared with
+
+
+class Checked(NamedTuple):
+    """A part of the recipe's data whose rows were checked; of the rows only this is kept.
+
+    ``copies`` says how often each row is there, and ``plain`` whether they are texts without a prompt.
+    """
+
+    part: Part
+    report: SetReport
+    copies: int
+    plain: bool
 
 
 def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport:
@@ -54,16 +63,18 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
         if note := adapter_note(recipe.model, recipe.base):
             echo(note)
     with _quiet():
-        loaded = [(part, part.load(recipe, tokenizer)) for part in parts_of(recipe)]
+        parts = parts_of(recipe)
         others = {role: Keys() for role in _AGAINST.values()}
-        for part, rows in loaded:
+        for part in parts:
             if part.role in others:
+                rows = part.load(recipe, tokenizer)
                 with naming(part.source):
-                    others[part.role] += collect(rows, recognise_dataset(rows, part.branches))[0]
-        reports = []
-        for part, rows in loaded:
+                    others[part.role] += collect(rows, recognise_dataset(rows, part.branches), compared=True)[0]
+        checked: list[Checked] = []
+        for part in parts:
+            rows = part.load(recipe, tokenizer)
             role = _AGAINST.get(part.role, "")
-            compared = any(other.role == role for other, _ in loaded)
+            compared = any(other.role == role for other in parts)
             with naming(part.source):
                 report = check_rows(
                     rows,
@@ -80,11 +91,11 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
                     ends=ends,
                     values=objective.row_values,
                 )
-            reports.append(report)
+            checked.append(Checked(part, report, part.copies(rows), is_plain(rows)))
             for line in report.lines():
                 echo(line)
             echo("")
-        for line in alternates_lines(recipe, any(p.role == "forget" and is_plain(rows) for p, rows in loaded)):
+        for line in alternates_lines(recipe, any(one.part.role == "forget" and one.plain for one in checked)):
             echo(line)
         if recipe.judge is not None:
             named = recipe.judge.model_dump(exclude_none=True, exclude={"dtype", "revision"})
@@ -96,8 +107,9 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
 
             for line in [*suite_lines(recipe.evaluate, recipe.base), ""]:
                 echo(line)
+        reports = [one.report for one in checked]
         whole += _balance(recipe, reports)
-        whole += _steps(recipe, [(part, rows, report) for (part, rows), report in zip(loaded, reports, strict=True)])
+        whole += _steps(recipe, checked)
         if whole:
             for line in ["Recipe", "", *finding_lines(whole), ""]:
                 echo(line)
@@ -106,18 +118,17 @@ def run_check(recipe: Recipe, echo: Callable[[str], Any] = print) -> CheckReport
     return result
 
 
-def _steps(recipe: Recipe, checked: Sequence[tuple[Part, Dataset, SetReport]]) -> Iterator[Finding]:
+def _steps(recipe: Recipe, checked: Sequence[Checked]) -> Iterator[Finding]:
     """Findings on the batch, where the number of examples is known: not of a stream, nor of rounds, which draw them."""
-    if recipe.rounds is not None or any(part.source.streaming for part, _, _ in checked):
+    if recipe.rounds is not None or any(one.part.source.streaming for one in checked):
         return
     examples = 0.0
-    for part, rows, report in checked:
-        account = report.preparation
-        kept = account.examples
+    for part, report, copies, _ in checked:
+        kept = report.preparation.examples
         if part.role == "train":
             examples += max(1, round(part.source.weight * kept)) if kept else 0
         elif part.role == "forget":
-            examples += kept // part.copies(rows)
+            examples += kept // copies
     if examples:  # else that is said already
         yield from stepping(recipe, int(examples))
 

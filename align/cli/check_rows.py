@@ -11,6 +11,7 @@ from align.cli.check_model import reading
 from align.cli.check_parts import as_table
 from align.cli.findings import Finding, SetReport, first_counted
 from align.cli.traits import Keys, Traits, collect
+from align.data.rows.cache import let_go
 from align.data.rows.formats import Format
 from align.data.rows.questions import asked
 from align.data.rows.sources import is_table
@@ -71,18 +72,20 @@ def check_rows(
         table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system, values=values
     )
     assert is_table(prepared)  # as `table` is
-    keys, traits = collect(table, form)
+    keys, traits = collect(table, form, compared=held_out is not None)
     findings = [*_dropped(account), *_tokens(account), *_arguments(form, tokenizer)]
     if config is not None and len(prepared):
         findings += reading(config, prepared, branches)
+    let_go()
     findings += _ends(account, prepared, tokenizer, ends)
+    let_go()
     # answers that are not read have no faults
     findings += [*_doubles(keys, form), *_traits(traits, account)] if branches else _same_prompts(keys)
     others_are, why = _SHARED.get(role, _SHARED["train"])
     if held_out is not None:
         if not isinstance(held_out, Keys):
             others = as_table(held_out)
-            held_out, _ = collect(others, recognise_dataset(others, branches))
+            held_out, _ = collect(others, recognise_dataset(others, branches), compared=True)
         findings += _overlap(keys, held_out, others_are, why)
     findings += [*_labels(account), *_lengths(account, prepared)]
     findings += _fine(findings, account, form, None if held_out is None else others_are)

@@ -78,12 +78,16 @@ class Traits:
 _TALLIES = ("roles", "alternation", "repeats", "touching")
 
 
-def collect(rows: Dataset, form: Format) -> tuple[Keys, Traits]:
-    """Read all rows once, on all cores if they are many. Rows that cannot be used are left to preparation."""
+def collect(rows: Dataset, form: Format, *, compared: bool) -> tuple[Keys, Traits]:
+    """Read all rows once, on all cores if they are many. Rows that cannot be used are left to preparation.
+
+    Keys ``prompts`` and ``facts`` are there only where rows have no answers or will be ``compared`` with another set.
+    """
+    sorts = SORTS if compared or not form.branches else ("rows", "answers", "swapped")
     raw = rows.with_format(None)
 
     def piece(number: int) -> bytes:
-        return _Piece(form).read(raw, range(number * _PIECE, min((number + 1) * _PIECE, len(raw))))
+        return _Piece(form, sorts).read(raw, range(number * _PIECE, min((number + 1) * _PIECE, len(raw))))
 
     parts: dict[str, list[Seen]] = {name: [Seen()] for name in SORTS}
     traits = Traits()
@@ -109,9 +113,9 @@ def _joined(parts: list[Seen]) -> Seen:
 class _Piece:
     """What one process reads of some rows."""
 
-    def __init__(self, form: Format) -> None:
+    def __init__(self, form: Format, sorts: Sequence[str]) -> None:
         self.form, self.traits = form, Traits()
-        self.keys: dict[str, tuple[list[int], bytearray]] = {name: ([], bytearray()) for name in SORTS}
+        self.keys: dict[str, tuple[list[int], bytearray]] = {name: ([], bytearray()) for name in sorts}
 
     def read(self, rows: Dataset, places: range) -> bytes:
         """Digests and traits of the rows at ``places``, as JSON."""
@@ -129,6 +133,8 @@ class _Piece:
         return json.dumps({"keys": keys, "seen": found.seen, "strange": sorted(found.strange), **tallies}).encode()
 
     def _note(self, sort: str, number: int, *parts: bytes) -> None:
+        if sort not in self.keys:
+            return
         rows, held = self.keys[sort]
         rows.append(number)
         held += hashlib.blake2b(b"".join(parts), digest_size=_BYTES).digest()

@@ -65,6 +65,23 @@ def in_order(work: Callable[[int], bytes], pieces: int, processes: int) -> Itera
             process.join()
 
 
+def apart(work: Callable[[], Any]) -> bool:
+    """Do ``work`` in a forked process, whose memory is given back at its end; whether it came to its end.
+
+    Where it did not, or cannot be forked, nothing is said: do it here, where an error shows as it is.
+    """
+    if sys.platform != "linux":
+        return False
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=(work,))
+    _start(process)
+    try:
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+    return process.exitcode == 0
+
+
 def _started(work: Callable[[int], bytes], first: int, pieces: int, step: int) -> tuple[Any, Connection]:
     """A process that computes every ``step``-th piece, and where its answers come in."""
     context = multiprocessing.get_context("fork")
@@ -72,24 +89,37 @@ def _started(work: Callable[[int], bytes], first: int, pieces: int, step: int) -
     with contextlib.suppress(OSError):
         fcntl.fcntl(out.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     process = context.Process(target=_compute, args=(work, range(first, pieces, step), answers, out), daemon=True)
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads: those of torch and of the tokenizers, which no worker goes into
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process.start()
+    _start(process)
     out.close()
     return process, answers
 
 
+def _start(process: Any) -> None:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forks beside threads: those of torch and of the tokenizers, which no worker goes into
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+
+
 def _compute(work: Callable[[int], bytes], pieces: range, answers: Connection, out: Connection) -> None:
     """What a worker does. It ends without a word: its pieces are then computed where errors are seen."""
+    answers.close()  # so that writing fails once the reader is gone
+
+    def send() -> None:
+        for piece in pieces:
+            out.send_bytes(work(piece))
+
+    _alone(send)
+
+
+def _alone(work: Callable[[], Any]) -> None:
+    """Work in a forked process, up to its end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the run's own handlers would save it
         signal.signal(number, signal.SIG_DFL)
-    answers.close()  # so that writing fails once the reader is gone
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker; its threads did not survive the fork
     gc.freeze()  # memory that the parent made stays shared
     try:
-        for piece in pieces:
-            out.send_bytes(work(piece))
+        work()
     except BaseException:
         os._exit(1)
     os._exit(0)

@@ -12,15 +12,18 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.errors import told
+from align.runs.parallel import apart
 from align.runs.terminal import aside
 from align.versions import DISTRIBUTION, installed
 
@@ -34,6 +37,7 @@ _CHUNK = 4096  # rows that a digest is taken of at a time
 _POLL_SECONDS = 0.1
 _SAY_SECONDS = 5.0  # of waiting for another process, until that is said
 _WORDS = ("tokenizers", "transformers", "Jinja2", "datasets", "pyarrow", DISTRIBUTION)
+_MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 class Made(NamedTuple):
@@ -84,6 +88,7 @@ def table_digest(dataset: Dataset) -> tuple[str, int]:
             content = batch.serialize()
             hasher.update(content)
             size += len(content)
+        let_go()
     return hasher.hexdigest(), size
 
 
@@ -110,13 +115,14 @@ def kept(key: str, make: Callable[[bool], Made], say: Callable[[str], Any] = asi
             return make(False)
         if (found := _opened(place, say)) is not None:  # another process was at it
             return found
+        if apart(lambda: _write(place, make(True))) and (found := _opened(place, say)) is not None:
+            return found
         made = make(True)
         try:
             _write(place, made)
         except OSError as error:
             say(_without(place.parent, error))
-            return made
-        return _opened(place, say) or made
+        return made
 
 
 def as_dataset(made: Made) -> Dataset:
@@ -147,13 +153,15 @@ def _opened(place: Path, say: Callable[[str], Any]) -> Made | None:
         facts, expected = dict(entry["facts"]), entry["digest"]
         if file_digest(place / _TABLE) != expected:
             raise ValueError("its content does not match its digest")
-        with pa.memory_map(str(place / _TABLE)) as file:
-            table = pa.ipc.open_stream(file).read_all()
+        with (place / _TABLE).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         say(f"prepared rows: {place} is damaged ({told(error)}), so they are prepared again.")
         with contextlib.suppress(OSError):
             shutil.rmtree(place)
         return None
+    _MAPPED.add(mapped)
     return Made(table, {**facts, "digest": expected})
 
 
@@ -209,3 +217,9 @@ def _settled(path: Path) -> None:
     """Let a file reach the disk before its folder gets its name."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def let_go() -> None:
+    """Take what was read of entries out of this process's resident memory; what is read again comes from the disk."""
+    for mapped in _MAPPED:
+        mapped.madvise(mmap.MADV_DONTNEED)

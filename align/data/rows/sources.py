@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
+
 from align.data.rows.files import SUFFIXES, file_kind, file_stem
 from align.data.rows.tables import from_files, from_rows, rows_of
 from align.errors import UserError
@@ -139,7 +141,7 @@ def _numbered(dataset: AnyDataset) -> AnyDataset:
     from datasets import Dataset
 
     kept = dataset.remove_columns("row") if "row" in dataset.column_names else dataset
-    return _beside([kept, Dataset.from_dict({"row": range(len(dataset))})])
+    return _beside([kept, Dataset.from_dict({"row": np.arange(len(dataset))})])
 
 
 # --- the Hub ---------------------------------------------------------------------------------------------------------

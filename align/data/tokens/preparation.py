@@ -271,7 +271,7 @@ class Preparation:
         for name in ("dropped", "unseen"):
             values[name] = {what: Tally(**tally) for what, tally in record[name].items()}
         values["lengths"] = {name: Lengths(Counter(dict(pairs))) for name, pairs in record["lengths"].items()}
-        labels = record["labels"]
+        labels = record["labels"] and tuple(record["labels"])
         return cls(
             **{**values, "branches": tuple(record["branches"]), "labels": None if labels is None else (*labels,)}
         )
