@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from align.runs.files import sync_folder, write_atomically
+from align.runs.files import digest_of, sync_folder, write_atomically
 
 MARKER = "complete.json"
 _WRITING = ".writing"  # in a checkpoint that is being written: the id of the run that writes it
@@ -158,7 +158,7 @@ def digests(folder: Path, names: Sequence[str], *, sync: bool = False) -> Files:
 
 def _look(path: Path, *, sync: bool) -> dict[str, Any]:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_of(file)
         if sync:
             os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": digest}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 
@@ -22,6 +24,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def digest_of(file: BinaryIO) -> str:
+    """Hex SHA-256 of an open file from where it stands to its end, a mebibyte in memory at a time."""
+    hasher = hashlib.sha256()
+    while block := file.read(1 << 20):
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

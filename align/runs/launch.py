@@ -23,15 +23,6 @@ _DDP_CPU = (
     "ACCELERATE_USE_CPU=true and no train.ddp_backend."
 )
 _FSDP_CPU = _DDP_CPU.replace("cpu2-ddp", "cpu2-fsdp2")
-_ZERO_CPU = (
-    "For DeepSpeed on a CPU set train.use_cpu=true and unset ACCELERATE_USE_CPU, with which accelerate leaves out "
-    "DeepSpeed: see recipes/accelerate/cpu2-zero3.yaml."
-)
-_FSDP_CPU = (
-    "For FSDP on a CPU: ACCELERATE_USE_CPU=true accelerate launch with recipes/accelerate/cpu2-fsdp2.yaml, and no "
-    "train.ddp_backend."
-    "DeepSpeed on a CPU: align launch FILE --on cpu2-zero3; with a launcher of your own unset ACCELERATE_USE_CPU."
-)
 _ZERO_CPU = "DeepSpeed on a CPU: align launch FILE --on cpu2-zero3; with your own launcher unset ACCELERATE_USE_CPU."
 _DDP = "DistributedDataParallel"
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "no": "full precision"}
@@ -89,9 +80,6 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
         )
     if fsdp and kind != "FSDP" and (kind in ("NO", "MULTI_CPU") or hasattr(state, "fsdp_plugin")):
         raise UserError(f"FSDP was asked for, but {found}, which shards nothing. {_FSDP_CPU}")
-    # with train.use_cpu alone accelerate makes DeepSpeed of it later, with the variable it never does
-    if deepspeed and kind != "DEEPSPEED" and (_flag(env, "ACCELERATE_USE_CPU") or hasattr(state, "deepspeed_plugin")):
-    if deepspeed and (_flag(env, "ACCELERATE_USE_CPU") or (kind != "DEEPSPEED" and hasattr(state, "dynamo_plugin"))):
     if (deepspeed or kind == "DEEPSPEED") and (problem := deepspeed_problem()):
         raise UserError(problem)
     # on a CPU accelerate makes DeepSpeed of it later, and with the variable never

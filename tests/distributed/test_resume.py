@@ -26,9 +26,7 @@ train: {{max_steps: 8, per_device_train_batch_size: 2, gradient_accumulation_ste
 output: {folder}/runs/{name}
 """
 SHARDED = ("fsdp2", "zero2", "zero3")
-MOVING = (
-    "{sync_every: 2, sync_mix: 0.5, store: false}"  # it has moved once in checkpoint-3, and moves three times more
-)
+MOVING = "{sync_every: 2, sync_mix: 0.5, store: false}"  # it has moved once in checkpoint-3, and moves three times more
 LORA = ", lora: {{rank: 4, alpha: 8, dropout: {dropout}}}"
 
 

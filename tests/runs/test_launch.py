@@ -16,7 +16,6 @@ SIMPLE = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
 TWO = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 FSDP = {**TWO, "ACCELERATE_USE_FSDP": "true", "ACCELERATE_DYNAMO_BACKEND": "NO"}
 DEEPSPEED = {**TWO, "ACCELERATE_USE_DEEPSPEED": "true"}
-CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleNamespace:
@@ -32,12 +31,6 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
         pytest.param(made(1, "NO", None), FSDP, "run of its own", "cpu2-fsdp2", id="FSDP on a CPU"),
         pytest.param(made(2, "MULTI_CPU", "gloo"), FSDP, "shards nothing", "cpu2-fsdp2", id="FSDP as DDP"),
         pytest.param(made(2, "NO", "gloo"), FSDP, "gradients never", "no train.ddp_backend", id="FSDP and ddp_backend"),
-        pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "use_cpu=true", id="DeepSpeed alone"),
-        pytest.param(
-            made(2, "MULTI_CPU", "gloo"),
-            DEEPSPEED | CPU,
-            "DeepSpeed was",
-            "unset ACCELERATE_USE_CPU",
         pytest.param(made(1, "DEEPSPEED", None), DEEPSPEED, "run of its own", "cpu2-zero3", id="DeepSpeed alone"),
         pytest.param(
             made(2, "MULTI_CPU", "gloo"),
@@ -47,7 +40,7 @@ def made(processes: int, kind: str, backend: str | None, **more: Any) -> SimpleN
             id="no ZeRO to come",
         ),
         pytest.param(
-            made(2, "MULTI_CPU", "gloo", dynamo_plugin=None),
+            made(2, "MULTI_CPU", "gloo", deepspeed_plugin=None),
             DEEPSPEED,
             "DeepSpeed was",
             "unset",
@@ -89,11 +82,9 @@ def test_what_was_asked_for_passes(state: SimpleNamespace, env: dict[str, str]) 
     check_launch(state, env)
 
 
-def test_what_an_accelerator_left_out_is_refused() -> None:
+def test_fsdp_that_an_accelerator_left_out_is_refused() -> None:
     with pytest.raises(UserError, match="FSDP was asked for"):
         check_launch(SimpleNamespace(state=made(2, "MULTI_GPU", "nccl", fsdp_plugin=None)), FSDP)
-    with pytest.raises(UserError, match="DeepSpeed was asked for"):
-        check_launch(SimpleNamespace(state=made(2, "MULTI_CPU", "gloo", deepspeed_plugin=None)), DEEPSPEED)
 
 
 def test_arguments_of_this_process_pass() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.errors import told
+from align.runs.files import digest_of
 from align.runs.parallel import apart
 from align.runs.terminal import aside
 from align.versions import DISTRIBUTION, installed
@@ -71,11 +72,8 @@ def _code() -> list[Any]:
 
 def file_digest(path: Path) -> str:
     """Hex digest of a file's bytes. Raises ``OSError``."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return digest_of(file)
 
 
 def table_digest(dataset: Dataset) -> tuple[str, int]:

@@ -1,4 +1,3 @@
-"""A table of raw rows to one of prepared rows: encoded in pieces on several cores, counted, the dropped left out."""
 """Raw rows to a table of prepared ones: encoded in pieces on several cores, counted, the dropped left out."""
 
 from __future__ import annotations

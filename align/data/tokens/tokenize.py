@@ -144,7 +144,6 @@ def prepare_rows(
     system: str | None = None,
     values: Sequence[str] = (),
 ) -> tuple[AnyDataset, Preparation]:
-    """``prepare`` for callers that go on where no row is left. Many rows are prepared once and kept: ``rows.cache``."""
     """``prepare`` for callers that go on where no row is left. Many rows are prepared once and kept, see ``cache``."""
     check_policy(truncation, max_length)
     settings = {"max_length": max_length, "truncation": truncation, "system": system, "values": tuple(values)}
