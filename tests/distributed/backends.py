@@ -42,10 +42,10 @@ WRAPPERS = {
     "zero3": "DeepSpeedEngine",
 }
 SHORT = {  # a method for each backend, where there is time for no more
-    "ddp": ("cell-rmu-full",),
+    "ddp": ("cell-hypo-full", "cell-superhf-lora"),
     "fsdp2": ("cell-superhf-full",),
     "zero2": ("cell-dpo-lora", "cell-npo-full-bf16"),
-    "zero3": ("cell-reward-lora",),
+    "zero3": ("cell-rmu-lora",),
 }
 PAGE = ROOT / "docs/launch.md"
 MARKERS = ("<!-- backends -->", "<!-- end of backends -->")
@@ -107,6 +107,8 @@ def check(folder: Path, label: str, cases: tuple[str, ...]) -> None:
         assert cell.gap <= 1e-5, case
         assert WRAPPERS[label] in cell.wrapper, case
         assert cell.samples is (True if {"hypo", "superhf"} & set(case.split("-")) else None), case
+        ranks = {file.stem[-2:] for file in (folder / f"{label}-{case}/samples").glob("*")}
+        assert ranks == ({"r0", "r1"} if cell.samples else set()), case
         # a loss that stands still would agree as well
         assert cell.moved > (2 if case.endswith("bf16") else 50) * loss, case
         assert cell.tensors == alone.tensors if label == "ddp" else cell.tensors < 0.95 * alone.tensors, case
