@@ -132,6 +132,19 @@ def test_a_frozen_copy_shares_nothing() -> None:
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
 
 
+def test_a_shared_copy_has_parameters_of_its_own_over_the_same_memory() -> None:
+    model = get_peft_model(tiny_model("llama-tied"), LORA).train()
+    made = frozen(model, shared=True)
+    places = [p.data_ptr() for p in model.parameters()]
+    assert [p.data_ptr() for p in made.parameters()] == places
+    assert {id(p) for p in made.parameters()}.isdisjoint({id(p) for p in model.parameters()})
+    assert {p.requires_grad for p in made.parameters()} == {False}
+    assert {p.requires_grad for p in model.parameters()} == {True, False}
+    assert (made.training, model.training) == (False, True)
+    made.to("meta")  # as when its weights come from the first process
+    assert [p.data_ptr() for p in model.parameters()] == places
+
+
 def test_the_reference_of_a_distribution_is_the_start_too(tmp_path: Path) -> None:
     batch = batch_of(pairs(6))
     start = tiny_model()
