@@ -210,6 +210,16 @@ def test_weights_that_only_rank_0_loaded_reach_the_reference(launch: Launch, fol
 
 
 @pytest.mark.slow
+def test_small_weights_that_zero3_keeps_whole_move_with_the_reference(launch: Launch, folder: Path) -> None:
+    settings = json.loads(CONFIGS["zero3"].with_suffix(".json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 100  # as norms are by default
+    (folder / "persistent.json").write_text(json.dumps(settings))
+    launch("single", ("moving-persistent",))
+    launch("zero3", ("moving-persistent",), "--deepspeed_config_file", str(folder / "persistent.json"))
+    _compare(folder, "zero3", "moving-persistent")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "tolerance"), [("ddp", 2e-3), ("fsdp2", 5e-3)])
 def test_bfloat16_is_near_and_keeps_the_reference_of_a_kl_term(launch: Launch, label: str, tolerance: float) -> None:
     # FSDP computes with bfloat16 weights and reduces bfloat16 gradients, DDP does neither
