@@ -98,7 +98,8 @@ def read_head(head: nn.Linear, hidden: Tensor, job: HeadJob) -> Tensor:
     dtype = compute_dtype(hidden)
     # the policy reads other things beside a kept reference, by whole rows: equal log-probs need sums in the same order
     if job.reads == (LogProb(),) and not job.keep:
-        values = LogProbs.apply(hidden, head.weight, head.bias, head, job.targets, job.finish, dtype)[None]
+        logprobs = LogProbs.apply(hidden, head.weight, head.bias, head, job.targets, job.finish, dtype)
+        values = torch.stack([logprobs])  # no view, of which FSDP2 warns among the outputs of a module
     else:
         values = _ChunkedReads.apply(hidden, head.weight, head.bias, head, job, dtype)
     if job.pairs is not None:
