@@ -56,7 +56,10 @@ class Running:
         import fcntl
 
         while True:
-            file = open(self._path, "a+")  # noqa: SIM115 - it stays open while the run lives
+            try:
+                file = open(self._path, "a+")  # noqa: SIM115 - it stays open while the run lives
+            except OSError as error:
+                raise UserError(f"{self._path}, the lock of the run, cannot be opened ({error.strerror}).") from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -119,18 +119,18 @@ def go_on(directory: RunDirectory, checkpoint: Checkpoint | None, accelerator: A
     """Say where the run goes on, and forget what it had recorded from there on, which it will record again.
 
     Raises:
-        UserError: see ``goes_on``.
+        UserError: see ``where_from``.
     """
     if checkpoint is None:
         say("the run had no complete checkpoint yet: it starts from the beginning")
     else:
-        for sentence in goes_on(checkpoint, accelerator.num_processes, backend(accelerator)):
+        for sentence in where_from(checkpoint, accelerator.num_processes, backend(accelerator)):
             say(sentence)
     for sentence in directory.rewind(progress_of(checkpoint.path)["records"] if checkpoint else {}):
         say(sentence)
 
 
-def goes_on(checkpoint: Checkpoint, processes: int, how: str) -> list[str]:
+def where_from(checkpoint: Checkpoint, processes: int, how: str) -> list[str]:
     """What to say where a run goes on from a checkpoint, and what will not be as it would have been.
 
     Raises:
