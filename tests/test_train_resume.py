@@ -33,6 +33,7 @@ from align.training.resume import check_step, newest, where_from
 CLOCK = {"tokens_per_second", "seconds_left", "seconds", "evaluation_seconds"}
 CLOCK |= {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")}
 END = 12
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has threads, and forks
 SHORT = {"max_steps": END, "logging_steps": 3, "save_steps": 2, "eval_steps": 4, "warmup_steps": 0}
 WATCH = {"every": 2, "probe_answers": 2, "generate_every": 5, "prompts": ["Question 1: what is green?"]}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -72,6 +73,7 @@ def killed(made: Recipe, steps: int, how: Callable[[], Dies] | None = None, **op
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # a pool of threads does not outlive a fork
             DEFAULT_CALLBACKS.append(how() if how else Dies(steps))
             run(made, echo=lambda line: None, **options)
         except BaseException:

@@ -17,6 +17,8 @@ import pytest
 from align.errors import UserError
 from align.runs.running import RUNNING, Running
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has threads, and forks
+
 
 def silent(line: str) -> None:
     raise AssertionError(line)
