@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {},
     "lora": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.2}},
     "moving": {"reference": {"sync_every": 3, "sync_mix": 0.5, "store": False}},
-    "running": {"objective": {"name": "bco"}},
+    "running": {"objective": {"name": "bco_pair"}},
     "epochs": {"train": {**SHORT, "eval_strategy": "epoch", "eval_steps": None, "save_steps": 5}},
     "hypo": {"objective": {"name": "hypo"}, "sampling": {"samples": 2, "max_new_tokens": 4}},
 }
