@@ -95,6 +95,7 @@ def test_the_wheel_holds_recipes_and_suites(tmp_path: Path) -> None:
         "align/recipes/preference/dpo-zephyr-7b.yaml",
         "align/recipes/accelerate/zero3.yaml",
         "align/recipes/accelerate/cpu2-zero3.json",
+        "align/recipes/accelerate/slurm.sh",
     }
     assert expected <= names
     assert not [name for name in names if name.startswith(("eval/", "recipes/", "tests/"))]
