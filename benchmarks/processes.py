@@ -56,11 +56,8 @@ def work(out: Path, tiny: bool) -> None:
     def ids(count: int) -> list[int]:
         return torch.randint(3, config.vocab_size, (count,), generator=generator).tolist()
 
-    length = 8 if tiny else 64
-    data = [
-        {"prompt_ids": ids(length), "chosen_ids": ids(length), "rejected_ids": ids(length)}
-        for _ in range(STEPS * BATCH)
-    ]
+    length, columns = 8 if tiny else 64, ("prompt_ids", "chosen_ids", "rejected_ids")
+    data = [{column: ids(length) for column in columns} for _ in range(STEPS * BATCH)]
     world = int(os.environ.get("WORLD_SIZE", "1"))
     args = training_config(
         output_dir=str(out.parent / "out"), per_device_train_batch_size=BATCH // world, max_steps=STEPS, use_cpu=True,
@@ -135,9 +132,8 @@ def main() -> None:
         print(json.dumps(found))
         return
     low, high = found["load"]
-    print(
-        f"{found['weights'] / 1e6:.0f}M weights, {BATCH} pairs a step, {found['cores']} cores, load {low:.1f} to {high:.1f}"
-    )
+    what = f"{found['weights'] / 1e6:.1f}M weights, {BATCH} pairs a step"
+    print(f"{what}, {found['cores']} cores, load average {low:.1f} to {high:.1f}")
     for way, value in found["seconds"].items():
         ratios = found["faster"][way]
         print(f"{way:<32} {value:6.2f} s a step, {min(ratios):.2f} to {max(ratios):.2f} times as fast as the first")

@@ -37,9 +37,8 @@ def test_bytes_and_seconds_of_a_step_by_hand(task: ModuleType) -> None:
     assert task.sent(seven, "DDP", True, 8) == pytest.approx(7 * adapter, rel=1e-12, abs=0)
     # three gathers and one reduce-scatter in two bytes, 63/64 of each
     assert task.sent(seven, "FSDP2", False, 64) == pytest.approx(63 / 64 * 8 * weights, rel=1e-12, abs=0)
-    assert task.sent(seven, "ZeRO-3", True, 64) == pytest.approx(
-        63 / 64 * (6 * weights + 2 * adapter), rel=1e-12, abs=0
-    )
+    both = 6 * weights + 2 * adapter
+    assert task.sent(seven, "ZeRO-3", True, 64) == pytest.approx(63 / 64 * both, rel=1e-12, abs=0)
     assert task.seconds(450e9, 8) == 1
     assert task.seconds(450e9, 64) == 9
     # 8 FLOP a weight and token, of 8,192 tokens at 4e14 a second

@@ -1,7 +1,7 @@
 """ZeRO-2 and ZeRO-3 in bfloat16 compute the gradients of one process, with one forward in a micro-batch and with two.
 
 Two plain steps over accumulated micro-batches: what the weights moved by is minus the gradient, in float32. DeepSpeed
-0.17.6 to 0.19.3 fail here or may (issues 7718 and 8224): see ``align.versions``.
+0.18.1 fails here under ZeRO-2, by 0.7 and more: see ``align.versions``.
 """
 
 from __future__ import annotations

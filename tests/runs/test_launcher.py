@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from align.errors import UserError
 from align.recipe import recipes_folder
@@ -42,6 +43,7 @@ def test_every_configuration_is_one_of_accelerate_and_frees_its_port() -> None:
     assert set(configurations()) == NAMES
     for name in NAMES:
         found = configuration(name)
+        load_config_from_file(str(found.file))  # refuses a key that it does not know
         assert found.on_cpu == name.startswith("cpu")
         assert found.content["main_process_port" if name != "cpu1" else "num_machines"] in (0, 1)
         assert found.content.get("mixed_precision", "no") == "no"  # the recipe's train.bf16 says it
