@@ -25,6 +25,7 @@ objective: {name: dpo}
 reference: {store: false}
 watch: {probe_pairs: 0, report: false}
 train: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 5e-3, logging_steps: 1, save_strategy: 'no',
+        lr_scheduler_type: constant, warmup_steps: 0,
         bf16: false, activation_checkpointing: false}
 """
 
