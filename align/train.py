@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from align.recipe import Recipe, load_recipe
+from align.runs.disk import on_disk
 from align.runs.ended import ended
 from align.runs.memory import answered
 from align.runs.quiet import without_device_notice
@@ -25,18 +26,19 @@ def run(
 
     Raises:
         UserError: for everything the caller can mend, before anything is lost.
-        DoesNotFit: where memory ran out; the last complete checkpoint is kept.
+        DoesNotFit: where memory or the disk ran out; the last complete checkpoint is kept.
         Stopped: where a guard ended the run; the same is kept.
     """
     without_device_notice()
     recipe = recipe.of_its_run() if resume else recipe
-    if recipe.rounds is not None:
-        from align.rounds.trainer import RoundTrainer
+    with on_disk(recipe.output_dir):
+        if recipe.rounds is not None:
+            from align.rounds.trainer import RoundTrainer
 
-        return RoundTrainer.of(recipe, allow_code=allow_code, echo=echo).train(resume=resume)
-    from align.training.run import run as train
+            return RoundTrainer.of(recipe, allow_code=allow_code, echo=echo).train(resume=resume)
+        from align.training.run import run as train
 
-    return train(recipe, resume=resume, allow_code=allow_code, echo=echo, make_suite=_tofu_suite)
+        return train(recipe, resume=resume, allow_code=allow_code, echo=echo, make_suite=_tofu_suite)
 
 
 def _tofu_suite(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             enter()
             with answered():
                 recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
-                SIGNALS.run = recipe.output_dir
+                SIGNALS.run = (recipe.of_its_run() if resume else recipe).output_dir
                 run(recipe, resume=resume, allow_code=allow_code)
             _leave_together()
         except BaseException as error:

@@ -20,6 +20,7 @@ from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
 from align.cli.verbs import ALLOW_CODE, RECIPE, RESUME, Parser, Verb, argument, flag
 from align.errors import Exit, UserError
+from align.runs.disk import on_disk
 from align.runs.ended import interrupted
 from align.runs.memory import answered
 from align.runs.signals import SIGNALS, Interrupted
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         args.overrides = [*args.overrides, *rest]
     try:
-        with answered():
+        with answered(), on_disk():
             code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -98,7 +99,7 @@ def _train(args: argparse.Namespace) -> int:
     from align.train import run
 
     with SIGNALS.heard():
-        SIGNALS.run = recipe.output_dir
+        SIGNALS.run = (recipe.of_its_run() if args.resume else recipe).output_dir
         result = run(recipe, resume=args.resume, allow_code=args.allow_code, echo=_echo(args.json))
     if args.json:
         _print_json(result)

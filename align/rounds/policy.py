@@ -16,6 +16,7 @@ from align.models.sharded import shard
 from align.recipe import Recipe
 from align.recipe.sections import Lora, Model
 from align.reference.digest import model_digest
+from align.runs.damage import reading
 from align.runs.directory import RunDirectory
 from align.runs.files import write_atomically
 from align.runs.processes import World, free
@@ -94,7 +95,8 @@ def policy_digest(recipe: Recipe, run: Path, number: int) -> str:
         with loaded_whole():
             model = load_model(policy_section(recipe, run, number), base=recipe.base)
         _remember(file, model_digest(model, adapters=True, compute_dtype=""))
-    return json.loads(file.read_text())["digest"]
+    with reading(file):
+        return str(json.loads(file.read_bytes())["digest"])
 
 
 def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
@@ -128,7 +130,10 @@ def _remember(file: Path, digest: str) -> None:
     """Write down a policy's digest, or compare it with what was written down."""
     if not file.exists():
         write_atomically(file, json.dumps({"digest": digest}) + "\n")
-    elif json.loads(file.read_text())["digest"] != digest:
+        return
+    with reading(file):
+        before = json.loads(file.read_bytes())["digest"]
+    if before != digest:
         raise UserError(
             f"{file.parent}: the policy that this round was begun with has changed. Put it back (pin model.revision "
             "for one on the Hub), or start anew."

@@ -15,6 +15,7 @@ from align.report.rounds import table
 from align.rounds.pairs import dropped
 from align.rounds.policy import TRAIN
 from align.rounds.stages import Round
+from align.runs.damage import reading
 from align.runs.directory import VERDICT, RunDirectory
 from align.sampling.files import read_tables
 from align.sampling.similarity import among
@@ -31,6 +32,9 @@ def record(round: Round) -> dict[str, Any]:
     ``loss`` that of the first and of the last log step, ``accuracy`` the training pairs' at the last one: at the start
     margins are 0 but for rounding.
     """
+    verdict = round.folder / TRAIN / VERDICT
+    with reading(verdict):
+        steps = json.loads(verdict.read_bytes())["steps"]
     lines = round.lines("judged")
     scores = [line["score"] for line in lines if line["score"] is not None]
     notes = round.notes()
@@ -51,7 +55,7 @@ def record(round: Round) -> dict[str, Any]:
         "position_bias": bias / compared if compared else None,
         "loss": [trained[0]["loss"], trained[-1]["loss"]] if trained else None,
         "accuracy": trained[-1].get("rewards/accuracies") if trained else None,
-        "steps": json.loads((round.folder / TRAIN / VERDICT).read_text())["steps"],
+        "steps": steps,
     }
 
 

@@ -297,11 +297,10 @@ class RoundTrainer:
     def _rounds(self, resume: bool) -> list[Round]:
         """The rounds with their prompts, which are dealt out and written down at the start."""
         file = self.directory.path / PROMPTS
-        lock = self.directory.lock
 
         def work() -> None:
             if resume:
-                if not file.exists() or digest(file) != lock["data"]:
+                if not file.exists() or digest(file) != self.directory.locked("data"):
                     raise UserError(f"{file} is not what it was when the run was started. Put it back, or start anew.")
                 add(self.directory, {"stopped": ""})
             elif self.world.rank == 0:

@@ -15,6 +15,7 @@ import yaml
 from align.errors import UserError
 from align.recipe import Recipe
 from align.runs import checkpoints
+from align.runs.damage import counts, damaged, json_object, read_lock
 from align.runs.files import write_atomically
 
 LOCK = "recipe.lock.yaml"
@@ -56,9 +57,15 @@ class RunDirectory:
 
     @property
     def lock(self) -> dict[str, Any]:
-        """The lock file, or an empty mapping."""
-        file = self.path / LOCK
-        return yaml.safe_load(file.read_text()) if file.exists() else {}
+        """The lock file, or an empty mapping. Raises UserError where it is damaged."""
+        return read_lock(self.path / LOCK) if (self.path / LOCK).exists() else {}
+
+    def locked(self, key: str) -> Any:
+        """What the lock file says under a key that it must have. Raises UserError."""
+        lock = self.lock
+        if key not in lock:
+            raise damaged(self.path / LOCK, f"it has no {key}")
+        return lock[key]
 
     @property
     def id(self) -> str:
@@ -138,15 +145,14 @@ class RunDirectory:
         return [found.path for found in checkpoints.complete_ones(self.path, self.id)]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Records of ``metrics.jsonl``; a line cut off by a kill is left out."""
+        """Records of ``metrics.jsonl``; what is none, such as a line cut off by a kill, is left out."""
         file = self.path / METRICS
         records = []
         # only a line feed ends a line: texts of a model may hold characters that str.splitlines takes for one
-        for line in file.read_text().split("\n") if file.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        for line in file.read_bytes().split(b"\n") if file.exists() else []:
+            value = json_object(line)
+            if value is not None and any(counts(value.get(place)) for place in ("step", "round")):
+                records.append(value)
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -154,12 +160,21 @@ class RunDirectory:
         self.append(METRICS, [record])
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines of JSON to a file of the run, on the writing process."""
+        """Add lines of JSON to a file of the run, all or none of them, on the writing process."""
         if not self.writer:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / name, "a") as file:
-            file.writelines(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records)
+        lines = "".join(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records).encode()
+        with open(self.path / name, "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a kill cut the last line
+                lines = b"\n" + lines
+            try:
+                file.write(lines)
+                file.flush()
+            except OSError:  # a full disk takes a part
+                os.ftruncate(file.fileno(), size)
+                raise
 
     def rewind(self, records: Mapping[str, Any]) -> list[str]:
         """Put the records back to what ``recorded`` gave, on the writing process; sentences say what is missing.

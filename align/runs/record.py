@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
-
-import yaml
 
 from align.errors import UserError
 from align.objectives.base import WeightedSum
 from align.recipe.messages import did_you_mean
 from align.recipe.objective import parse_objective
 from align.report.record import Kind, RunRecord, kind_of
+from align.runs.damage import counts, damaged, json_object, read_lock
 from align.runs.directory import LOCK, METRICS, PROBE, VERDICT
 
-_LAST = 2**53  # beyond it not every whole number is a float, and no run has so many steps
 FACTS, ANSWERS, EVALUATIONS = "facts.json", "answers.jsonl", "eval"
 
 
@@ -37,12 +34,12 @@ class Lines:
         with open(self.file, "rb") as lines:
             lines.seek(self._read)
             for line in lines:
-                value = _object(line)
+                value = json_object(line)
                 self._cut = value is None and not line.endswith(b"\n")
                 if self._cut:  # it is being written, or a kill ended it
                     break
                 self._read += len(line)
-                if value is not None and _counts(value.get(self.place)):
+                if value is not None and counts(value.get(self.place)):
                     self._records.append(value)
                 else:
                     self._broken += bool(line.strip())
@@ -65,7 +62,7 @@ def load_run(path: str | os.PathLike[str], metrics: Lines | None = None) -> RunR
     """
     folder = Path(path)
     require_run(folder)
-    lock = _lock(folder)
+    lock = read_lock(folder / LOCK)
     kind = _kind(lock)
     metrics = metrics or Lines(folder / METRICS, "round" if kind == "rounds" else "step")
     answers, notes = Lines(folder / ANSWERS), list[str]()
@@ -106,29 +103,14 @@ def require_run(path: Path) -> None:
     raise UserError(f"{path} is no run: it holds no {LOCK}.{inside}{belongs}")
 
 
-def _counts(place: Any) -> bool:
-    """Whether it is the number of a step or of a round."""
-    return isinstance(place, int) and not isinstance(place, bool) and 0 <= place < _LAST
-
-
-def _lock(folder: Path) -> dict[str, Any]:
-    try:
-        lock = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise _damaged(folder / LOCK, error) from error
-    if not isinstance(lock, dict) or not isinstance(lock.get("recipe"), dict):
-        raise _damaged(folder / LOCK, "it holds no recipe")
-    return lock
-
-
 def _verdict(folder: Path) -> dict[str, Any] | None:
     notes: list[str] = []
     verdict = _json(folder / VERDICT, notes)
     if notes:
-        raise _damaged(folder / VERDICT, "it holds no JSON object")
+        raise damaged(folder / VERDICT, "it holds no JSON object")
     findings = (verdict or {}).get("findings", {})
     if not isinstance(findings, dict) or not all(isinstance(one, dict) for one in findings.values()):
-        raise _damaged(folder / VERDICT, "its findings are no JSON objects")
+        raise damaged(folder / VERDICT, "its findings are no JSON objects")
     return verdict
 
 
@@ -138,10 +120,6 @@ def _facts(file: Path, notes: list[str]) -> dict[str, Any]:
     wrong = [key for key in ("data", "cost", "environment") if not isinstance(found.get(key, {}), dict)]
     notes += [f"{file}: {key} is no JSON object and was left out." for key in wrong]
     return {key: value for key, value in found.items() if key not in wrong}
-
-
-def _damaged(file: Path, why: object) -> UserError:
-    return UserError(f"{file} is damaged ({' '.join(str(why).split())[:200]}). Put it back from a copy.")
 
 
 def _kind(lock: Mapping[str, Any]) -> Kind:
@@ -161,16 +139,7 @@ def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     """The mapping in a file, or None; a sentence goes to ``notes`` where there is a file and no mapping in it."""
     if not file.exists():
         return None
-    if (value := _object(file.read_bytes())) is not None:
+    if (value := json_object(file.read_bytes())) is not None:
         return value
     notes.append(f"{file} is damaged and was left out: it holds no JSON object.")
     return None
-
-
-def _object(text: bytes) -> dict[str, Any] | None:
-    """The JSON object in ``text``, or None where it holds none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.models.subject import Subject, positions
 from align.probes.probe_set import choose_prompts, choose_rows, longest_answer
+from align.runs.damage import json_object
 from align.runs.directory import RunDirectory
 
 ANSWERS = "answers.jsonl"
@@ -70,8 +71,8 @@ class Answers:
     def _write(self, step: int, answered: Sequence[tuple[str, str]]) -> None:
         """The texts of the first and of this step; what an interrupted run wrote in between is replaced."""
         file, seed = self.run.path / ANSWERS, self.trainer.args.seed
-        lines = file.read_text().split("\n") if step and file.exists() else []
-        kept = [line + "\n" for line in lines if line and json.loads(line)["step"] == 0]
+        lines = file.read_bytes().split(b"\n") if step and file.exists() else []
+        kept = [line.decode() + "\n" for line in lines if (json_object(line) or {}).get("step") == 0]
         for i in choose_rows(len(answered), _WRITTEN, seed):
             prompt, text = answered[i]
             kept.append(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")

@@ -19,6 +19,7 @@ from align.probes.probe_set import choose_prompts, longest_answer
 from align.probes.scores import ProbeScores
 from align.recipe.sampling import Sampling
 from align.reference.policy import adapter_off
+from align.runs.damage import reading
 from align.runs.directory import RunDirectory
 from align.sampling.sampler import Sampler
 from align.sampling.similarity import among
@@ -72,13 +73,16 @@ class OwnAnswers:
         file = self.run.path / UNSEEN
         if not file.exists():
             return  # of a version that kept none
-        lines = json.loads(file.read_text())["samples"]
-        groups = [lines[i : i + _EACH] for i in range(0, len(lines), _EACH)]
-        self.start = [
-            [Sample(i, tuple(line["ids"]), line["text"], line["finish"]) for i, line in enumerate(group)]
-            for group in groups
-        ]
-        self.start_logp = np.array([[line["logp"] for line in group] for group in groups], dtype=np.float64)
+        with reading(file):
+            lines = json.loads(file.read_bytes())["samples"]
+            groups = [lines[i : i + _EACH] for i in range(0, len(lines), _EACH)]
+            self.start = [
+                [Sample(i, tuple(line["ids"]), line["text"], line["finish"]) for i, line in enumerate(group)]
+                for group in groups
+            ]
+            self.start_logp = np.array([[line["logp"] for line in group] for group in groups], dtype=np.float64)
+            if self.start_logp.shape != (len(self.prompts), _EACH):
+                raise ValueError(f"it holds {len(lines)} samples and not {len(self.prompts) * _EACH}")
 
     def draw(self, step: int) -> Drawn:
         """Samples of the policy as it is now, by prompt; processes share the work and all get the result."""

@@ -15,6 +15,7 @@ from align.data.batches.collator import TreeCollator
 from align.data.batches.packing import sequential_packs
 from align.probes.displacement import Displacement, ProbeReading
 from align.probes.scores import ProbeScores
+from align.runs.damage import reading
 from align.runs.directory import PROBE, RunDirectory
 from align.runs.memory import answered, explained
 from align.trainers.own_text import OwnAnswers
@@ -71,7 +72,9 @@ class PairProbe:
     def restore(self) -> None:
         """Take up the start, so that "since the start" keeps its meaning."""
         saved = self.run.path / PROBE
-        if saved.exists():
+        if not saved.exists():
+            return
+        with reading(saved):
             self.displacement.restore(json.loads(saved.read_text()))
 
     def digests(self) -> list[str]:

@@ -25,6 +25,7 @@ from align.data.load import Data
 from align.data.tokens.preparation import Lengths
 from align.recipe import Recipe
 from align.recipe.template_arguments import DATE
+from align.runs.damage import json_object
 from align.runs.directory import LOCK, RunDirectory
 from align.runs.memory import peak
 from align.runs.record import FACTS
@@ -130,7 +131,8 @@ def add(directory: RunDirectory, more: Mapping[str, Any]) -> None:
     """Complete the file, on the writing process."""
     if directory.writer:
         file = directory.path / FACTS
-        known = json.loads(file.read_text()) if file.exists() else {}
+        # damaged, it is of no use to anyone; what is added now is
+        known = (json_object(file.read_bytes()) if file.exists() else None) or {}
         directory.write_json(FACTS, {**known, **more})
 
 

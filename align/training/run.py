@@ -107,7 +107,7 @@ def _run(
         say(f"warning: {sentence}")
     said = Said(say)
     data = load_data(recipe, tokenizer, objective.branches, said)
-    if resume and directory.lock["data"] != data.digest:
+    if resume and directory.locked("data") != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
     # before the model: a retain model is measured and gone by then
     suite = _suite(recipe, directory, tokenizer, make_suite, say)
@@ -117,7 +117,7 @@ def _run(
     model = load_model(recipe.model, base=recipe.base, reward=reward)
     probed = [] if reward else held_out_rows(data, recipe)
     trainer = _trainer(recipe, model, tokenizer, objective, args, data, lora, judge, probed)
-    if resume and directory.lock["reference"] != trainer.digest:
+    if resume and directory.locked("reference") != trainer.digest:
         raise UserError(
             f"{directory.path}: the model that this run was started from has changed, and with it the reference. Put "
             "it back (pin model.revision for one on the Hub), or start anew."
