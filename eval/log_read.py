@@ -24,6 +24,14 @@ _TEXT = ("input", "ground_truth", "generation")
 _ORIGINAL = {"avg_gt_loss": "loss", "avg_paraphrased_loss": "para_loss", "average_perturb_loss": "wrong_loss",
              "rougeL_recall": "rougeL_recall", "rouge1_recall": "rouge1_recall", "truth_ratio": "ratio"}  # fmt: skip
 Rows = dict[int, Any]
+# what a value can be, by the name that it has in a file; beyond 1 and below 0 by what 16 bits round
+_SHARE, _POSITIVE = (0.0, 1.0, "a number from 0 to 1"), (0.0, np.inf, "a number that is not negative")
+_RANGES = {
+    **dict.fromkeys(("prob", *ROUGES), _SHARE),
+    **dict.fromkeys(("avg_loss", "avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss"), _POSITIVE),
+    "truth_ratio": _POSITIVE,
+}
+_ROUNDING = 0.01
 
 
 def read_log(path: str | Path) -> TofuLog:
@@ -214,6 +222,8 @@ def _rows(entry: Any, name: str, path: Path) -> Rows | None:
         ) from None
     if len(rows) != len(entry):
         raise UserError(f"{path}: {name} holds a row number twice.")
+    if wrong := [row for row in rows if not 0 <= row < 2**53]:
+        raise UserError(f"{path}: {name} numbers a row {str(wrong[0])[:30]}: expected whole numbers from 0 on.")
     return rows or None
 
 
@@ -234,10 +244,25 @@ def _column(rows: Rows, key: str, entry: str, path: Path, notes: list[str]) -> n
         column = np.array([empty if value is None else value for value in values], dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(f"{path}: {entry} holds something else than numbers under {key}.") from None
+    except OverflowError:
+        raise UserError(f"{path}: {entry} holds a whole number under {key} that no float can hold.") from None
+    _in_range(column, sorted(rows), key, entry, path)
     lost = int(np.isnan(column).reshape(len(values), -1).any(axis=1).sum())
     if lost:
         notes.append(f"{entry}: {lost} of {len(values)} items have no value for {key} and are left out")
     return column
+
+
+def _in_range(column: np.ndarray, rows: Sequence[int], key: str, entry: str, path: Path) -> None:
+    """Refuse values that ``key`` cannot have. Raises UserError with the first of them."""
+    is_score = key == "score" and entry in SCORES[:2]
+    low, high, expected = _SHARE if is_score else _RANGES.get(key, (-np.inf, np.inf, ""))
+    wrong = (column < low - _ROUNDING) | (column > high + _ROUNDING)
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        raise UserError(
+            f"{path}: {entry} holds {column[tuple(place)]:g} under {key} in row {rows[place[0]]}: expected {expected}."
+        )
 
 
 def _one_index(tables: Mapping[str, Rows], path: Path) -> list[int]:

@@ -228,3 +228,29 @@ def test_fields_of_a_set_have_one_length() -> None:
         SetLog(loss=np.zeros(3), para_loss=np.zeros(2))
     assert SetLog(loss=np.zeros(3)).index.tolist() == [0, 1, 2]
     assert len(SetLog(loss=np.zeros(3), generation=["a", "b", "c"]).first(2).generation) == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "item", "says"),
+    [
+        ("forget_Q_A_ROUGE", {"rougeL_recall": 1e308}, "holds 1e+308 under rougeL_recall in row 4: expected a number"),
+        ("forget_Q_A_ROUGE", {"rougeL_f1": 1.5}, "holds 1.5 under rougeL_f1 in row 4: expected a number from 0 to 1."),
+        ("forget_Q_A_Prob", {"prob": -0.25}, "holds -0.25 under prob in row 4: expected a number from 0 to 1."),
+        ("forget_Q_A_Prob", {"avg_loss": -3}, "holds -3 under avg_loss in row 4: expected a number that is not negati"),
+        ("forget_Q_A_Prob", {"avg_loss": 10**400}, "holds a whole number under avg_loss that no float can hold."),
+        ("exact_memorization", {"score": 2}, "holds 2 under score in row 4: expected a number from 0 to 1."),
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_their_place(tmp_path: Path, entry: str, item: dict, says: str) -> None:
+    rows = {"3": dict.fromkeys(item, 0.5), "4": item}
+    log = {entry: {"agg_value": None, "value_by_index": rows}}
+    with pytest.raises(UserError) as caught:
+        read_log(written(tmp_path, log))
+    assert str(caught.value).startswith(f"{tmp_path}")
+    assert f"{entry} {says}" in str(caught.value)
+
+
+def test_a_row_whose_number_no_table_has_is_refused(tmp_path: Path) -> None:
+    rows = {str(10**29): {"avg_loss": 0.5}}
+    with pytest.raises(UserError, match=r"forget_Q_A_Prob numbers a row 10{29}: expected whole numbers from 0 on\."):
+        read_log(written(tmp_path, {"forget_Q_A_Prob": {"agg_value": None, "value_by_index": rows}}))
