@@ -28,10 +28,10 @@ from align.runs.signals import SIGNALS
 from align.trainers.arguments import check_best_metric
 from align.trainers.checkpoints import CheckpointMixin
 from align.trainers.ending import Ending
+from align.trainers.coverage import Coverage
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
-from align.trainers.reference import Coverage
 from align.trainers.returned import terms_of
 from align.trainers.running import RunningMeans
 from align.trainers.start import StartReading, compare_at_start, compute_dtype

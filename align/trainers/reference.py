@@ -13,25 +13,24 @@ from transformers import PreTrainedModel
 from align.compat import SFTConfig
 from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import rows_with
+from align.engine.attention import PREFIX
+from align.engine.liger import fuse_like
 from align.engine.reads import Hidden
 from align.errors import UserError
-from align.objectives.base import Objective, sources_of
+from align.objectives.base import Objective
 from align.reference.digest import model_digest
 from align.reference.frozen import frozen
 from align.reference.policy import Strategy, choose
 from align.reference.store import LogProbStore, sequence_key
 from align.runs.launch import launched_with_fsdp
 from align.trainers.policy import compute_type
+from align.reference.policy import Strategy, choose, frozen
+from align.reference.store import LogProbStore
+from align.trainers.coverage import Coverage, coverage_of
+from align.trainers.policy import compute_type, switch_dropout_off
 
 # starts of an adapter that leave the model's own weights and the model's function as they were
 _HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-
-
-class Coverage(NamedTuple):
-    """Reference rows (answers) of the data sets that are stored, and that must be computed."""
-
-    stored: int
-    computed: int
 
 
 class Kept(NamedTuple):
@@ -90,7 +89,7 @@ def keep_reference(
             else hashlib.sha256(f"{digest} wide".encode()).hexdigest()
         )
         store = LogProbStore(Path(store_dir), key, about)
-    coverage = _coverage(store, objective, datasets)
+    coverage = coverage_of(store, objective, datasets)
     complete = all(gather_object([store is not None and coverage is not None and coverage.computed == 0]))
     needed = resolved != "adapter_off" and (asked or not complete)
     kept = frozen(model, shared=launched_with_fsdp()) if needed else None
@@ -116,3 +115,31 @@ def _coverage(store: LogProbStore | None, objective: Objective, datasets: tuple)
         for branch in tree.branches
     ]
     return Coverage(sum(found), len(found) - sum(found))
+    if resolved == "adapter_off" or (complete and not asked):
+        frozen_model = None
+    elif resolved == "reload":
+        frozen_model = _load_again(model)
+    else:
+        frozen_model = frozen(model)
+    return Kept(digest, resolved, frozen_model, store, coverage, complete)
+
+
+def _load_again(model: PreTrainedModel) -> nn.Module:
+    """The model that ``model`` was loaded from, frozen; under ZeRO-3 cut up as it is loaded."""
+    source = model.config._name_or_path
+    again = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=model.dtype,
+        revision=getattr(model.config, "_commit_hash", None),
+        attn_implementation=model.config._attn_implementation.removeprefix(PREFIX),
+        trust_remote_code=False,
+    )
+    switch_dropout_off(again)
+    fuse_like(again, model)
+    mine, theirs = (model_digest(m, adapters=True, compute_dtype="") for m in (model, again))
+    if not gather_object([mine == theirs])[0]:
+        raise UserError(
+            f"The policy is not what {source} holds, so the reference cannot be loaded from there: save the policy to "
+            "a folder first and start from that folder. With an adapter on top, merge it first, or use FSDP2 or ZeRO-2."
+        )
+    return again.eval().requires_grad_(False)

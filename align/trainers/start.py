@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from align.engine.layout import Example, Tree, TreeBatch, pack
 from align.engine.scores import Scores
 from align.errors import UserError
-from align.trainers.reference import Coverage
+from align.trainers.coverage import Coverage
 
 NOTICED = 0.05  # share of a margin of 1 from which rounding is worth a cure
 

@@ -17,7 +17,7 @@ from align.errors import UserError
 from align.objectives import DPO, IPO, NPO, RPO, FlexDPO, SimPO, SPPOHard, WeightedSum
 from align.objectives.base import Objective
 from align.reference.store import LogProbStore
-from align.trainers.reference import Coverage
+from align.trainers.coverage import Coverage
 from align.trainers.start import StartReading, compare_at_start
 
 
@@ -111,7 +111,7 @@ def test_stored_rows_that_are_off_by_rounding_are_part_of_the_noise_and_wrong_on
     first.train()
     for shift, refused in ((2e-4, False), (0.3, True)):
         store = LogProbStore(tmp_path / str(shift), first.digest)
-        for key in list(first.reference.store._values):
+        for key in list(first.reference.store):
             values = torch.from_numpy(first.reference.store.get(key)) + shift / 10
             store.put([key], [len(values)], values)
         store.flush()
