@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.batches.lengths import rows_with
+from align.data.batches.lists import row_digests
 from align.data.rows.convex_rows import convex_rows
 from align.data.rows.mixture import interleave, mix
 from align.data.rows.sources import is_table, load_source, naming, source_name
@@ -149,13 +150,8 @@ def digest(dataset: Dataset) -> str:
 def _shared(parts: Sequence[Any], held_out: Dataset) -> int:
     """Training rows whose tokens, prompt and branches, are those of a held-out row."""
     columns = sorted(name for name in held_out.column_names if name.endswith("_ids"))
-
-    def keys(dataset: Dataset) -> list[int]:
-        rows = dataset.select_columns(columns)
-        return [hash(tuple(tuple(row[name] or ()) for name in columns)) for row in rows]
-
-    known = set(keys(held_out))
-    return sum(key in known for part in parts for key in keys(part))
+    known = set(row_digests(held_out, columns))
+    return sum(key in known for part in parts for key in row_digests(part, columns))
 
 
 def _prepared(

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from align.data.batches.lengths import rows_with
+from align.data.batches.lists import Lists
 from align.objectives.base import FRESH, Objective, source_of, sources_of
 from align.reference.shards import KEY
 from align.reference.store import LogProbStore
@@ -47,11 +46,11 @@ def answer_keys(dataset: Any, branches: Sequence[str]) -> Iterator[np.ndarray]:
         for name in (branch for branch in branches if branch not in FRESH):
             source = source_of(name)
             own = f"{source}_prompt_ids"
-            prompts = _Lists(chunk, own if own in chunk.column_names else "prompt_ids")
+            prompts = Lists(chunk, own if own in chunk.column_names else "prompt_ids")
             if prompts.missing.any():  # rows without a prompt of their own share the row's
-                prompts = prompts.or_else(_Lists(chunk, "prompt_ids"))
-            answers = _Lists(chunk, f"{source}_ids")
-            masks = _Lists(chunk, f"{name}_mask") if source == name and f"{name}_mask" in chunk.column_names else None
+                prompts = prompts.or_else(Lists(chunk, "prompt_ids"))
+            answers = Lists(chunk, f"{source}_ids")
+            masks = Lists(chunk, f"{name}_mask") if source == name and f"{name}_mask" in chunk.column_names else None
             rows = np.flatnonzero(~answers.missing)
             key = _key if source == name else _key_of_all
             digests = b"".join(key(prompts[i], answers[i], masks[i] if masks else _NOTHING) for i in rows.tolist())
@@ -59,25 +58,6 @@ def answer_keys(dataset: Any, branches: Sequence[str]) -> Iterator[np.ndarray]:
 
 
 _NOTHING = np.empty(0, np.int64)
-
-
-class _Lists:
-    """A column of lists of integers: ``lists[i]`` is int64 [n] without a copy, empty where the row has none."""
-
-    def __init__(self, chunk: pa.Table, name: str) -> None:
-        column = chunk[name].combine_chunks().cast(pa.list_(pa.int64()))  # also of a column without any value
-        self.values = np.asarray(pc.list_flatten(column))
-        self.missing = np.asarray(pc.is_null(column))
-        stops = np.cumsum(np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)).tolist()
-        self.bounds = list(zip([0, *stops], stops, strict=False))
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        start, stop = self.bounds[row]
-        return self.values[start:stop]
-
-    def or_else(self, other: _Lists) -> Any:
-        """The lists of another column where a row has none here."""
-        return [other[i] if self.missing[i] else self[i] for i in range(len(self.bounds))]
 
 
 def _key(prompt: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from align.data.batches.ahead import ahead
 from align.errors import UserError
 
 Order = Callable[[int], Sequence[int]]
@@ -147,7 +148,7 @@ class PackStream(IterableDataset):
     """Micro-batches of one rank from a stream of prepared rows.
 
     Every rank reads the whole stream and keeps its share, so that the packs are those of a run on any number of ranks.
-    An ``endless`` one begins anew where the rows end.
+    An ``endless`` one begins anew where the rows end. The next step's are made while one is computed.
     """
 
     def __init__(
@@ -166,6 +167,9 @@ class PackStream(IterableDataset):
         self.step_examples, self.step_packs, self.rank, self.world = step_examples, step_packs, rank, world
 
     def __iter__(self) -> Iterator[dict]:
+        return ahead(self._batches(), max(1, self.step_packs // self.world))
+
+    def _batches(self) -> Iterator[dict]:
         for number in itertools.count() if self.endless else (0,):
             # counted here and not by the Trainer, which takes all passes for one epoch and skips across their ends
             if hasattr(self.rows, "set_epoch"):
