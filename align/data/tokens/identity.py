@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,13 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
     """
     if not tokenizer.is_fast:
         return None
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    for state in ("truncation", "padding"):  # of the last call, whatever it was
-        backend.pop(state, None)
+    # in front of the tokens stand cutting and padding, as the last call has set them
+    backend = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
     kind = type(tokenizer)
     named: tuple[list | None, ...] = (None, [])  # a tokenizer may have a template of its own for rows with tools
     return [
         f"{kind.__module__}.{kind.__qualname__}",
-        backend,
+        hashlib.sha256(backend.encode()).hexdigest(),
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         {number: repr(token) for number, token in sorted(tokenizer.added_tokens_decoder.items())},
         [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
