@@ -52,10 +52,10 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
 
 
 def _given(tokenizer: PreTrainedTokenizerBase, tools: list | None) -> Any:
-    """What the chat template is given, the date written into it."""
+    """The chat template, with the date written into it, and its arguments."""
     if not tokenizer.chat_template:
         return None
     try:
-        return rendering(tokenizer, tools, {})
+        return {"chat_template": tokenizer.get_chat_template(tools=tools), **rendering(tokenizer, tools, {})}
     except ValueError as error:  # no template of that sort, or no date: said of the rows that it concerns
         return str(error)
