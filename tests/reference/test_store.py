@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
+import hashlib
 import json
 import os
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.numpy import save_file
 from training import history, pairs, trainer, weights
 from zoo import own_rows, tiny_model, token_ids, tree_batch
 
@@ -370,3 +375,132 @@ def test_many_rows_reach_the_disk_by_themselves(tmp_path: Path, monkeypatch: pyt
     for tree, branch in tree_batch().branches():  # 8 of them
         store.put([sequence_key(tree, branch)], [len(branch.ids)], torch.zeros(len(branch.ids)))
     assert len(LogProbStore(tmp_path, KEY)) == 6
+
+
+# ---- a cache: what is wrong with it ends no run
+
+
+def named(number: int, start: bytes = b"") -> bytes:
+    return start + hashlib.sha256(bytes([number])).digest()[len(start) :]
+
+
+def put(store: LogProbStore, *numbers: int, start: bytes = b"") -> None:
+    for number in numbers:
+        store.put([named(number, start)], [2], torch.tensor([-float(number), 0.5]))
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "store").write_text("a file")
+    live = trainer(tmp_path / "live", DPO(0.3), max_steps=4)
+    live.train()
+    made = trainer(tmp_path / "made", DPO(0.3), store_dir=tmp_path / "store", max_steps=4)
+    made.train()
+    made.reference.store.flush()
+    assert history(made, "loss", "grad_norm") == history(live, "loss", "grad_norm")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reference store")]
+    assert said == [
+        f"reference store: {made.reference.store.folder} cannot be written (Not a directory); what is computed is not "
+        "kept there."
+    ]
+
+
+def test_a_run_outlives_the_folder_that_it_reads_from(tmp_path: Path) -> None:
+    first_run(tmp_path)
+    options = {"per_device_train_batch_size": 4, "max_steps": 4}
+    expected = second_run(tmp_path, **options)
+    made = trainer(tmp_path / "third", DPO(0.3), store_dir=tmp_path / "store", **options)
+    assert made.reference.model is None
+    shutil.rmtree(tmp_path / "store")
+    made.train()
+    assert history(made, "loss", "grad_norm") == history(expected, "loss", "grad_norm")
+    assert made.reference.rows_computed == 0
+
+
+def test_a_disk_that_is_full_is_tried_again_with_later_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.reference import store as module
+
+    tries: list[int] = []
+
+    def full(folder: Path, keys: Any, rows: Any) -> Path:
+        tries.append(len(keys))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said: list[str] = []
+    monkeypatch.setattr(module, "_FLUSH_ROWS", 2)
+    monkeypatch.setattr(module, "_MOST_IN_MEMORY", 6)
+    store, real = LogProbStore(tmp_path, KEY, say=said.append), module.write
+    monkeypatch.setattr(module, "write", full)
+    put(store, 1, 2, 3, 4, 5)
+    assert tries == [2, 4]  # not at every row
+    assert store.get(named(3)).tolist() == [-3.0, 0.5]
+    put(store, 6)
+    assert tries == [2, 4, 6]
+    assert (len(store), named(3) in store) == (0, False)  # memory holds so many and no more
+    assert said == [
+        f"reference store: {store.folder} cannot be written (No space left on device); what is computed is not kept "
+        "there."
+    ]
+    put(store, 7)
+    monkeypatch.setattr(module, "write", real)
+    put(store, 8)
+    assert sorted(LogProbStore(tmp_path, KEY)) == sorted([named(7), named(8)])
+
+
+def test_rows_are_found_among_many_files_and_keys_that_begin_alike(tmp_path: Path) -> None:
+    store = LogProbStore(tmp_path, KEY)
+    alike = b"12345678"  # as much as the index holds of a key
+    put(store, 1, 2, 3, start=alike)
+    store.flush()
+    put(store, 4, 5, start=alike)
+    put(store, 6)
+    store.flush()
+    other = LogProbStore(tmp_path, KEY)  # writes a row that the first one has, too
+    other._index = type(other._index)([])
+    put(other, 2, start=alike)
+    other.flush()
+    read = LogProbStore(tmp_path, KEY)
+    for number, start in ((1, alike), (2, alike), (3, alike), (4, alike), (5, alike), (6, b"")):
+        assert read.get(named(number, start)).tolist() == [-float(number), 0.5]
+    wanted = [named(2, alike), named(7, alike), named(6), named(7)]
+    found = read.stored(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, 32))
+    assert found.tolist() == [True, False, True, False]
+    assert named(7, alike) not in read
+    with pytest.raises(KeyError):
+        read.get(named(7))
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    keys = sorted(named(number) for number in (1, 2))
+    tensors = {
+        "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(2, 32).copy(),
+        "ends": np.array([1, 3]),
+        "values": np.array([-1.0, -2.0, -3.0], np.float32),
+    }
+    digest = hashlib.sha256()
+    for name in ("ends", "keys", "values"):
+        digest.update(name.encode() + tensors[name].tobytes())
+    (tmp_path / KEY[:32]).mkdir()
+    save_file(tensors, tmp_path / KEY[:32] / "old.safetensors", metadata={"digest": digest.hexdigest()})
+    read = LogProbStore(tmp_path, KEY)
+    assert [read.get(key).tolist() for key in keys] == [[-1.0], [-2.0, -3.0]]
+
+
+def test_memory_holds_sixteen_bytes_of_a_row_on_disk(tmp_path: Path) -> None:
+    store = LogProbStore(tmp_path, KEY)
+    keys = [hashlib.sha256(number.to_bytes(4, "little")).digest() for number in range(5000)]
+    store.put(keys, [60] * 5000, torch.zeros(300_000))
+    store.flush()
+    assert (len(store), store._new, store._packs) == (5000, {}, [])
+    arrays = [value for value in vars(store._index).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == 16 * 5000
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    folder = LogProbStore(tmp_path, KEY).folder
+    for name, age in (("old.tmp", 4000), ("new.tmp", 10)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    LogProbStore(tmp_path, KEY)
+    assert [path.name for path in folder.iterdir()] == ["new.tmp"]
