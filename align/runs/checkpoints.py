@@ -25,7 +25,6 @@ MARKER = "complete.json"
 _WRITING = ".writing"  # in a checkpoint that is being written: the id of the run that writes it
 _REMOVED = ".removed-"  # a folder that is being removed
 _NAME = re.compile(r"checkpoint-(\d+)")
-_BLOCK = 2**20  # bytes that are read at a time
 _THREADS = 8  # that read files side by side; the digest itself runs outside of Python's lock
 
 Files = dict[str, dict[str, Any]]  # relative name to {"bytes": size, "sha256": hex digest}
@@ -160,12 +159,9 @@ def digests(folder: Path, names: Sequence[str], *, sync: bool = False) -> Files:
 def _look(path: Path, *, sync: bool) -> dict[str, Any]:
     with open(path, "rb") as file:
         digest = digest_of(file)
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-        while read := file.readinto(buffer):
-            digest.update(buffer[:read])
         if sync:
             os.fsync(file.fileno())
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+        return {"bytes": file.tell(), "sha256": digest}
 
 
 def changed(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:

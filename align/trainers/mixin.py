@@ -27,8 +27,8 @@ from align.runs.memory import answered
 from align.runs.signals import SIGNALS
 from align.trainers.arguments import check_best_metric
 from align.trainers.checkpoints import CheckpointMixin
-from align.trainers.ending import Ending
 from align.trainers.coverage import Coverage
+from align.trainers.ending import Ending
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter

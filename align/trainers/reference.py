@@ -11,23 +11,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from align.compat import SFTConfig
-from align.data.batches.collator import TreeCollator
-from align.data.batches.lengths import rows_with
-from align.engine.attention import PREFIX
-from align.engine.liger import fuse_like
 from align.engine.reads import Hidden
 from align.errors import UserError
 from align.objectives.base import Objective
 from align.reference.digest import model_digest
 from align.reference.frozen import frozen
 from align.reference.policy import Strategy, choose
-from align.reference.store import LogProbStore, sequence_key
-from align.runs.launch import launched_with_fsdp
-from align.trainers.policy import compute_type
-from align.reference.policy import Strategy, choose, frozen
 from align.reference.store import LogProbStore
+from align.runs.launch import launched_with_fsdp
 from align.trainers.coverage import Coverage, coverage_of
-from align.trainers.policy import compute_type, switch_dropout_off
+from align.trainers.policy import compute_type
 
 # starts of an adapter that leave the model's own weights and the model's function as they were
 _HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
@@ -94,52 +87,3 @@ def keep_reference(
     needed = resolved != "adapter_off" and (asked or not complete)
     kept = frozen(model, shared=launched_with_fsdp()) if needed else None
     return Kept(digest, resolved, kept, store, coverage, complete)
-
-
-def _coverage(store: LogProbStore | None, objective: Objective, datasets: tuple) -> Coverage | None:
-    """How much of the data sets the store holds; None where that cannot be known beforehand."""
-    flat = [
-        d for entry in datasets if entry is not None for d in (entry.values() if isinstance(entry, dict) else (entry,))
-    ]
-    needed = sources_of(objective.reference_branches)
-    if any(not hasattr(d, "__len__") or not {f"{name}_ids" for name in needed} <= set(d.column_names) for d in flat):
-        return None
-    if store is None or not len(store):
-        return Coverage(0, sum(int(rows_with(d, name).sum()) for d in flat for name in needed))
-    collator = TreeCollator(objective.reference_branches)
-    found = [
-        sequence_key(tree, branch) in store
-        for dataset in flat
-        for row in dataset
-        for tree in collator.example(row).trees
-        for branch in tree.branches
-    ]
-    return Coverage(sum(found), len(found) - sum(found))
-    if resolved == "adapter_off" or (complete and not asked):
-        frozen_model = None
-    elif resolved == "reload":
-        frozen_model = _load_again(model)
-    else:
-        frozen_model = frozen(model)
-    return Kept(digest, resolved, frozen_model, store, coverage, complete)
-
-
-def _load_again(model: PreTrainedModel) -> nn.Module:
-    """The model that ``model`` was loaded from, frozen; under ZeRO-3 cut up as it is loaded."""
-    source = model.config._name_or_path
-    again = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=model.dtype,
-        revision=getattr(model.config, "_commit_hash", None),
-        attn_implementation=model.config._attn_implementation.removeprefix(PREFIX),
-        trust_remote_code=False,
-    )
-    switch_dropout_off(again)
-    fuse_like(again, model)
-    mine, theirs = (model_digest(m, adapters=True, compute_dtype="") for m in (model, again))
-    if not gather_object([mine == theirs])[0]:
-        raise UserError(
-            f"The policy is not what {source} holds, so the reference cannot be loaded from there: save the policy to "
-            "a folder first and start from that folder. With an adapter on top, merge it first, or use FSDP2 or ZeRO-2."
-        )
-    return again.eval().requires_grad_(False)
