@@ -194,6 +194,7 @@ def run(folder: Path, label: str, case: str) -> None:
     gc.collect()
     forget_peak()
     trainer = build(folder, label, case)
+    made = Holdings.of(trainer).reference
     trainer.flags = []
     entangled = Entangled(trainer, rows(11)) if "entangled" in case else None
     if entangled is not None:
@@ -212,6 +213,7 @@ def run(folder: Path, label: str, case: str) -> None:
         "flags": trainer.flags,
         "computed": reference.rows_computed if reference else 0,
         "peak": peak(torch.device("cpu")),
+        "made": made,
         "tensors": dataclasses.asdict(Holdings.of(trainer)),
     }
     if reference is not None and reference.model is not None:
