@@ -103,16 +103,21 @@ def _check_cases(folder: Path, label: str) -> None:
         _compare_entanglement(_result(folder, label, case), _result(folder, "single", case), of, label)
 
 
-def _check_reference(two: dict[str, Any], one: dict[str, Any], label: str) -> None:
-    """Every rank holds its part of the policy at the start, and nothing more, where the policy is cut up as well."""
+def _check_reference(two: dict[str, Any], one: dict[str, Any], label: str, made: float = 0.02) -> None:
+    """Every rank holds its part of the policy at the start, and nothing more, where the policy is cut up as well.
+
+    ``made``: how far from a half the part may be before training.
+    """
     assert two["strategy"] == one["strategy"] == "copy"
     whole = one["ranks"][0]["tensors"]["reference"]
     for rank in two["ranks"]:
         start, kept = rank["digests"]
         assert start == kept == one["ranks"][0]["digests"][0]
-        # pieces are padded to equal sizes
-        for held in (rank["made"], rank["tensors"]["reference"]):  # before training, and after it
-            assert held / whole == pytest.approx(0.5, abs=0.02) if label in ("fsdp2", "zero3") else held == whole
+        if label in ("fsdp2", "zero3"):  # pieces are padded to equal sizes
+            assert rank["tensors"]["reference"] / whole == pytest.approx(0.5, abs=0.02)
+            assert rank["made"] / whole == pytest.approx(0.5, abs=made)
+        else:
+            assert rank["made"] == rank["tensors"]["reference"] == whole
 
 
 def _compare_entanglement(two: dict[str, Any], one: dict[str, Any], of: str, label: str) -> None:
@@ -180,7 +185,8 @@ def test_tied_heads_checkpointing_and_trained_adapters(launch: Launch, label: st
     folder = launch(label, MORE)
     for case in MORE:
         _compare(folder, label, case)
-    _check_reference(_result(folder, label, "adapter"), _result(folder, "single", "adapter"), label)
+    # ZeRO-3 cuts up an adapter's small weights when training begins
+    _check_reference(_result(folder, label, "adapter"), _result(folder, "single", "adapter"), label, made=0.1)
 
 
 @pytest.mark.slow
