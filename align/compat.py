@@ -47,7 +47,7 @@ Config: TypeAlias = SFTConfig | RewardConfig
 if not Version("1.14") <= Version(trl.__version__) < Version("2"):
     raise UserError(f"align needs trl>=1.14,<2 and found {trl.__version__}: pip install 'trl>=1.14,<2'.")
 _OVERRIDDEN = ("compute_loss", "prediction_step", "log", "evaluate", "get_batch_samples", "get_train_dataloader")
-for _name in (*_OVERRIDDEN, "_save_checkpoint", "_run_epoch"):
+for _name in (*_OVERRIDDEN, "_save_checkpoint", "_run_epoch", "_load_best_model"):
     for _kind in (SFTTrainer, RewardTrainer):
         if not callable(getattr(_kind, _name, None)):
             raise UserError(f"trl {trl.__version__} no longer has {_kind.__name__}.{_name}, which align overrides.")

@@ -286,6 +286,33 @@ def test_what_was_never_synced_is_lost_with_the_power_and_nothing_that_counts_wa
     assert size < (tmp_path / "tiny" / "metrics.jsonl").stat().st_size
 
 
+def test_the_best_checkpoint_is_the_one_that_was_written_or_not_taken(world: Path, tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    train = {**SHORT, **best, "max_steps": 6, "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
+
+    def cut(name: str) -> Recipe:
+        again = recipe(world, tmp_path, name=name, watch={"probe_pairs": 0}, train=train)
+        killed(again, 6)
+        return again
+
+    lines: list[str] = []
+    run(cut("good"), resume=True, echo=lines.append)
+    assert not any(line.startswith("warning") for line in lines)
+    (best_one,) = (tmp_path / "good").glob("checkpoint-*")  # with a limit of 1 only the best is left at the end
+    assert best_one.name == "checkpoint-2"  # the loss falls, and here the highest counts as the best
+    saved = "model/model.safetensors"
+    assert (tmp_path / "good" / saved).read_bytes() == (best_one / "model.safetensors").read_bytes()
+
+    damaged = cut("damaged")
+    weights = tmp_path / "damaged" / best_one.name / "model.safetensors"
+    DAMAGE["flipped"](weights)
+    last = (tmp_path / "damaged/checkpoint-6/model.safetensors").read_bytes()
+    run(damaged, resume=True, echo=lines.append)
+    said = f"warning: {best_one.name}, the best one, cannot be taken (model.safetensors is not what was written)"
+    assert [line for line in lines if line.startswith("warning")] == [f"{said}: the last step is saved instead"]
+    assert (tmp_path / "damaged" / saved).read_bytes() == last
+
+
 def test_other_packages_and_another_device_are_said() -> None:
     before = {"versions": {"torch": "2.12.0", "trl": "1.16.0", "gone": "1"}, "device": "NVIDIA H100"}
     now = {"versions": {"torch": "2.13.0", "trl": "1.16.0", "new": "2"}, "device": "cpu", "mixed_precision": "no"}

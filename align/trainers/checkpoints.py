@@ -40,6 +40,28 @@ def progress_of(checkpoint: Path) -> dict[str, Any]:
     return found
 
 
+def examine(folder: Path, run_id: str | None, world: World) -> tuple[Checkpoint | None, str]:
+    """A checkpoint that is complete and undamaged, or None and what is wrong with it.
+
+    Every process calls it: all of them read the files, each a share.
+    """
+    found, why = world.shared(_outline(folder, run_id) if world.rank == 0 else None)
+    if found is None:
+        return None, why
+    sizes = {name: about["bytes"] for name, about in found.files.items()}
+    mine = checkpoints.share(sizes, world.rank, world.size)
+    wrong = sorted(gather_object(checkpoints.changed(found, mine)))
+    return (None, f"{wrong[0]} is not what was written") if wrong else (found, "")
+
+
+def _outline(folder: Path, run_id: str | None) -> tuple[Checkpoint | None, str]:
+    """A checkpoint by its marker and the sizes of its files, or what is wrong with it."""
+    try:
+        return checkpoints.read(folder, run_id), ""
+    except checkpoints.Damaged as error:
+        return None, str(error)
+
+
 class Part(Protocol):
     """Something with files of its own in a checkpoint; all processes save it and load it together."""
 
@@ -136,6 +158,15 @@ class CheckpointMixin(_Trainer):
             checkpoints.rotate(run, self.run_id, self._kept, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
+    def _load_best_model(self) -> None:
+        """As in transformers, unless the best checkpoint was damaged since it was written."""
+        best = Path(str(self.state.best_model_checkpoint))
+        found, why = examine(best, None, World.of(self.args))
+        if found is None:
+            self.say(f"warning: {best.name}, the best one, cannot be taken ({why}): the last step is saved instead")
+            return
+        super()._load_best_model()
+
     def _run_epoch(self, **kwargs: Any) -> None:
         """As in transformers, but a run that had done its last step when it was ended takes no other."""
         if not self.control.should_training_stop:
@@ -161,9 +192,12 @@ class _Edges(TrainerCallback):
         trainer.take_up(progress_of(trainer._resumed)["sums"])
         for part in trainer.parts:
             part.load(trainer._resumed)
-        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-        if state.best_global_step and best.is_dir():  # the directory may have been moved since
-            state.best_model_checkpoint = str(best)
+        if state.best_global_step:
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)  # the directory may have been moved since
+            if not best.is_dir():
+                trainer.say(f"warning: {best.name}, the best one so far, is gone: the best is that of what comes")
+                state.best_global_step = state.best_metric = state.best_model_checkpoint = None
         control.should_training_stop = state.global_step >= state.max_steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from align.errors import UserError
 from align.runs import checkpoints
-from align.runs.checkpoints import Checkpoint, Damaged
+from align.runs.checkpoints import Checkpoint
 from align.runs.directory import RunDirectory
 from align.runs.launch import backend
 from align.runs.processes import World
 from align.runs.running import RUNNING, Running
-from align.trainers.checkpoints import progress_of
+from align.trainers.checkpoints import examine, progress_of
 
 Say = Callable[[str], Any]
 
@@ -69,26 +67,12 @@ def newest(directory: RunDirectory, world: World, say: Say) -> Checkpoint | None
 
     Every process calls it: all of them read the files, each a share.
     """
-    names = world.shared([folder.name for folder in reversed(checkpoints.folders(directory.path))])
-    for name in names:
-        found, why = world.shared(_outline(directory, name) if world.rank == 0 else None)
+    for name in world.shared([folder.name for folder in reversed(checkpoints.folders(directory.path))]):
+        found, why = examine(directory.path / name, directory.id, world)
         if found is not None:
-            sizes = {name: about["bytes"] for name, about in found.files.items()}
-            mine = checkpoints.share(sizes, world.rank, world.size)
-            wrong = sorted(gather_object(checkpoints.changed(found, mine)))
-            if not wrong:
-                return found
-            why = f"{wrong[0]} is not what was written"
+            return found
         say(f"{name} is left out: {why}")
     return None
-
-
-def _outline(directory: RunDirectory, name: str) -> tuple[Checkpoint | None, str]:
-    """A checkpoint by its marker and the sizes of its files, or what is wrong with it."""
-    try:
-        return checkpoints.read(directory.path / name, directory.id), ""
-    except Damaged as error:
-        return None, str(error)
 
 
 def check_step(directory: RunDirectory, args: Any) -> None:
