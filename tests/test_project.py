@@ -110,3 +110,9 @@ def test_the_ci_script_reports_the_first_failure(tmp_path: Path) -> None:
         environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "FAILS": fails}
         done = subprocess.run([ROOT / ".ci" / "run"], capture_output=True, text=True, check=False, env=environment)
         assert (done.returncode, done.stdout) == (code, "lint\ntest\n")
+
+
+def test_the_floor_of_deepspeed_is_the_one_that_is_refused_below() -> None:
+    from align.versions import DEEPSPEED
+
+    assert PROJECT["project"]["optional-dependencies"]["deepspeed"] == [f"deepspeed>={DEEPSPEED}"]

@@ -32,7 +32,10 @@ def _launch(args: argparse.Namespace) -> int:
     found = command(chosen, processes, [args.file, *args.overrides, *flags])
     if not args.json:
         print(*([f"{placed.name}: {placed.reason}"] if placed else []), found.line(), sep="\n", flush=True)
-    code = 0 if args.dry_run else run(found, stdout=sys.stderr if args.json else None)
+    here = ["--on", chosen.name, "--processes", str(processes)]
+    started = ["align", "launch", args.file, *args.overrides, *here, *flags]
+    out = sys.stderr if args.json else None
+    code = 0 if args.dry_run else run(found, recipe.output_dir, started, stdout=out)
     if args.json:
         print(json.dumps({"on": chosen.name, "processes": processes, "command": found.line(), "exit_code": code}))
     return code

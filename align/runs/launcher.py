@@ -26,6 +26,7 @@ import yaml
 from align.errors import UserError
 from align.recipe import recipes_folder
 from align.recipe.messages import did_you_mean
+from align.runs.go_on import COMMAND
 
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
 
@@ -68,7 +69,8 @@ class Configuration:
 
 def configurations() -> dict[str, Path]:
     """Name to file of the packaged configurations."""
-    return {file.stem: file for file in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
+    files = (recipes_folder() / "accelerate").glob("*.yaml")
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
 
 
 def configuration(name: str) -> Configuration:
@@ -124,14 +126,19 @@ def command(chosen: Configuration, processes: int, training: Sequence[str]) -> C
     return Command(variables, [*words, "-m", "align.train", *training])
 
 
-def run(command: Command, *, stdout: TextIO | None = None) -> int:
+def run(command: Command, directory: Path, started: Sequence[str], *, stdout: TextIO | None = None) -> int:
     """Run a command to its end and return its exit code; SIGINT, SIGTERM and SIGHUP reach its training processes.
 
     Until there are any, a signal ends the launcher. They run in sessions of their own, so Ctrl-C comes here alone.
+
+    Args:
+        directory: of the run.
+        started: the words of the command that the user gave, for the line that says how to go on.
+        stdout: where the processes print; by default where this one does.
     """
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "align.runs.workers", *command.words],
-        env={**os.environ, **command.variables},
+        [sys.executable, "-m", "align.runs.workers", str(directory), *command.words],
+        env={**os.environ, **command.variables, COMMAND: shlex.join(started)},
         start_new_session=True,
         stdout=stdout,
     )

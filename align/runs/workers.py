@@ -1,6 +1,8 @@
 """What ``align launch`` starts: accelerate's launcher without words of its own, and with the exit code of the run.
 
-    python -m align.runs.workers [words of accelerate launch]
+    python -m align.runs.workers RUN [words of accelerate launch]
+
+RUN is the run's directory.
 
 The training processes write where this one would, and what they print is all that is shown. torch's launcher reports a
 process that failed in a page of its own and exits 1 whatever the cause; here the exit code is that of the run, 128 and
@@ -17,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from align.errors import Exit, told
+from align.runs.go_on import go_on
 
 SAVING = 600  # seconds that processes have to save where their launcher is told to end
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -35,8 +39,11 @@ def main(words: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP guesses that no parameter goes unused
     with tempfile.TemporaryDirectory(prefix="align-launch-") as folder:
         os.environ.setdefault("PET_LOG_DIR", folder)  # torch's launcher would leave one of its own behind
-        code, said = _launch(words)
-    print(said, end="", file=shown, flush=True)
+        code, said = _launch(words[1:])
+        if said and code > 128:  # unless another process has said it, with what to do
+            said = "" if any(Path(folder).rglob("spoken")) else f"{said} {go_on(Path(words[0]))}"
+    if said:
+        print(said, file=shown, flush=True)
     return code
 
 
@@ -52,7 +59,7 @@ def _launch(words: Sequence[str]) -> tuple[int, str]:
     except subprocess.CalledProcessError as error:  # of one process
         return outcome({0: error.returncode})
     except Exception as error:  # of accelerate, before any process was started
-        return Exit.USAGE, f"accelerate cannot start this ({told(error)}).\n"
+        return Exit.USAGE, f"accelerate cannot start this ({told(error)})."
     return Exit.OK, ""
 
 
@@ -68,7 +75,7 @@ def outcome(codes: Mapping[int, int]) -> tuple[int, str]:
         rank = min(killed)
         name = signal.Signals(killed[rank]).name
         why = ", often the system's answer where its memory is used up" if name == "SIGKILL" else ""
-        return 128 + killed[rank], f"Rank {rank} was ended by {name}{why}.\n"
+        return 128 + killed[rank], f"Rank {rank} was ended by {name}{why}."
     spoken = [code for _, code in sorted(codes.items()) if code > 0]
     ours = [code for code in spoken if code in (Exit.USAGE, Exit.DOES_NOT_FIT, Exit.GUARD)]
     return (ours or spoken or [128 + signal.SIGTERM])[0], ""
