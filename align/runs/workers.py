@@ -38,8 +38,8 @@ def main(words: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP guesses that no parameter goes unused
     with tempfile.TemporaryDirectory(prefix="align-launch-") as folder:
-        os.environ.setdefault("PET_LOG_DIR", folder)  # torch's launcher would leave one of its own behind
-        code, said = _launch(words[1:])
+        # torch's launcher would leave a folder of its own behind; its processes say there whether one has spoken
+        code, said = _launch(["--log_dir", folder, *words[1:]])
         if said and code > 128:  # unless another process has said it, with what to do
             said = "" if any(Path(folder).rglob("spoken")) else f"{said} {go_on(Path(words[0]))}"
     if said:
