@@ -107,6 +107,7 @@ format: $(STAMP)
 docs: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m align.cli.config_page
 	$(BIN)/python benchmarks/pulls.py
+	$(BIN)/python benchmarks/communication.py --write
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

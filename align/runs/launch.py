@@ -174,8 +174,8 @@ def check_step(found: Sequence[Seen]) -> None:
             )
         if wanted is not None and seen.wrapper != wanted:
             raise UserError(
-                f"{seen.processes} processes of type {seen.kind} must train a {wanted}, but the model of rank {rank} "
-                f"is a {seen.wrapper}: its gradients would not be shared. {cure}"
+                f"{seen.processes} process{'es' * (seen.processes != 1)} of type {seen.kind} must train a {wanted}, "
+                f"but the model of rank {rank} is a {seen.wrapper}: its gradients would not be shared. {cure}"
             )
         if seen.kind == "FSDP" and seen.gradients is not None:
             raise UserError(f"FSDP was asked for, but rank {rank} holds all gradients: nothing is sharded. {cure}")
