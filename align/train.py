@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from align.recipe import Recipe, load_recipe
 from align.runs.disk import on_disk
 from align.runs.ended import ended
+from align.runs.go_on import remember_command
 from align.runs.memory import answered
 from align.runs.quiet import without_device_notice
 from align.runs.result import RunResult
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with SIGNALS.heard():
         try:
             enter()
+            remember_command()
             with answered():
                 recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
                 SIGNALS.run = (recipe.of_its_run() if resume else recipe).output_dir

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.errors import UserError
 from align.runs.directory import LOCK, RunDirectory
 
 RESUME = "--resume"
@@ -35,10 +36,19 @@ def go_on(run: Path | None, command: Sequence[str] = ()) -> str:
     again = f"{again} {RESUME}"
     if (run / "rounds").is_dir():
         return f"Finished stages are kept. Go on: {again}"
-    found = RunDirectory(run, writer=False).checkpoints()
+    try:
+        found = RunDirectory(run, writer=False).checkpoints()
+    except UserError:  # the lock file is damaged, which is said when the run goes on
+        return f"Go on: {again}"
     if not found:
         return f"The run had no checkpoint yet and begins anew with: {again}"
     return f"Go on from {found[-1].name}: {again}"
+
+
+def remember_command() -> None:
+    """Keep what the launcher was started with: it may be gone when that is asked for."""
+    if "RANK" in os.environ:
+        os.environ.setdefault(COMMAND, shlex.join(started_with()))
 
 
 def started_with() -> list[str]:
