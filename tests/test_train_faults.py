@@ -6,6 +6,8 @@ import random
 import re
 import shutil
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from small_run import recipe, small_world
 from align.runs.directory import RunDirectory
 
 HOW = ("kill", "half", "raise", "full")
-DOZEN = 12
+DOZEN, KILLS = 12, 200
 LORA = {"r": 4, "alpha": 8}
 DAMAGES = ("emptied", "cut", "flipped", "removed", "another's")
 Losses = list[tuple[int, float, float]]
@@ -97,14 +99,19 @@ def saved_step(log: Path) -> int:
     return max((int(re.search(r"checkpoint-(\d+)", path)[1]) for path in markers), default=0)  # type: ignore[index]
 
 
-def injected(whole: Whole, server: Server, out: Path, fault: tuple[int, str]) -> None:
-    """Run into a fault, go on, and come to the same end."""
+def injected(
+    whole: Whole, server: Server, out: Path, fault: tuple[int, str] | None, seconds: float | None = None
+) -> int:
+    """Run into a fault, or into a kill after some seconds, go on, and come to the same end; the step gone on from."""
     run, file, log = out / "tiny", str(whole.file), out / "log"
     out.mkdir()
-    place = f"output={run}"
-    code, said = server.run(file, place, f"reference.store_dir={out}/store", place=out, log=log, fault=fault)
-    where = f"{fault} of {[event for event in whole.events if event[0] == fault[0]]}:\n{said}"
-    if fault[1] in ("kill", "half"):
+    values = [file, f"output={run}", f"reference.store_dir={out}/store"]
+    code, said = server.run(*values, place=out, log=log, fault=fault, seconds=seconds)
+    where = f"{fault or seconds} of {[event for event in whole.events if fault and event[0] == fault[0]]}:\n{said}"
+    step, ended = saved_step(log) if log.exists() else 0, (run / "verdict.json").exists()
+    if fault is None:
+        assert code in (0, -9), where
+    elif fault[1] in ("kill", "half"):
         assert code == -9, where
     elif fault[1] == "full":
         assert code in (0, 2, 3), where
@@ -113,10 +120,8 @@ def injected(whole: Whole, server: Server, out: Path, fault: tuple[int, str]) ->
         assert code in (0, 1), where
     if code:
         begun = (run / "recipe.lock.yaml").exists()
-        ended = (run / "verdict.json").exists()
         more = ["--resume"] if begun else []
-        step = saved_step(log)
-        code, said = server.run(file, place, f"reference.store_dir={out}/store", *more, place=out, log=out / "again")
+        code, said = server.run(*values, *more, place=out, log=out / "again")
         assert code == (2 if ended else 0), f"{where}\nand then:\n{said}"
         if ended:
             assert said.endswith("holds a finished run: there is nothing to resume.\n")
@@ -130,6 +135,7 @@ def injected(whole: Whole, server: Server, out: Path, fault: tuple[int, str]) ->
     assert losses(run) == whole.losses, where
     left = [path.name for path in run.rglob("*") if re.fullmatch(r"\..+\.[0-9a-f]{32}|\.rehearsal-.+", path.name)]
     assert not left or ended, f"{where}\n{left}"
+    return step
 
 
 def faults(whole: Whole) -> list[tuple[int, str]]:
@@ -154,6 +160,29 @@ def test_no_fault_before_or_in_any_event_of_a_run_loses_anything(whole: Whole, s
     for number, fault in enumerate(faults(whole)):
         injected(whole, server, tmp_path / str(number), fault)
         shutil.rmtree(tmp_path / str(number))
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_at_random_moments_lose_nothing(
+    whole: Whole, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prints how many went on from which step, by the quarter of the run in which the kill came."""
+    began = time.monotonic()
+    injected(whole, server, tmp_path / "timed", None)
+    duration, source = time.monotonic() - began, random.Random(17)
+    table: Counter[tuple[int, int]] = Counter()
+    for number in range(KILLS):
+        moment = source.random()
+        step = injected(whole, server, tmp_path / str(number), None, moment * duration)
+        table[int(moment * 4), step] += 1
+        shutil.rmtree(tmp_path / str(number))
+    steps = sorted({step for _, step in table})
+    with capsys.disabled():
+        print(f"\n{KILLS} kills in runs of {duration:.1f} s; all came to the same weights and losses")
+        print("quarter   " + "".join(f"from step {step}   " for step in steps))
+        for quarter in range(4):
+            print(f"{quarter + 1:>7}   " + "".join(f"{table[quarter, step]:>11}   " for step in steps))
+    assert table.total() == KILLS
 
 
 @dataclass(frozen=True)
