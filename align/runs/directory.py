@@ -165,14 +165,14 @@ class RunDirectory:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records).encode()
-        with open(self.path / name, "a+b") as file:
+        with open(self.path / name, "a+b", buffering=0) as file:  # a buffer would be written again when it closes
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a kill cut the last line
                 lines = b"\n" + lines
             try:
-                file.write(lines)
-                file.flush()
-            except OSError:  # a full disk takes a part
+                while lines:
+                    lines = lines[file.write(lines) :]
+            except OSError:  # a full disk has taken a part
                 os.ftruncate(file.fileno(), size)
                 raise
 
