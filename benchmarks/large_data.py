@@ -28,6 +28,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+FORMS = ("plain text", "conversations")
 TOKENS = 60  # of an answer in the store
 WORDS = "the of a to in is it was for on are as with his they at be this from have or by one had not but what all"
 
@@ -184,9 +185,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if args.model is None:
         write_model(folder / "model")
     out: dict[str, Any] = {}
-    for name, chat in (("plain text", False), ("conversations", True)):
+    for name in args.forms:
         rows = folder / f"{name.split()[0]}.jsonl"
-        write_rows(rows, args.pairs, chat=chat)
+        write_rows(rows, args.pairs, chat=name == "conversations")
         recipe = folder / f"{name.split()[0]}.yaml"
         values = {"name": "b", "model": {"id": str(model)}, "data": {"train": [{"path": str(rows)}]}}
         recipe.write_text(json.dumps({**values, "objective": {"name": "dpo"}}))
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=300_000)
     parser.add_argument("--answers", type=int, default=1_000_000)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -224,7 +226,7 @@ def main() -> None:
         return
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{datetime.date.today()}, {len(os.sched_getaffinity(0))} cores, load {load} (1, 5 and 15 minutes)")
-    for name in ("plain text", "conversations"):
+    for name in args.forms:
         print(f"\n{args.pairs:,} pairs as {name}, {found[name]['bytes'] / 1e6:.0f} MB")
         for what in ("first start", "second start", "first check", "check after it"):
             cost = found[name][what]
@@ -236,7 +238,7 @@ def main() -> None:
     asked = store["asked_and_read"]
     print(f"  asked for all, every tenth read   {asked['seconds']:.1f} s   {asked['cpu']:.1f} s of processors")
     print(
-        f"  resident memory {store['resident'] / 1e6:.0f} MB at most while it is read, {store['peak'] / 1e6:.0f} MB ever"
+        f"  memory          {store['resident'] / 1e6:.0f} MB while read, {store['peak'] / 1e6:.0f} MB at the peak"
     )
 
 

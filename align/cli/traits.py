@@ -103,7 +103,7 @@ def collect(rows: Dataset, form: Format, *, compared: bool) -> tuple[Keys, Trait
             for name in _TALLIES:
                 getattr(traits, name).join(Tally(**found[name]))
             work.add(_PIECE)
-    return Keys(*(_joined(parts[name]) for name in SORTS)), traits
+    return Keys(*(_joined(parts.pop(name)) for name in SORTS)), traits
 
 
 def _joined(parts: list[Seen]) -> Seen:
