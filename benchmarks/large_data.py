@@ -237,9 +237,7 @@ def main() -> None:
     print(f"  opening         {store['opened']['seconds']:6.2f} s   {store['opened']['cpu']:6.2f} s of processors")
     asked = store["asked_and_read"]
     print(f"  asked for all, every tenth read   {asked['seconds']:.1f} s   {asked['cpu']:.1f} s of processors")
-    print(
-        f"  memory          {store['resident'] / 1e6:.0f} MB while read, {store['peak'] / 1e6:.0f} MB at the peak"
-    )
+    print(f"  memory          {store['resident'] / 1e6:.0f} MB while read, {store['peak'] / 1e6:.0f} MB at the peak")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.batches.lengths import rows_with
-from align.data.batches.lists import row_digests
 from align.data.rows.convex_rows import convex_rows
+from align.data.rows.lists import row_digests
 from align.data.rows.mixture import interleave, mix
 from align.data.rows.sources import is_table, load_source, naming, source_name
 from align.data.tokens.prompts import prompt_rows

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.data.batches.lengths import rows_with
-from align.data.batches.lists import Lists
+from align.data.rows.lists import Lists
 from align.objectives.base import FRESH, Objective, source_of, sources_of
 from align.reference.shards import KEY
 from align.reference.store import LogProbStore

@@ -7,16 +7,19 @@ before, in this order and going round, that has another prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from align.data.rows.lists import row_digests
 from align.data.rows.sources import is_table
 from align.data.tokens.preparation import Preparation
 from align.errors import UserError
 from align.objectives.base import MISMATCH
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
 _SIDES = (("desirable", True), ("undesirable", False))
@@ -39,44 +42,44 @@ def by_label(prepared: Dataset, account: Preparation, branches: Sequence[str]) -
     """
     if not len(prepared):
         return prepared
-    rows = _taken_apart(prepared) if "chosen_ids" in prepared.column_names else prepared
+    table: Any = prepared.with_format("arrow")[:]
+    if "chosen_ids" in table.column_names:
+        table = _taken_apart(table)
     if MISMATCH in branches:
-        rows = _with_mismatch(rows, account)
-    labels = rows["label"][:]
-    account.labels = (sum(labels), len(labels) - sum(labels))
-    return rows.map(_columns_by_label, batched=True, remove_columns=rows.column_names, features=_features(rows))
+        table = _with_mismatch(table, account)
+    labels = np.asarray(table["label"])
+    account.labels = (int(labels.sum()), int((~labels).sum()))
+    return _by_side(table)
 
 
-def _taken_apart(pairs: Dataset) -> Dataset:
+def _taken_apart(pairs: pa.Table) -> pa.Table:
     """Two rows for each pair: chosen answers first, so that the row before a rejected answer has another prompt."""
-    from datasets import concatenate_datasets
+    import pyarrow as pa
 
     parts = []
     for name, label in (("chosen", True), ("rejected", False)):
-        columns = {f"{name}_{end}": f"completion_{end}" for end in ("ids", "mask")}
-        columns = {old: new for old, new in columns.items() if old in pairs.column_names}
-        part = pairs.select_columns(["prompt_ids", *columns, "row"]).rename_columns(columns)
-        parts.append(part.add_column("label", [label] * len(part)))
-    return concatenate_datasets(parts)
+        columns = [column for column in (f"{name}_ids", f"{name}_mask") if column in pairs.column_names]
+        part = pairs.select(["prompt_ids", *columns, "row"])
+        part = part.rename_columns(["prompt_ids", *(c.replace(name, "completion") for c in columns), "row"])
+        parts.append(part.append_column("label", pa.array(np.full(len(part), label))))
+    return pa.concat_tables(parts)
 
 
-def _with_mismatch(rows: Dataset, account: Preparation) -> Dataset:
+def _with_mismatch(rows: pa.Table, account: Preparation) -> pa.Table:
     """Rows with the columns ``mismatch_ids`` and ``mismatch_mask``, cut so that they fit behind the prompt."""
-    from datasets import concatenate_datasets
+    from datasets import Dataset
 
-    lenders = rows_before([hash(tuple(ids)) for ids in rows["prompt_ids"]])
+    lenders = rows_before(list(row_digests(Dataset(rows.select(["prompt_ids"])), ["prompt_ids"])))
     if lenders is None:
         raise UserError(
             "The objective compares every answer with one to another prompt, but all rows have the same prompt. Give "
             "rows with other prompts, or set form: apo_zero_unpaired."
         )
-    columns = {f"completion_{end}": f"mismatch_{end}" for end in ("ids", "mask")}
-    columns = {old: new for old, new in columns.items() if old in rows.column_names}
-    lent = rows.select(lenders).select_columns(list(columns)).rename_columns(columns)
-    rows = concatenate_datasets([rows, lent], axis=1)
-    if account.max_length is None:
-        return rows
-    return _fitted(rows, account, account.max_length)
+    names = [name for name in ("completion_ids", "completion_mask") if name in rows.column_names]
+    lent = rows.select(names).take(lenders)
+    for name in names:
+        rows = rows.append_column(name.replace("completion", "mismatch"), lent[name])
+    return rows if account.max_length is None else _fitted(rows, account, account.max_length)
 
 
 def rows_before(prompts: Sequence[Any]) -> list[int] | None:
@@ -89,47 +92,42 @@ def rows_before(prompts: Sequence[Any]) -> list[int] | None:
     return None if -1 in found else found
 
 
-def _fitted(rows: Dataset, account: Preparation, limit: int) -> Dataset:
+def _fitted(rows: pa.Table, account: Preparation, limit: int) -> pa.Table:
     """Rows whose prompt and mismatched answer have at most ``limit`` tokens together; the answer's end is cut off."""
-    for prompt, answer, number in zip(rows["prompt_ids"], rows["mismatch_ids"], rows["row"], strict=True):
-        if len(prompt) + len(answer) > limit:
-            account.mismatch_cut.add(number)
-    return rows.map(_Cut(limit), batched=True) if account.mismatch_cut.count else rows
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    room = limit - np.asarray(pc.list_value_length(rows["prompt_ids"]))
+    long = np.flatnonzero(np.asarray(pc.list_value_length(rows["mismatch_ids"])) > room)
+    numbers = rows["row"].take(long).to_pylist()
+    for number in numbers:
+        account.mismatch_cut.add(number)
+    if not numbers:
+        return rows
+    names = [name for name in ("mismatch_ids", "mismatch_mask") if name in rows.column_names]
+    cut = {name: rows[name].to_pylist() for name in names}
+    for row in long.tolist():
+        for name in names:
+            cut[name][row] = cut[name][row][: room[row]]
+        if "mismatch_mask" in cut and not any(cut["mismatch_mask"][row]):  # then what is left is scored
+            cut["mismatch_mask"][row] = [1] * len(cut["mismatch_mask"][row])
+    for name in names:
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(cut[name], rows[name].type))
+    return rows
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Cuts mismatched answers to what fits behind the prompt within ``limit`` tokens."""
+def _by_side(rows: pa.Table) -> Dataset:
+    """Answers in the columns of their label, null in those of the other."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Dataset
 
-    limit: int
-
-    def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
-        room = [self.limit - len(prompt) for prompt in batch["prompt_ids"]]
-        names = [name for name in ("mismatch_ids", "mismatch_mask") if name in batch]
-        out = {n: [values[:most] for values, most in zip(batch[n], room, strict=True)] for n in names}
-        if "mismatch_mask" in out:  # where no target is left, what is left is scored
-            out["mismatch_mask"] = [mask if any(mask) else [1] * len(mask) for mask in out["mismatch_mask"]]
-        return out
-
-
-def _columns_by_label(batch: Mapping[str, list]) -> dict[str, list]:
-    out = {name: values for name, values in batch.items() if name != "label" and not name.startswith("completion_")}
-    for side, label in _SIDES:
-        for name in (name for name in batch if name.startswith("completion_")):
-            values = zip(batch[name], batch["label"], strict=True)
-            out[name.replace("completion", side)] = [value if own == label else None for value, own in values]
-    return out
-
-
-def _features(rows: Dataset) -> Any:
-    """Features of the rows by label."""
-    from datasets import Features
-
-    kept = {name: kind for name, kind in rows.features.items() if name != "label"}
-    out: Any = Features()
-    for name, kind in kept.items():
-        if name.startswith("completion_"):
-            out.update({name.replace("completion", side): kind for side, _ in _SIDES})
-        else:
-            out[name] = kind
-    return out
+    columns: dict[str, Any] = {}
+    for name in (name for name in rows.column_names if name != "label"):
+        if not name.startswith("completion_"):
+            columns[name] = rows[name]
+            continue
+        for side, label in _SIDES:
+            mine = rows["label"] if label else pc.invert(rows["label"])
+            columns[name.replace("completion", side)] = pc.if_else(mine, rows[name], pa.scalar(None, rows[name].type))
+    return Dataset(pa.table(columns))
