@@ -106,9 +106,13 @@ class Signals:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         name = _NAMES[signal.Signals(number)]
-        again, self.asked = self.asked == name, name
-        if not self.until or (again and number == signal.SIGINT):
+        before, self.asked = self.asked, name
+        again = before == name
+        # a second signal must not break in upon the first one's sentence
+        if (not self.until and not before) or (again and number == signal.SIGINT):
             raise Interrupted(name)
+        if not self.until:
+            return
         if rank() == 0 and not again:
             more = " Ctrl-C again ends it at once." if number == signal.SIGINT else ""
             # written past Python's own buffer, in the middle of which this may have come

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from align.runs.signals import SIGNALS, Interrupted
+
 ROOT = Path(__file__).parents[2]
 MISTAKE = "r.yaml: name is missing. Add it.\n"
 LOST = "Another process of this run ended without a word: it was killed, perhaps because memory ran out (see dmesg). "
@@ -131,3 +133,16 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_second_signal_does_not_break_in_upon_the_sentence_about_the_first() -> None:
+    with SIGNALS.heard():
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+        assert SIGNALS.asked == "SIGUSR1"
+        signal.raise_signal(signal.SIGINT)  # of another kind: somebody is impatient, but the end is near
+        with pytest.raises(Interrupted, match="Ctrl-C"):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
