@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.runs.signals import SIGNALS, Interrupted
+from align.runs.speaker import speak
 
 ROOT = Path(__file__).parents[2]
 MISTAKE = "r.yaml: name is missing. Add it.\n"
@@ -68,7 +70,14 @@ def test_a_mistake_that_only_one_meets_is_said_with_its_rank(tmp_path: Path) -> 
     assert (said, codes) == (["", f"rank 1: {MISTAKE}"], [2, 2])
 
 
-@pytest.mark.parametrize("other", ["waits", "consequence"])
+def test_who_comes_second_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    (tmp_path / "spoken").write_text("1 3")
+    assert speak("too late", 2) == 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("other", ["waits", "consequence", "stuck"])
 def test_memory_that_runs_out_on_one_process_is_its_sentence_and_its_code(tmp_path: Path, other: str) -> None:
     said, codes = outcome(tmp_path, (other, 0), ("shortage", 0))
     assert (said, codes) == (["", "rank 1: Out of memory.\n"], [3, 3])
@@ -84,7 +93,7 @@ def test_a_fault_of_the_program_shows_where_it_is_once(tmp_path: Path) -> None:
     assert codes == [1, 1]
 
 
-@pytest.mark.parametrize("other", ["waits", "consequence"])
+@pytest.mark.parametrize("other", ["waits", "consequence", "stuck"])
 def test_who_outlives_a_killed_process_says_how_to_go_on(tmp_path: Path, other: str) -> None:
     said, codes = outcome(tmp_path, ("killed", 0), (other, 0), (other, 0))
     assert sorted(said) == ["", "", LOST + AGAIN]
@@ -111,6 +120,7 @@ def test_processes_whose_launcher_is_killed_end(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_ended import start
 made = start(Path({str(tmp_path)!r}), (("waits", 0), ("waits", 0)))
