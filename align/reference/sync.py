@@ -20,6 +20,8 @@ def move(reference: nn.Module, policy: nn.Module, mix: float) -> None:
     with torch.no_grad():
         for name, mine in causal_model(reference).named_parameters():
             _piece(mine).lerp_(_piece(theirs[name]).to(mine.dtype), mix)
+            if hasattr(mine, "ds_tensor"):  # small weights stay whole between forwards: they are put together anew
+                mine.partition()
 
 
 def _piece(parameter: Any) -> Tensor:
