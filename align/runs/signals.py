@@ -74,6 +74,7 @@ class Signals:
             yield
         finally:
             self.over()
+            self.asked = self.until = ""  # what was asked of this work is not asked of the next one
             watch.join()
             signal.set_wakeup_fd(woken)
             os.close(into)

@@ -156,3 +156,4 @@ def test_a_second_signal_does_not_break_in_upon_the_sentence_about_the_first() -
         with pytest.raises(Interrupted, match="Ctrl-C"):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not SIGNALS.asked  # or the next training in this process would end at its first step
