@@ -72,7 +72,7 @@ def check_rows(
         table, tokenizer, branches, max_length=max_length, truncation=truncation, system=system, values=values
     )
     assert is_table(prepared)  # as `table` is
-    keys, traits = collect(table, form, compared=held_out is not None)
+    keys, traits = collect(table, form, prompts=not branches, compared=held_out is not None)
     findings = [*_dropped(account), *_tokens(account), *_arguments(form, tokenizer)]
     if config is not None and len(prepared):
         findings += reading(config, prepared, branches)

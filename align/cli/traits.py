@@ -78,12 +78,13 @@ class Traits:
 _TALLIES = ("roles", "alternation", "repeats", "touching")
 
 
-def collect(rows: Dataset, form: Format, *, compared: bool) -> tuple[Keys, Traits]:
+def collect(rows: Dataset, form: Format, *, prompts: bool = False, compared: bool) -> tuple[Keys, Traits]:
     """Read all rows once, on all cores if they are many. Rows that cannot be used are left to preparation.
 
-    Keys ``prompts`` and ``facts`` are there only where rows have no answers or will be ``compared`` with another set.
+    Keys ``prompts`` and ``facts`` are there only where ``prompts`` alone are read, or rows will be ``compared`` with
+    another set.
     """
-    sorts = SORTS if compared or not form.branches else ("rows", "answers", "swapped")
+    sorts = SORTS if compared or prompts else ("rows", "answers", "swapped")
     raw = rows.with_format(None)
 
     def piece(number: int) -> bytes:

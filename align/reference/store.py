@@ -9,6 +9,7 @@ computed again. Any number of processes may read and add at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -208,8 +209,9 @@ class LogProbStore:
     def _remove_leftovers(self) -> None:
         """Remove what processes that were killed had begun to write."""
         for path in self.folder.glob("*.tmp"):
-            if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # one that another process has just given its name
+                if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                    path.unlink()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -37,6 +37,8 @@ _MAY_CHANGE = (
     "watch.report:",
     "watch.live:",
     "sampling.batch_size:",
+    "rounds.load:",
+    "rounds.keep_checkpoints:",
     *(f"sampling.server.{key}:" for key in ("url", "key_env", "concurrency", "timeout", "retries")),
     *(f"judge.endpoint.{key}:" for key in ("url", "key_env", "concurrency", "timeout", "retries", "max_calls")),
     *(f"judge.endpoint.{key}:" for key in ("price_in", "price_out", "cache")),

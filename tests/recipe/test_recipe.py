@@ -883,7 +883,7 @@ def test_the_page_shows_our_defaults() -> None:
 def test_what_is_explained_is_what_is_set(here: Path) -> None:
     """The defaults that the page prints are those of a run, name by name."""
     write(here, GOOD.replace(DATA, DATA + "  held_out: {path: held.jsonl}\n"))
-    assert set(load_recipe("r.yaml").train_values()) == {"max_steps", *EXPLAINED}
+    assert set(load_recipe("r.yaml").train_values()) == {"max_steps", *EXPLAINED} - {"ddp_timeout"}  # of rounds alone
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith("preference/")])

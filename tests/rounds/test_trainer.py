@@ -51,6 +51,7 @@ gc.collect()
 gc.freeze()
 
 ROOT = Path(__file__).parents[2]
+KEPT = {"count": 2, "prompts": 8, "keep_checkpoints": True}
 ONE = {"rounds": {"count": 1, "prompts": 8}, "train": {"max_steps": 1, "save_strategy": "no"}}
 
 
@@ -78,7 +79,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """Two rounds of INPO, not interrupted."""
     out = tmp_path_factory.mktemp("finished")
     before, stages.PART = stages.PART, 3
-    lines = go(world, out, watch={"probe_pairs": 0, "report": True})
+    lines = go(world, out, rounds=KEPT, watch={"probe_pairs": 0, "report": True})
     stages.PART = before
     return out / "tiny", lines
 
@@ -125,25 +126,24 @@ def test_checkpoints_of_a_finished_round_are_removed_unless_they_shall_stay(
     finished: Any, world: Path, tmp_path: Path
 ) -> None:
     run, lines = finished
-    removed = [line for line in lines if "removed" in line]
-    for number, line in enumerate(removed, 1):
-        assert re.fullmatch(
-            rf"round {number}: 2 checkpoints removed \(\d\.\d MB\), the round being finished; its model stays "
-            r"\(rounds\.keep_checkpoints: true keeps them\)",
-            line,
-        )
-    assert len(removed) == 2
-    assert not list(run.rglob("checkpoint-*"))
-    lines = go(world, tmp_path, rounds={"count": 1, "prompts": 4, "keep_checkpoints": True})
     assert not [line for line in lines if "removed" in line]
+    assert len(list(run.glob("rounds/*/train/checkpoint-*"))) == 4
+    lines = go(world, tmp_path, rounds={"count": 1, "prompts": 4})
+    (removed,) = [line for line in lines if "removed" in line]
+    assert re.fullmatch(
+        r"round 1: 2 checkpoints removed \(\d\.\d MB\), the round being finished; its model stays "
+        r"\(rounds\.keep_checkpoints: true keeps them\)",
+        removed,
+    )
     train = tmp_path / "tiny" / "rounds" / "01" / "train"
-    assert sorted(path.name for path in train.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert not list(train.glob("checkpoint-*"))
+    shutil.copytree(run / "rounds/01/train/checkpoint-3", train / "checkpoint-3")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (train / "checkpoint-9").symlink_to(elsewhere)
     (train / "checkpoint-10").write_text("a file of somebody's")
     assert remove_checkpoints(train, RunDirectory(train, writer=False)) == ""
-    assert remove_checkpoints(train, RunDirectory(train)).startswith("2 checkpoints removed")
+    assert remove_checkpoints(train, RunDirectory(train)).startswith("1 checkpoint removed")
     assert sorted(path.name for path in train.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
     assert elsewhere.is_dir()
 
@@ -305,7 +305,7 @@ def test_stages_that_are_there_are_not_done_again(world: Path, finished: Any, tm
         (second / name).unlink()
     untouched = second / "samples/part-00001.parquet"
     before, calls = untouched.stat().st_mtime_ns, len(judged_calls(world))
-    lines = go(world, run.parent, resume=True)
+    lines = go(world, run.parent, resume=True, rounds=KEPT)
     assert untouched.stat().st_mtime_ns == before
     assert judged_calls(world)[calls:] == [("score", 12), ("score", 8)]
     assert not any("round 1 of 2" in line for line in lines)
@@ -324,7 +324,7 @@ def test_rounds_that_were_moved_go_on_where_they_lie_now(world: Path, finished: 
     shutil.rmtree(moved / "model")
     (moved / "rounds/02/train/verdict.json").unlink()
     shutil.rmtree(moved / "rounds/02/train/model")
-    lines = go(world, moved.parent, resume=True)
+    lines = go(world, moved.parent, resume=True)  # and no longer keeps its checkpoints
     assert any(line.startswith("resuming from checkpoint-") for line in lines)
     same(run, moved)
     records = [(moved / name).read_text() for name in ("metrics.jsonl", "rounds/01/train/metrics.jsonl")]
