@@ -24,7 +24,8 @@ def _launch(args: argparse.Namespace) -> int:
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes {args.processes}: expected a whole number of 1 or more.")
     recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
-    require_model(recipe.model, recipe.base)
+    if not (args.on and args.dry_run):  # a command that is only shown may be for a machine that has the model
+        require_model(recipe.model, recipe.base)
     placed = None if args.on else _place(recipe, args.processes)
     chosen = configuration(placed.name if placed else args.on)
     processes = placed.processes if placed else _count(chosen, args)

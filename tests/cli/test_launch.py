@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_what_fits_is_chosen_and_said(recipe: str, capsys: pytest.CaptureFixture
 
 
 def test_a_command_for_another_machine_is_shown(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(Path(recipe).parent / "model")  # that machine will have it
     words = ["train.max_steps=3", "--on", "zero3", "--processes", "8", "--resume", "--dry-run", "--json"]
     assert main(["launch", recipe, *words]) == 0
     found = json.loads(capsys.readouterr().out)
