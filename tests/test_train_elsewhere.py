@@ -59,7 +59,7 @@ def test_a_step_of_other_size_is_refused_with_the_numbers_that_cure_it(
     tmp_path: Path, size: int, steps: int, world: int, cure: str
 ) -> None:
     directory = RunDirectory(tmp_path)
-    directory.write_lock({"examples_per_step": 24})
+    directory.write_lock({"recipe": {}, "examples_per_step": 24})
     numbers = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "world_size": world}
     with pytest.raises(UserError) as refused:
         check_step(directory, SimpleNamespace(**numbers))
