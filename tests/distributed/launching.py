@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,16 @@ def launch(folder: Path, label: str, cases: tuple[str, ...], *options: str) -> N
 
     if not (wanted := missing()):
         return
-    words = [*command(label, HERE / "worker.py", *options), str(folder), *wanted]
-    done = subprocess.run(
+    done = _run(label, folder, wanted, options)
+    # gloo seldom aborts a rank (docs/lab-notes.md): what is missing is run once more, and a second abort is a failure
+    if missing() and "(exitcode: -6)" in done.stderr:
+        done = _run(label, folder, missing(), options)
+    # results, not the exit code: ranks are known to abort at interpreter exit after all work was done
+    assert not missing(), f"{label}: no result for {missing()}\n{done.stdout[-3000:]}\n{done.stderr[-40000:]}"
+
+
+def _run(label: str, folder: Path, cases: Sequence[str], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    words = [*command(label, HERE / "worker.py", *options), str(folder), *cases]
+    return subprocess.run(
         words, env=environment(label), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
-    # results, not the exit code: ranks are known to abort at interpreter exit after all work was done
-    assert not missing(), f"{label}: no result for {missing()}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
