@@ -72,7 +72,7 @@ class Subject:
     @classmethod
     def of(cls, trainer: Any, *, name: str = "model", system: str | None = None) -> Subject:
         """The policy of an ``AlignTrainer``, before, during or after training, however it is wrapped."""
-        from align.compat import unwrap_model_for_generation
+        from align.models.whole import for_generation
 
         accelerator = trainer.accelerator
         trainer.get_ready(trainer.model_wrapped)
@@ -85,7 +85,7 @@ class Subject:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             autocast=accelerator.autocast,
-            plain=lambda: unwrap_model_for_generation(trainer.model_wrapped, accelerator),
+            plain=lambda: for_generation(trainer.model_wrapped, accelerator),
             system=system,
             say=trainer.say,
         )

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from align.compat import unwrap_model_for_generation
 from align.data.tokens.samples import Sample
+from align.models.whole import for_generation
 from align.sampling.sampler import Sampler
 
 
@@ -22,7 +22,7 @@ def draw(
     model = trainer.model_wrapped
     was_training = model.training
     in_step = trainer.engine.sharded and trainer.accelerator.num_processes > 1
-    with unwrap_model_for_generation(model, trainer.accelerator) as plain, torch.no_grad():
+    with for_generation(model, trainer.accelerator) as plain, torch.no_grad():
         plain.eval()
         with trainer.accelerator.autocast():
             drawn = sampler(plain, prompts, keys, step, device=trainer.args.device, in_step=in_step)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.compat import unwrap_model_for_generation
 from align.errors import Stopped
 from align.models.ends import end_ids
 from align.models.generate import greedy, padding
 from align.models.subject import positions
+from align.models.whole import for_generation
 from align.objectives.base import FRESH
 from align.probes.budget import Budget
 from align.report.progress import Progress, columns_for
@@ -224,7 +224,7 @@ class Watch(TrainerCallback):
         model = self.trainer.model_wrapped
         was_training = model.training
         lines, lengths = [], []
-        with unwrap_model_for_generation(model, self.trainer.accelerator) as plain, torch.no_grad():
+        with for_generation(model, self.trainer.accelerator) as plain, torch.no_grad():
             plain.eval()
             reach, ends = positions(plain), end_ids(plain, tokenizer)
             for ids in self.prompts:
