@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from align.compat import training_config, unwrap_model_for_generation
+from align.compat import training_config
 from align.data.tokens.samples import prompt_key
+from align.models.whole import for_generation
 from align.objectives import NLL
 from align.recipe.sampling import Sampling
 from align.sampling.sampler import Sampler
@@ -28,6 +29,15 @@ from align.trainers.base import AlignTrainer
 SETTINGS = Sampling(samples=3, max_new_tokens=10, batch_size=4, temperature=0.9, top_p=0.95, stop=["w7", "w33 "])
 # the last two leave room for less than ten tokens
 LENGTHS = (5, 1, 9, 3, 12, 7, 4, 18, 20)
+
+
+# for each draw: whether all weights are whole on this process behind it, and cut up once it is over
+WHOLE: list[tuple[bool, bool]] = []
+
+
+def is_cut_up(weight: torch.Tensor) -> bool:
+    """Whether this process has a piece of a weight alone."""
+    return hasattr(weight, "to_local") or (hasattr(weight, "ds_id") and weight.numel() == 0)
 
 
 def prompts() -> list[list[int]]:
@@ -53,9 +63,11 @@ def draw(trainer: AlignTrainer, sampler: Sampler, rows: list[int]) -> dict[str, 
     chosen = [prompts()[row] for row in rows]
     keys = [prompt_key(ids, row) for ids, row in zip(chosen, rows, strict=True)]
     in_step = trainer.engine.sharded and trainer.accelerator.num_processes > 1
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as plain, torch.no_grad():
+    with for_generation(trainer.model_wrapped, trainer.accelerator) as plain, torch.no_grad():
         plain.eval()
         found = sampler(plain, chosen, keys, 3, device=trainer.args.device, in_step=in_step)
+        whole = not any(map(is_cut_up, plain.parameters()))
+    WHOLE.append((whole, all(map(is_cut_up, trainer.model_wrapped.parameters()))))
     return {str(row): [astuple(s) for s in samples] for row, samples in zip(rows, found, strict=True)}
 
 
@@ -72,6 +84,7 @@ def main() -> None:
         "shared": draw(trainer, sampler, rows[rank::world]),
         "first": draw(trainer, sampler, rows if rank == 0 else []),
         "shares_prompts": sampler.shares_prompts,
+        "whole": WHOLE,
     }
     (folder / f"{label}-{rank}.json").write_text(json.dumps(out))
     if torch.distributed.is_initialized():

@@ -51,6 +51,8 @@ def test_two_processes_draw_what_one_does(folder: Path, one: dict[str, Any], lab
         assert rank["world"] == 2
         assert rank["sharded"] == (label != "ddp")
         assert rank["shares_prompts"]
+        # put together once for all tokens, and given back
+        assert rank["whole"] == [[True, label != "ddp"]] * 2
     assert two[0]["shared"] | two[1]["shared"] == one["shared"]
     assert two[0]["first"] == one["first"]
     assert two[1]["first"] == {}
