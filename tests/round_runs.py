@@ -2,7 +2,8 @@
 
     python tests/round_runs.py RECIPE [--resume]
 
-With ALIGN_TEST_KILL_AT=STAGE:NUMBER the process kills itself when that part, or training step, begins.
+With ALIGN_TEST_KILL_AT=STAGE:NUMBER the process kills itself when that part, or training step, begins;
+with ALIGN_TEST_KILL_AT=STAGE:NUMBER:SIGTERM, or another name, it sends itself that signal.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def write_recipe(world: Path, out: Path, **changes: Any) -> Path:
     return file
 
 
-def _die_at(stage: str, number: int) -> None:
-    """Kill this process when a stage begins for the ``number``-th time."""
+def _die_at(stage: str, number: int, sent: signal.Signals) -> None:
+    """Send this process a signal when a stage begins for the ``number``-th time."""
     from transformers import TrainerCallback
     from transformers.trainer import DEFAULT_CALLBACKS
 
@@ -108,7 +109,7 @@ def _die_at(stage: str, number: int) -> None:
         nonlocal calls
         calls += 1
         if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
 
     if stage == "train":
 
@@ -138,6 +139,6 @@ if __name__ == "__main__":
 
     stages.PART = 3
     if "ALIGN_TEST_KILL_AT" in os.environ:
-        where, at = os.environ["ALIGN_TEST_KILL_AT"].split(":")
-        _die_at(where, int(at))
+        where, at, *sent = os.environ["ALIGN_TEST_KILL_AT"].split(":")
+        _die_at(where, int(at), signal.Signals[sent[0] if sent else "SIGKILL"])
     end(main([*sys.argv[1:], "--allow-code"]))

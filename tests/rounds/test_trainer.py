@@ -624,6 +624,26 @@ def test_a_run_killed_in_any_stage_goes_on_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("at", "last"),
+    [
+        ("sample:5:SIGTERM", "Interrupted by SIGTERM."),
+        ("judge:2:SIGUSR1", "Interrupted by SIGUSR1."),
+        ("pairs:1:SIGTERM", "Interrupted by SIGTERM."),
+        ("train:5:SIGTERM", "Stopped by SIGTERM at step 2, which is saved."),
+        ("finish:1:SIGTERM", "Interrupted by SIGTERM."),
+    ],
+)
+def test_a_signal_in_any_stage_ends_the_run_with_a_word_and_costs_nothing(
+    world: Path, finished: Any, tmp_path: Path, at: str, last: str, capfd: Any
+) -> None:
+    assert launch(world, tmp_path, kill=at) == 4
+    assert f"{last} Finished stages are kept. Go on: python -m align.train " in capfd.readouterr().out
+    assert launch(world, tmp_path, "--resume") == 0
+    same(finished[0], tmp_path / "tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("label", "kill", "load"),
     [("ddp", "judge:4", "each"), ("fsdp2", "", "each"), ("ddp", "", "sharded"), ("fsdp2", "", "first")],
 )
