@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.cli.alpaca import ALPACA
 from align.cli.verbs import ALLOW_CODE, TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
 from align.errors import Exit, UserError
 from align.runs.files import write_atomically
@@ -284,5 +285,6 @@ EVAL = Verb(
             run_relearn,
             _RELEARN,
         ),
+        ALPACA,
     ),
 )

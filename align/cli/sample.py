@@ -22,7 +22,7 @@ _OPTIONS = {"samples": "--n", "rows": "--limit", **dict.fromkeys(("reward", "pai
 
 def _sample(args: argparse.Namespace) -> int:
     keep, amount = _keep(args.keep or ("best" if args.judge else "all"))
-    judge, source, sampling = _judge(args.judge), _source(args), _sampling(args)
+    judge, source, sampling = judge_of(args.judge), _source(args), _sampling(args)
     if args.length_penalty < 0:
         raise UserError(f"--length-penalty: must be at least 0, got {args.length_penalty:g}.")
     calm()
@@ -96,7 +96,7 @@ def _keep(text: str) -> tuple[Any, float | None]:
     return name, value
 
 
-def _judge(spec: str | None) -> Any:
+def judge_of(spec: str | None) -> Any:
     """The settings of a judge from ``reward:MODEL`` and the like. Raises UserError."""
     if spec is None:
         return None

@@ -46,14 +46,21 @@ def load_checkpoint(
             model = PeftModel.from_pretrained(model, source)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
-    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else base
+    return model, checkpoint_tokenizer(name, arguments)
+
+
+def checkpoint_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, as ``load_checkpoint`` gives it."""
+    where = model_folder(name)
+    source = str(where or name)
+    own = where is None or not (where / ADAPTER).exists() or (where / "tokenizer_config.json").exists()
     try:
-        tokenizer = load_tokenizer(Model(id=with_tokenizer))
+        tokenizer = load_tokenizer(Model(id=source if own or where is None else adapter_base(where)))
     except UserError as error:
         raise UserError(str(error).removeprefix("model.id: ")) from error
     if arguments:
         keep_arguments(tokenizer, {**kept_arguments(tokenizer), **arguments})
-    return model, tokenizer
+    return tokenizer
 
 
 def model_folder(name: str) -> Path | None:

@@ -6,11 +6,12 @@ import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 
 from align.errors import DoesNotFit, Stopped, UserError
 
@@ -33,6 +34,17 @@ class World:
         state: PartialState = args.distributed_state
         mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         return cls(state.process_index, state.num_processes, args.device, mixed)
+
+    @classmethod
+    def here(cls) -> World:
+        """The processes that a launcher started, outside of training; without one this process alone.
+
+        Who is done waits for the others, however long these work; a launcher ends the rest where one dies.
+        """
+        # told so, or accelerate would not look for other processes where there is no accelerator
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+        return cls(state.process_index, state.num_processes, state.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)

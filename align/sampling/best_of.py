@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,15 +58,9 @@ def sample(job: Job, *, resume: bool = False, say: Say = echo) -> Result | None:
     Raises:
         UserError: for everything the caller can mend; what was sampled and judged by then stays on disk.
     """
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import gather_object, parse_flag_from_env
+    from accelerate.utils import gather_object
 
-    # told so, or it would not look for other processes where there is no accelerator
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # who is done waits for the others, however long these sample; a launcher ends the rest where one dies
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
-    world = World(state.process_index, state.num_processes, state.device)
+    world = World.here()
     work = _Work(job, world, say if world.rank == 0 else _silent)
     world.together(lambda: work.prepare(resume))
     world.together(work.begin)  # all have looked before one writes
