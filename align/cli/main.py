@@ -14,6 +14,7 @@ from typing import Any
 from align import __version__
 from align.cli.compare import COMPARE
 from align.cli.evaluate import EVAL
+from align.cli.export import EXPORT
 from align.cli.launch import LAUNCH
 from align.cli.probe import PROBE
 from align.cli.report import REPORT
@@ -214,6 +215,7 @@ VERBS = (
     SHOW,
     COMPARE,
     REPORT,
+    EXPORT,
     Verb("doctor", "say what this machine has and what is missing", ("align doctor", "align doctor --json"), _doctor),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,8 @@ from align.data.rows.sources import quiet_hub
 from align.data.tokens.endings import count_ends, marks, turn_end
 from align.data.tokens.preparation import plural
 from align.engine.scoring import causal_model
+from align.errors import UserError
+from align.models.load import first_line
 from align.runs.models import located
 
 if TYPE_CHECKING:
@@ -43,6 +46,28 @@ def checkpoint_ends(section: Model, base: Path | None) -> set[int]:
         except (OSError, ValueError):
             continue
     return set()
+
+
+def mend_generation_config(config: Any) -> dict[str, Any]:
+    """Unset what transformers calls without effect and refuses to save; returns what was unset, by name.
+
+    Raises:
+        UserError: for settings that contradict each other otherwise.
+    """
+    left: dict[str, Any] = {}
+    while True:
+        try:
+            config.validate(strict=True)
+            return left
+        except ValueError as error:
+            names = [name for name in re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE) if name not in left]
+            if not names:
+                raise UserError(
+                    f"The model's generation config cannot be saved ({first_line(error)}). Mend generation_config.json."
+                ) from error
+            for name in names:
+                left[name] = getattr(config, name)
+                setattr(config, name, None)
 
 
 def unnamed_ends(found: Counter[int], tokenizer: PreTrainedTokenizerBase, named: Iterable[int]) -> dict[int, str]:

@@ -19,6 +19,7 @@ from align.runs.models import ADAPTER, hub_options, model_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GENERATION = "generation_config.json"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -41,6 +42,7 @@ def load_checkpoint(
     model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype)
     if adapter:
         from peft import PeftModel
+        from transformers import GenerationConfig
 
         try:
             model = PeftModel.from_pretrained(model, source)
@@ -54,6 +56,9 @@ def checkpoint_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) 
     where = model_folder(name)
     source = str(where or name)
     own = where is None or not (where / ADAPTER).exists() or (where / "tokenizer_config.json").exists()
+        if Path(source, GENERATION).is_file():  # its training may have named other ends than the model under it
+            model.get_base_model().generation_config = GenerationConfig.from_pretrained(source)
+    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else base
     try:
         tokenizer = load_tokenizer(Model(id=source if own or where is None else adapter_base(where)))
     except UserError as error:

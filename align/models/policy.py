@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -40,7 +40,7 @@ def load_model(section: Model, *, base: Path | None = None, reward: bool = False
     if section.attention is not None:
         options["attn_implementation"] = section.attention
     if section.load_in is not None:
-        options["quantization_config"] = _quantization(section)
+        options["quantization_config"] = quantization(section.load_in)
     model = (read_reward_model if reward else read_model)(located(section.id, base), **options)
     if section.lora is not None and section.lora.adapter is not None:
         return _with_adapter(model, section.lora.adapter, base)
@@ -182,12 +182,13 @@ def lora_config(lora: Lora | None, *, reward: bool = False) -> Any:
     )
 
 
-def _quantization(section: Model) -> BitsAndBytesConfig:
+def quantization(load_in: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
+    """Settings of bitsandbytes for weights under an adapter. Raises UserError where it is not installed."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError("model.load_in needs bitsandbytes: pip install bitsandbytes.") from error
-    if section.load_in == "8bit":
+    if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -143,6 +143,8 @@ def _reproduce(record: RunRecord) -> list[str]:
     out = ["```", str(record.facts["reproduce"]), "```", ""] if record.facts.get("reproduce") else []
     if environment:
         out += [f"- recipe (digest): {environment['recipe_digest'][:16]}, seed {environment['seed']}"]
+        if digest := record.lock.get("data"):
+            out.append(f"- data (digest): {str(digest)[:16]}")
         out += [f"- {environment.get('processes', 1)} x {environment.get('device')}, {environment['precision']}"]
     if git:
         out.append(f"- commit of the recipe's folder: {git['commit']}{', with changes' if git['dirty'] else ''}")

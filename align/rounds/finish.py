@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from align.export.folder import complete
+from align.export.source import find
 from align.recipe import Recipe
 from align.report.rounds import table
 from align.rounds.facts import cost
@@ -57,7 +59,7 @@ def finish(
             text = card(recipe, data, found, {name: installed(name) for name in TESTED})
             _copy(last, run / MODEL)
             directory.write("README.md", text)
-            (run / MODEL / "README.md").write_text(text)
+            complete(run / MODEL, find(run), card=text)
             directory.write_json(VERDICT, verdict)
             written.append(report(recipe, directory, say))
 

@@ -8,6 +8,7 @@ up since the last log step and how long the run's records were; then the marker,
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -143,6 +144,9 @@ class CheckpointMixin(_Trainer):
         super()._save_checkpoint(model, trial)
         for part in self.parts:
             part.save(folder)
+        card = run / "README.md"
+        if world.rank == 0 and card.is_file():
+            shutil.copyfile(card, folder / card.name)  # in place of PEFT's, which is empty
         sums = gather_object([self.sums()])
         if world.rank == 0:
             progress = {"sums": sums, "records": RunDirectory(run).recorded()}

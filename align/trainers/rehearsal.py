@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from align.engine.scoring import causal_model
 from align.errors import UserError
+from align.models.ends import mend_generation_config
 from align.models.load import first_line
 
 
@@ -48,28 +48,6 @@ def _try_generation_config(config: Any, place: str, say: Callable[[str], Any]) -
             "generates as before."
         )
         _try("generation config", config, place)
-
-
-def mend_generation_config(config: Any) -> dict[str, Any]:
-    """Unset what transformers calls without effect and refuses to save; returns what was unset, by name.
-
-    Raises:
-        UserError: for settings that contradict each other otherwise.
-    """
-    left: dict[str, Any] = {}
-    while True:
-        try:
-            config.validate(strict=True)
-            return left
-        except ValueError as error:
-            names = [name for name in re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE) if name not in left]
-            if not names:
-                raise UserError(
-                    f"The model's generation config cannot be saved ({first_line(error)}). Mend generation_config.json."
-                ) from error
-            for name in names:
-                left[name] = getattr(config, name)
-                setattr(config, name, None)
 
 
 def _try(name: str, part: Any, place: str) -> None:

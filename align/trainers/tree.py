@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from align.compat import Config, SFTConfig
 from align.data.batches.collator import TreeCollator
@@ -20,7 +21,7 @@ from align.data.batches.packing import Order, packs_for_budget
 from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
 from align.data.tokens.tokenize import prepare
 from align.engine.reads import feeds_last
-from align.engine.scoring import ScoringEngine
+from align.engine.scoring import ScoringEngine, causal_model
 from align.errors import UserError
 from align.models.limits import refuse_beyond
 from align.objectives.base import Objective, sources_of
@@ -221,6 +222,17 @@ class TreeTrainer(AlignMixin):
             tags=tuple(self._tag_names) + tuple([tags] if isinstance(tags, str) else tags or ()),
         )
         write_atomically(Path(self.args.output_dir) / "README.md", model_card(facts))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As in transformers, with the generation config beside an adapter, too, and no pickle of the arguments."""
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)  # nobody should have to load it
+        inner = causal_model(self.model)
+        if hasattr(self.model, "peft_config") and inner.can_generate():  # it may name other ends than the model's own
+            inner.generation_config.save_pretrained(folder)
 
     def _sharded(self) -> bool:
         kind = self.accelerator.distributed_type

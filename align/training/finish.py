@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 
 from align.data.rows.sources import source_name
 from align.errors import told
+from align.export.folder import CARD, complete
+from align.export.source import find
 from align.objectives.base import sources_of
 from align.recipe import Recipe
 from align.report.calibration import draw_calibration
@@ -52,7 +53,7 @@ def finish(
     if directory.writer:
         record = replace(load_run(directory.path), verdict=verdict)
         trainer.create_model_card(recipe.name, ", ".join(data), verdict=judged.body(), record=record)
-        shutil.copyfile(directory.path / "README.md", directory.path / MODEL / "README.md")
+        complete(directory.path / MODEL, find(directory.path), card=(directory.path / CARD).read_text())
     directory.write_json(VERDICT, verdict)
     if not report(recipe, directory, say):
         judged = replace(judged, paths={name: path for name, path in judged.paths.items() if name != "report"})

@@ -16,7 +16,7 @@ from zoo import tiny_model
 
 from align import DPO
 from align.errors import UserError
-from align.trainers.rehearsal import mend_generation_config
+from align.models.ends import mend_generation_config
 from align.trainers.rounding import lost_share, rounding_warning
 
 # an epsilon that float16 can hold

@@ -1,0 +1,172 @@
+"""``align export``: a run, a checkpoint or a folder as a folder of its own, checked and there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from align.data.tokens.tokenize import load_tokenizer
+from align.errors import UserError
+from align.export.folder import ABOUT, BESIDE, WEIGHTS, Export, about_of, complete, copy_beside
+from align.export.loads import load_elsewhere
+from align.export.logits import gap, logits_of, token_rows
+from align.export.merge import merged, trained_tokens
+from align.export.source import Source, find
+from align.models.ends import mend_generation_config
+from align.recipe.sections import Model
+from align.runs import checkpoints
+
+Say = Callable[[str], Any]
+DType = Literal["float32", "checkpoint"]
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    merge: bool = False,
+    dtype: DType | None = None,
+    max_shard_size: str | None = None,
+    replaces: bool = False,
+    load_check: bool = True,
+    say: Say = print,
+) -> Export:
+    """Write the model of a run, of a checkpoint or of a folder into a folder of its own.
+
+    An adapter, and a whole model of which no other type and no other shards are asked, are copied as they are. All
+    else is computed in float32 on the CPU, 4 bytes a weight.
+
+    Args:
+        out: by default ``RUN/export`` or ``RUN/merged``, for a folder that is no run beside it.
+        merge: put an adapter into the weights of its model.
+        dtype: of whole weights; ``checkpoint`` for the type that the base model's configuration names. None is that for
+            merged weights, and what they have for others.
+        max_shard_size: such as ``5GB``, as transformers has it.
+        replaces: whether an earlier export of the same model may be there, which is replaced.
+        load_check: load the result in a process without align and compare its logits.
+
+    Raises:
+        UserError: where nothing can be exported, or what was written is not what was trained. Then nothing is kept.
+    """
+    source = find(run)
+    if merge and not source.adapter:
+        raise UserError(f"{source.folder} holds whole weights, so there is nothing to merge: leave --merge out.")
+    if source.adapter and not merge and (dtype or max_shard_size):
+        raise UserError("--dtype and --max-shard-size are for whole weights: an adapter is written as it is.")
+    place = _place(source, out, merge, replaces)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{uuid4().hex}")
+    part.mkdir()
+    try:
+        made = _write(part, source, merge, dtype, max_shard_size, load_check, say)
+        if place.exists():
+            checkpoints.remove(place)
+        os.replace(part, place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return replace(made, folder=place)
+
+
+def _place(source: Source, out: str | Path | None, merge: bool, replaces: bool) -> Path:
+    """Where the export goes. Raises UserError where something is there that must stay."""
+    name = "merged" if merge else "export"
+    if out is not None:
+        place = Path(out).expanduser()
+    elif source.run is not None:
+        step = source.of.get("step")
+        place = source.run / (name if step is None else f"{name}-{step}")
+    else:
+        place = source.folder.with_name(f"{source.folder.resolve().name}-{name}")
+    if place.resolve().is_relative_to(source.folder.resolve()):
+        raise UserError(f"--out: {place} lies in the folder that is exported: name another.")
+    if not place.exists() and not place.is_symlink():
+        return place
+    about = None if place.is_symlink() else about_of(place)
+    if about is None:
+        raise UserError(f"{place} is there and is no export (no {ABOUT}): name another folder with --out.")
+    if about.get("of") != source.of:
+        raise UserError(f"{place} holds the export of another model: name another folder with --out, or remove it.")
+    if not replaces:
+        raise UserError(f"{place} holds an export of this model already: --replace writes it anew.")
+    return place
+
+
+def _write(
+    part: Path, source: Source, merge: bool, dtype: DType | None, shards: str | None, check: bool, say: Say
+) -> Export:
+    """Fill the folder ``part``."""
+    own = any((source.folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
+    tokenizer = load_tokenizer(
+        Model(id=str(source.folder) if own else source.computed, revision=source.computed_revision)
+    )
+    rows: list[list[int]] = []
+    expected: list[Tensor] = []
+    notes: list[str] = []
+    copied = not merge and not dtype and not shards
+    if check or not copied:
+        model = source.load(say, as_trained=merge)
+        rows = token_rows(tokenizer, model, trained_tokens(model))
+        expected = logits_of(model, rows)
+        if merge:
+            model, found = merged(model, rows, expected, say)
+            notes.append(f"logits of the merged model differ from the adapter's {found.text()}")
+        if not copied:
+            expected = _rounded(model, _type(source, dtype), rows, say, notes)
+            _save(model, part, shards)
+        del model  # before another process loads it
+    copy_beside(source.folder, part, BESIDE if not copied else (*WEIGHTS, *BESIDE))
+    if not own:
+        tokenizer.save_pretrained(part)
+    made = complete(part, source, merged=merge, notes=notes)
+    if check:
+        say(load_elsewhere(part, source, adapter=made.kind == "adapter", rows=rows, expected=expected).sentence())
+    return made
+
+
+def _type(source: Source, dtype: DType | None) -> torch.dtype:
+    """The type that whole weights are written in."""
+    if dtype == "float32":
+        return torch.float32
+    return source.config(of_base=dtype == "checkpoint").dtype or torch.float32
+
+
+def _rounded(model: Any, kind: torch.dtype, rows: list[list[int]], say: Say, notes: list[str]) -> list[Tensor]:
+    """Give the weights their type; the logits that they have then, computed in float32. What changed is said."""
+    before = logits_of(model, rows)
+    if kind == torch.float32:
+        return before
+    for weight in model.parameters():  # and no buffers, which are made anew where the model is loaded
+        weight.data = weight.data.to(kind).float()
+    after = logits_of(model, rows)
+    for weight in model.parameters():
+        weight.data = weight.data.to(kind)
+    found = gap(before, after)
+    name = str(kind).removeprefix("torch.")
+    note = (
+        f"rounding the weights to {name} moves logits {found.text()}; the likeliest next token stays at "
+        f"{found.likeliest:.1%} of them"
+    )
+    notes.append(note)
+    say(f"type: {note}")
+    return after
+
+
+def _save(model: Any, part: Path, shards: str | None) -> None:
+    """Write weights and configurations. Raises UserError where transformers does not know the size of shards."""
+    if getattr(model, "generation_config", None) is not None:
+        mend_generation_config(model.generation_config)
+    try:
+        model.save_pretrained(part, **({"max_shard_size": shards} if shards else {}))
+    except ValueError as error:
+        if shards is None or "size" not in str(error):
+            raise
+        raise UserError(f"--max-shard-size {shards}: expected a number with a unit, such as 5GB.") from error
