@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from align import __version__
+from align.cli.chat import CHAT
 from align.cli.compare import COMPARE
 from align.cli.evaluate import EVAL
 from align.cli.export import EXPORT
@@ -216,6 +217,7 @@ VERBS = (
     COMPARE,
     REPORT,
     EXPORT,
+    CHAT,
     Verb("doctor", "say what this machine has and what is missing", ("align doctor", "align doctor --json"), _doctor),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,6 +62,8 @@ def export_run(
         raise UserError(f"{source.folder} holds whole weights, so there is nothing to merge: leave --merge out.")
     if source.adapter and not merge and (dtype or max_shard_size):
         raise UserError("--dtype and --max-shard-size are for whole weights: an adapter is written as it is.")
+    if max_shard_size and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size):
+        raise UserError(f"--max-shard-size {max_shard_size}: expected a number with KB, MB, GB or TB, such as 5GB.")
     place = _place(source, out, merge, replaces)
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{uuid4().hex}")
@@ -161,12 +164,7 @@ def _rounded(model: Any, kind: torch.dtype, rows: list[list[int]], say: Say, not
 
 
 def _save(model: Any, part: Path, shards: str | None) -> None:
-    """Write weights and configurations. Raises UserError where transformers does not know the size of shards."""
+    """Write weights and configurations."""
     if getattr(model, "generation_config", None) is not None:
         mend_generation_config(model.generation_config)
-    try:
-        model.save_pretrained(part, **({"max_shard_size": shards} if shards else {}))
-    except ValueError as error:
-        if shards is None or "size" not in str(error):
-            raise
-        raise UserError(f"--max-shard-size {shards}: expected a number with a unit, such as 5GB.") from error
+    model.save_pretrained(part, **({"max_shard_size": shards} if shards else {}))

@@ -49,6 +49,17 @@ class Stops(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
+class Seen(StoppingCriteria):
+    """Ends nothing; ``tell`` is given the tokens behind ``width`` of the first row after each of them."""
+
+    def __init__(self, tell: Callable[[list[int]], Any], width: int) -> None:
+        self.tell, self.width = tell, width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.tell(input_ids[0, self.width :].tolist())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def warpers(settings: Sampling) -> list[LogitsProcessor]:
     """transformers' own, in its own order; those that would change nothing are left out."""
     found: list[LogitsProcessor] = []

@@ -26,7 +26,7 @@ from align.models.generate import by_length, greedy, left_padded, padding
 from align.models.subject import positions
 from align.recipe.sampling import Sampling
 from align.sampling.noise import signed
-from align.sampling.processors import Noise, Stops, warpers
+from align.sampling.processors import Noise, Seen, Stops, warpers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,6 +81,7 @@ class Sampler:
         device: torch.device,
         in_step: bool = False,
         drawn: Callable[[int], Any] = lambda count: None,
+        seen: Callable[[list[int]], Any] | None = None,
     ) -> list[list[Sample]]:
         """Completions by prompt, then by sample.
 
@@ -93,13 +94,14 @@ class Sampler:
             in_step: all processes run equally many forward passes, which a sharded model needs; each calls with prompts
                 of its own, some perhaps with none.
             drawn: told of every batch how many completions it gave.
+            seen: told after every token what the first completion of a batch has by then.
 
         Raises:
             UserError: where a prompt is empty or leaves no room for a completion.
         """
         if model.training:
             raise ValueError("a model that samples must be in evaluation mode, or dropout and checkpointing would act")
-        draw = _Draw(self, model, prompts, [signed(key) for key in keys], step, device, in_step)
+        draw = _Draw(self, model, prompts, [signed(key) for key in keys], step, device, in_step, seen)
         by_room = self._by_room(prompts, positions(model))
         found: dict[tuple[int, int], Sample] = {}
         if in_step:
@@ -187,9 +189,10 @@ class _Draw:
         step: int,
         device: torch.device,
         in_step: bool,
+        seen: Callable[[list[int]], Any] | None,
     ) -> None:
         self.sampler, self.model, self.prompts, self.keys = sampler, model, prompts, keys
-        self.step, self.device, self.in_step = step, device, in_step
+        self.step, self.device, self.in_step, self.seen = step, device, in_step, seen
         self.settings, self.tokenizer = sampler.settings, sampler.tokenizer
         self.ends = end_ids(model, self.tokenizer)
         # a special token is no part of a text, but it ends one as well
@@ -236,8 +239,9 @@ class _Draw:
             options["past_key_values"] = cache
         if noise is not None:
             options["logits_processor"] = LogitsProcessorList([*warpers(self.settings), noise])
-            if self.stop:
-                options["stopping_criteria"] = StoppingCriteriaList([Stops(self.stop, self.stops, noise.width)])
+            ending: list[Any] = [Stops(self.stop, self.stops, noise.width)] if self.stop else []
+            ending += [Seen(self.seen, noise.width)] if self.seen is not None else []
+            options["stopping_criteria"] = StoppingCriteriaList(ending)
         with greedy(self.model, self.ends, self.pad, room) as settings:
             return self.model.generate(
                 input_ids=ids[place],
