@@ -176,11 +176,11 @@ def _adapter(folder: Path, run: Path | None) -> bool:
     if (folder / "config.json").is_file() and any((folder / name).is_file() for name in _WHOLE):
         return False
     if pieces := next((found.name for kind in _PIECES for found in sorted(folder.glob(kind))), None):
-        end = f"the end of {run}" if run is not None else "the end of its run"
+        whole = "its run left" if run is None else f"{run} leaves at its end"
         raise UserError(
             f"{folder} holds its weights in pieces ({pieces}), which only the processes that wrote them read. Export "
-            f"{end}; checkpoints are whole with fsdp_state_dict_type: FULL_STATE_DICT, and under ZeRO-3 with "
-            "stage3_gather_16bit_weights_on_model_save: true."
+            f"the model that {whole}: it is whole. So are checkpoints with fsdp_state_dict_type: FULL_STATE_DICT, and "
+            "under ZeRO-3 with stage3_gather_16bit_weights_on_model_save: true."
         )
     raise UserError(
         f"{folder} holds no model: neither {ADAPTER} nor config.json with {_WHOLE[0]}. Weights as a pickle are not "

@@ -223,6 +223,18 @@ class TreeTrainer(AlignMixin):
         )
         write_atomically(Path(self.args.output_dir) / "README.md", model_card(facts))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; whole weights also where FSDP2 keeps checkpoints in pieces."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled and not _internal_call else None
+        if plugin is None:
+            return super().save_model(output_dir, _internal_call)
+        kept = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(kept)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As in transformers, with the generation config beside an adapter, too, and no pickle of the arguments."""
         super()._save(output_dir, state_dict)

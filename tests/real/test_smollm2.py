@@ -20,6 +20,7 @@ from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import load_sets
+from align.export.export import export_run
 from align.models.subject import Subject
 from align.recipe import Recipe
 from align.recipe.sampling import Sampling
@@ -151,11 +152,26 @@ def test_dpo_starts_at_log_two_and_prefers_the_chosen_answers(smollm2: Path, dpo
     assert (gain[::2] - gain[1::2]).min() > 0.5  # nats, every pair
 
 
-def test_merged_weights_are_the_adapter(smollm2: Path, dpo: Any) -> None:
+def test_the_merged_export_is_the_adapter(smollm2: Path, dpo: Any, tmp_path: Path) -> None:
     folder, _ = dpo
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(smollm2), folder / "model")
-    expected = logps(adapted, smollm2)
-    assert (logps(adapted.merge_and_unload(), smollm2) - expected).abs().max() < 1e-2
+    lines: list[str] = []
+    export_run(folder, tmp_path / "merged", merge=True, load_check=False, say=lines.append)
+    plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    rows = [tokenizer(f"{q} {a}", return_tensors="pt").input_ids for q, a, _ in PAIRS]
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([model(input_ids=row).logits[0] for row in rows])
+
+    before = logits(plain)
+    expected = logits(PeftModel.from_pretrained(plain, folder / "model"))
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32))
+    assert (before - expected).abs().max() > 1e-2 * expected.abs().max()
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(smollm2).chat_template
+    (merge,) = [line for line in lines if line.startswith("merge:")]
+    assert "which is rounding" in merge
 
 
 def test_generation_ends_where_an_answer_ends(smollm2: Path) -> None:

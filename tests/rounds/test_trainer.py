@@ -120,6 +120,9 @@ def test_rounds_leave_facts_a_report_and_a_card(finished: Any) -> None:
     assert "The judge that chose the training samples is the only one that was asked: another may disagree." in card
     assert f"| length of samples, last round (tokens) | {shown(found.metrics[-1]['tokens'])} |" in card
     assert str(run.parent) not in card
+    about = json.loads((run / "model" / "export.json").read_text())
+    assert about["of"] == {"run": RunDirectory(run).id} != {"run": ""}
+    assert about["files"]["model.safetensors"]["sha256"] in card
 
 
 def test_checkpoints_of_a_finished_round_are_removed_unless_they_shall_stay(
