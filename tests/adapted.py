@@ -51,10 +51,10 @@ def adapter(folder: Path, under: Path, name: str = "llama", *, reward: bool = Fa
     return folder
 
 
-def whole_classifier(folder: Path) -> Path:
+def whole_classifier(folder: Path, name: str = "llama") -> Path:
     """Save a tiny reward model with its tokenizer."""
     tokenizer = tiny_tokenizer()
-    tiny_classifier(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tiny_classifier(name, vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -63,7 +63,7 @@ def whole_classifier(folder: Path) -> Path:
 def logits(model: Any) -> Tensor:
     """The logits of ``ROWS``, computed row by row and put behind each other."""
     model.eval()
-    found = [model(input_ids=torch.tensor([row]), use_cache=False).logits.float() for row in ROWS]
+    found = [model(input_ids=torch.tensor([row])).logits.float() for row in ROWS]
     return torch.cat([one.flatten() for one in found])
 
 

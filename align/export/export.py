@@ -24,6 +24,7 @@ from align.export.source import Source, find
 from align.models.ends import mend_generation_config
 from align.recipe.sections import Model
 from align.runs import checkpoints
+from align.runs.files import sync_folder
 
 Say = Callable[[str], Any]
 DType = Literal["float32", "checkpoint"]
@@ -73,6 +74,7 @@ def export_run(
         if place.exists():
             checkpoints.remove(place)
         os.replace(part, place)
+        sync_folder(place.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -37,7 +37,7 @@ def logits_of(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Float32 logits of each row: [T, V], of a reward model [1, 1]."""
     found = []
     for row in rows:
-        out = model(input_ids=torch.tensor([list(row)]), use_cache=False).logits
+        out = model(input_ids=torch.tensor([list(row)])).logits
         found.append((out[0] if out.dim() == 3 else out).float())
     return found
 

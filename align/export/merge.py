@@ -97,7 +97,7 @@ def _tie(model: Any) -> bool:
 @torch.no_grad()
 def _hidden(model: Any, rows: Rows) -> list[Tensor]:
     """Hidden states of the first row, behind the embedding and behind every layer; nothing where a model keeps none."""
-    out = model(input_ids=torch.tensor([list(rows[0])]), use_cache=False, output_hidden_states=True)
+    out = model(input_ids=torch.tensor([list(rows[0])]), output_hidden_states=True)
     return list(getattr(out, "hidden_states", None) or ())
 
 

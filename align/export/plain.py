@@ -40,7 +40,7 @@ def main(place: Path) -> None:
     largest, text = 0.0, None
     with torch.no_grad():
         for number, row in enumerate(job["rows"]):
-            found = model(input_ids=torch.tensor([row]), use_cache=False).logits.float()
+            found = model(input_ids=torch.tensor([row])).logits.float()
             found = found[0] if found.dim() == 3 else found
             largest = max(largest, float((found - expected[str(number)]).abs().nan_to_num(nan=torch.inf).max()))
         if not job["reward"]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from align.errors import UserError
-from align.models.load import adapter_base, first_line, made_as
+from align.models.load import adapter_base, adapter_revision, first_line, made_as
 from align.models.policy import quantization, read_model
 from align.models.reward import check_new_weights, read_reward_model
 from align.recipe.sections import Model
@@ -141,6 +141,8 @@ def find(name: str | Path) -> Source:
     named = None if section is None else located(section.id, Path(str(lock.get("base", "."))))
     base = adapter_base(folder) if adapter else named
     revision = section.revision if section is not None and base == named else None
+    if adapter and revision is None:
+        revision = adapter_revision(folder)
     load_in = section.load_in if section is not None and adapter else None
     return Source(folder, adapter, base, revision, of, run, load_in)
 

@@ -39,7 +39,8 @@ def load_checkpoint(
     base = adapter_base(where) if adapter and where is not None else source
     if adapter:
         check_adapter("model", name, source, reward=False)
-    model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype)
+    revision = adapter_revision(where) if adapter and where is not None else None
+    model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype, revision)
     if adapter:
         from peft import PeftModel
         from transformers import GenerationConfig
@@ -84,13 +85,24 @@ def model_folder(name: str) -> Path | None:
 
 def adapter_base(adapter: Path) -> str:
     """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
-    try:
-        base = json.loads((adapter / ADAPTER).read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{adapter / ADAPTER} cannot be read ({error}).") from error
+    base = _settings(adapter).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{adapter / ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
     return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
+
+
+def adapter_revision(adapter: Path) -> str | None:
+    """The revision on the Hub of the model under an adapter, or None."""
+    found = _settings(adapter).get("revision")
+    return None if found is None else str(found)
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    """The configuration of an adapter. Raises UserError where it cannot be read."""
+    try:
+        return dict(json.loads((adapter / ADAPTER).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{adapter / ADAPTER} cannot be read ({error}).") from error
 
 
 def made_as(config: Any) -> str:
@@ -131,7 +143,7 @@ def check_adapter(key: str, name: str, source: str, *, reward: bool) -> None:
     if reward and not scored:
         raise UserError(
             f"{key}: {name} is the adapter of a language model, under which the head that scores answers would not be "
-            "trained: merge it into its model (peft's merge_and_unload), and name the merged folder in model.id."
+            f"trained: merge it into its model (align export {name} --merge), and name the merged folder in model.id."
         )
 
 
@@ -143,12 +155,12 @@ def usual_type() -> DType:
     return "auto" if torch.accelerator.is_available() else "float32"
 
 
-def _model(base: str, source: str, dtype: DType) -> Any:
+def _model(base: str, source: str, dtype: DType, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         with quiet_hub():
-            options = {"trust_remote_code": False, **hub_options(base)}
+            options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, **hub_options(base)}
             refuse_classifier("model", base, AutoConfig.from_pretrained(base, **options))
             return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -107,7 +107,7 @@ def _adapter_sentence(name: str, under: str) -> str:
     return (
         f"model.id: {name!r} is an adapter, not a model. To go on training it, set model.id to the model under it "
         f"({under}) and model.lora to {{adapter: {name}}}. To train anything else on top of it, merge it into that "
-        "model first (peft's merge_and_unload) and name the merged folder."
+        f"model first (align export {name} --merge) and name the merged folder."
     )
 
 
@@ -166,8 +166,11 @@ def check_train_only(model: PreTrainedModel, parts: list[str]) -> None:
         )
 
 
-def lora_config(lora: Lora | None, *, reward: bool = False) -> Any:
-    """PEFT's configuration of a fresh adapter, or None. That of a ``reward`` model trains the head in full."""
+def lora_config(lora: Lora | None, *, reward: bool = False, revision: str | None = None) -> Any:
+    """PEFT's configuration of a fresh adapter, or None. That of a ``reward`` model trains the head in full.
+
+    ``revision`` is that of the model under it, so that whoever loads the adapter gets the same one.
+    """
     if lora is None or lora.adapter is not None:
         return None
     from peft import LoraConfig
@@ -179,6 +182,7 @@ def lora_config(lora: Lora | None, *, reward: bool = False) -> Any:
         target_modules=lora.targets,
         modules_to_save=list(lora.modules_to_save) or None,
         task_type="SEQ_CLS" if reward else "CAUSAL_LM",
+        revision=revision,
     )
 
 

@@ -112,7 +112,7 @@ def _run(
     # before the model: a retain model is measured and gone by then
     suite = _suite(recipe, directory, tokenizer, make_suite, say)
     judge = _scoring_judge(recipe, args, allow_code, say)
-    lora = lora_config(recipe.model.lora, reward=reward)
+    lora = lora_config(recipe.model.lora, reward=reward, revision=recipe.model.revision)
     set_seed(recipe.seed)  # a reward model's new head is drawn
     model = load_model(recipe.model, base=recipe.base, reward=reward)
     probed = [] if reward else held_out_rows(data, recipe)

@@ -19,6 +19,9 @@ from align.errors import UserError
 from align.export.export import export_run
 from align.export.logits import gap, logits_of, token_rows
 from align.export.merge import merged
+from align.export.source import find
+from align.models.policy import lora_config
+from align.recipe.sections import Lora
 
 # peft's own, on adapters that others may make all the same
 pytestmark = pytest.mark.filterwarnings(
@@ -113,6 +116,20 @@ def test_a_reward_models_adapter_brings_its_head(tmp_path: Path) -> None:
     found = as_model(tmp_path / "out", reward=True)
     assert found.shape == (3,)  # one score for each row
     assert torch.allclose(found, as_adapter(made, under, reward=True), atol=1e-5, rtol=0)
+
+
+def test_an_encoder_that_scores(tmp_path: Path) -> None:
+    under = whole_classifier(tmp_path / "base", "bert")
+    made = adapter(tmp_path / "adapter", under, reward=True, target_modules=["query", "value"])
+    export_run(made, tmp_path / "out", merge=True, say=silent, **FREE)
+    difference = as_model(tmp_path / "out", reward=True) - as_adapter(made, under, reward=True)
+    assert difference.abs().max() < 1e-5
+
+
+def test_the_revision_of_the_base_is_kept_in_the_adapter(tmp_path: Path) -> None:
+    made = adapter(tmp_path / "adapter", base(tmp_path / "base"), revision="0123abc")
+    assert (find(made).revision, find(made).computed_revision) == ("0123abc", "0123abc")
+    assert lora_config(Lora(), revision="0123abc").revision == "0123abc"
 
 
 def test_an_adapter_on_a_whole_reward_model(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_an_adapter_is_no_model(world: Path, folder: str, objective: str, more: 
     assert str(caught.value) == (
         f"model.id: {folder!r} is an adapter, not a model. To go on training it, set model.id to the model under it "
         f"({world / 'base'}) and model.lora to {{adapter: {folder}}}. To train anything else on top of it, merge it "
-        "into that model first (peft's merge_and_unload) and name the merged folder."
+        f"into that model first (align export {folder} --merge) and name the merged folder."
     )
     assert not (world / "refused" / "recipe.lock.yaml").exists()
 
