@@ -18,6 +18,7 @@ from align.cli.evaluate import EVAL
 from align.cli.export import EXPORT
 from align.cli.launch import LAUNCH
 from align.cli.probe import PROBE
+from align.cli.push import PUSH
 from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
 from align.cli.verbs import ALLOW_CODE, RECIPE, RESUME, Parser, Verb, argument, flag
@@ -213,6 +214,7 @@ VERBS = (
     EVAL,
     PROBE,
     SAMPLE,
+    PUSH,
     SHOW,
     COMPARE,
     REPORT,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.export.folder import ABOUT, BESIDE, WEIGHTS, Export, about_of, complete, copy_beside
+from align.export.folder import Export, about_of, complete, copy_beside
 from align.export.loads import load_elsewhere
 from align.export.logits import gap, logits_of, token_rows
 from align.export.merge import merged, trained_tokens
+from align.export.names import ABOUT, BESIDE, WEIGHTS
 from align.export.source import Source, find
 from align.models.ends import mend_generation_config
 from align.recipe.sections import Model

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,33 +16,14 @@ from safetensors import safe_open
 
 from align.errors import UserError
 from align.export.card import bare_card, exported_card, licence_file, licence_of, read_text
+from align.export.names import ABOUT, CARD, belongs
 from align.export.source import Source
-from align.models.load import GENERATION
 from align.runs.checkpoints import digests
 from align.runs.damage import json_object
 from align.runs.files import sync_folder, write_atomically
 
-ABOUT = "export.json"  # written last: a folder that has one is a finished export
-CARD = "README.md"
 Kind = Literal["adapter", "merged", "model"]
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
-# what belongs to an export beside weights and their configuration: tokenizers, templates, papers
-BESIDE = (
-    GENERATION,
-    CARD,
-    "LICEN[CS]E*",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-)
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -125,11 +105,6 @@ def complete(
     sync_folder(folder)
     shown = {key: about[key] for key in ("kind", "dtype", "base_model", "licence", "files", "notes")}
     return Export(folder, **shown)
-
-
-def belongs(name: Path, kinds: Sequence[str] = (*WEIGHTS, *BESIDE)) -> bool:
-    """Whether a file of this relative name is a part of an export."""
-    return any(fnmatch(name.as_posix(), kind) and name.as_posix().count("/") == kind.count("/") for kind in kinds)
 
 
 def contents(folder: Path) -> list[str]:

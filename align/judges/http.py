@@ -16,8 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ import httpx2
 from align.errors import UserError
 from align.judges.answers import Answers, question_key
 from align.judges.calls import Calls
+from align.runs.retry import retry_after
 
 if TYPE_CHECKING:
     from align.recipe.sampling import Server
@@ -192,7 +191,7 @@ class Client:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise _Again(self._short(str(error)) or type(error).__name__) from None
         if status >= 500 or status in _AGAIN:
-            raise _Again(f"status {status}: {self._message(text)}", _retry_after(headers))
+            raise _Again(f"status {status}: {self._message(text)}", retry_after(headers))
         if not 200 <= status < 300:
             raise UserError(self._refusal(method, path, status, headers, text))
         try:
@@ -286,17 +285,3 @@ def _key(name: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"key_env: the environment variable {name} holds characters that no key has.")
     return key
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks us to wait, given as such or as a date; None where it does not say."""
-    said = headers.get("retry-after", "").strip()
-    try:
-        if said.replace(".", "", 1).isdigit():
-            return float(said)
-        date = parsedate_to_datetime(said)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())

@@ -11,7 +11,8 @@ import numpy as np
 
 from align.data.rows.sources import source_name
 from align.errors import told
-from align.export.folder import CARD, complete
+from align.export.folder import complete
+from align.export.names import CARD
 from align.export.source import find
 from align.objectives.base import sources_of
 from align.recipe import Recipe

@@ -16,8 +16,9 @@ from faulty_server import FAULTS, TIMEOUT, FaultyServer, Reply, mixed
 
 from align.errors import UserError
 from align.judges.calls import Calls
-from align.judges.http import Client, _retry_after
+from align.judges.http import Client
 from align.recipe.sampling import Server
+from align.runs.retry import retry_after
 
 KEY = "sk-not-for-anyone-0123456789"
 
@@ -121,9 +122,9 @@ def test_retry_after_is_honoured_and_an_hour_is_not_slept_away() -> None:
             client(server).post("/x", [{"n": 1}], usable)
         assert server.requests == 3
     later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
-    assert 80 < (_retry_after({"retry-after": later}) or 0) <= 90
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert [_retry_after({"retry-after": text}) for text in ("", "soon", "-1", "inf")] == [None] * 4
+    assert 80 < (retry_after({"retry-after": later}) or 0) <= 90
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert [retry_after({"retry-after": text}) for text in ("", "soon", "-1", "inf")] == [None] * 4
 
 
 @pytest.mark.parametrize(
