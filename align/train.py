@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from align.errors import UserError, of_this_process
 from align.recipe import Recipe, load_recipe
 from align.runs.disk import on_disk
 from align.runs.ended import ended
@@ -32,14 +34,59 @@ def run(
     """
     without_device_notice()
     recipe = recipe.of_its_run() if resume else recipe
+    with of_this_process():
+        _check_push(recipe, echo)
     with on_disk(recipe.output_dir):
-        if recipe.rounds is not None:
-            from align.rounds.trainer import RoundTrainer
+        result = _train(recipe, resume, allow_code, echo)
+    with of_this_process():
+        _push(recipe, echo)
+    return result
 
-            return RoundTrainer.of(recipe, allow_code=allow_code, echo=echo).train(resume=resume)
-        from align.training.run import run as train
 
-        return train(recipe, resume=resume, allow_code=allow_code, echo=echo, make_suite=_tofu_suite)
+def _train(recipe: Recipe, resume: bool, allow_code: bool, echo: Callable[[str], Any]) -> RunResult:
+    if recipe.rounds is not None:
+        from align.rounds.trainer import RoundTrainer
+
+        return RoundTrainer.of(recipe, allow_code=allow_code, echo=echo).train(resume=resume)
+    from align.training.run import run as train
+
+    return train(recipe, resume=resume, allow_code=allow_code, echo=echo, make_suite=_tofu_suite)
+
+
+def _check_push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
+    """Ask the Hub, on the first process, whether the push at the end will be allowed. Raises UserError."""
+    if recipe.output.push is None or rank():
+        return
+    from align.export.target import Target, check_target
+
+    repo = check_target(Target(recipe.output.push, recipe.output.private), echo)
+    echo(f"push: at the end the model goes to {repo}, {'private' if recipe.output.private else 'public'}")
+
+
+def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
+    """Push the model of the finished run, on the first process. Raises UserError with the command that does it."""
+    output = recipe.output
+    if output.push is None:
+        return
+    _leave_together()  # an upload may take longer than processes wait for one another
+    if rank():
+        return
+    from align.export.hub import Push
+    from align.export.listing import listing
+    from align.export.target import Target
+
+    again = ["align", "push", str(recipe.output_dir), output.push, *([] if output.private else ["--public"])]
+    try:
+        push = Push(listing(recipe.output_dir), Target(output.push, output.private), echo)
+        for note in push.listing.notes:
+            echo(f"note: {note}")
+        echo(push.ending(push.run()))
+    except (UserError, KeyboardInterrupt) as error:
+        why = error if isinstance(error, UserError) else "it was interrupted."
+        raise UserError(
+            f"The run is finished and whole in {recipe.output_dir}, but its push failed: {why}\n"
+            f"Push it without training again: {shlex.join(again)}"
+        ) from None
 
 
 def _tofu_suite(*args: Any, **kwargs: Any) -> Any:

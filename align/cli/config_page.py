@@ -19,7 +19,19 @@ from align.cli.methods_page import METHODS, methods_page
 from align.objectives import OBJECTIVES
 from align.recipe import Recipe
 from align.recipe.sampling import Endpoint, Fusion, Judge, Rounds, Sampling, Select, Server
-from align.recipe.sections import Alternates, ConvexDA, Data, Evaluate, Lora, Model, Reference, Section, Source, Watch
+from align.recipe.sections import (
+    Alternates,
+    ConvexDA,
+    Data,
+    Evaluate,
+    Lora,
+    Model,
+    Output,
+    Reference,
+    Section,
+    Source,
+    Watch,
+)
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import TABLE, generate, rendered, train_keys
 from align.recipe.train_refused import REFUSED
@@ -36,6 +48,7 @@ objective.beta=0.2 data.train.0.rows=100`. An unknown key is an error, and so is
 Numbers may be written as `5e-6`. `align explain KEY` prints one entry, such as `align explain data.truncation`.
 """
 _PAGES: tuple[tuple[str, type[Section]], ...] = (
+    ("output", Output),
     ("model", Model),
     ("model.lora", Lora),
     ("data", Data),
@@ -57,7 +70,7 @@ _PAGES: tuple[tuple[str, type[Section]], ...] = (
 
 def config_page() -> str:
     """The whole page as Markdown."""
-    top = ["name", "seed", "output"]
+    top = ["name", "seed"]
     rows = [(name, *_field(Recipe.model_fields[name])) for name in top]
     parts = [_INTRODUCTION, "## Top level\n", table(("key", "type", "default", "meaning"), rows)]
     for title, section in _PAGES:
@@ -100,6 +113,8 @@ def _type(annotation: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
+    if isinstance(value, Section):
+        return "`{}`"
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)

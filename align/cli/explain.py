@@ -17,6 +17,7 @@ from align.recipe import Recipe, packaged_recipes
 from align.recipe.messages import did_you_mean
 from align.recipe.objective import ELSEWHERE, Code, keys_of, load_objective
 from align.recipe.sampling import SECTIONS
+from align.recipe.sections import Output
 from align.recipe.train_defaults import EXPLAINED
 from align.recipe.train_keys import train_keys
 from align.recipe.train_refused import REFUSED
@@ -135,8 +136,9 @@ def recipe_keys() -> dict[str, dict[str, Any]]:
     def add(name: str, kind: str, default: Any, meaning: str) -> None:
         entries[name] = {"name": name, "kind": "key", "type": kind, "default": default, "description": meaning}
 
-    for key in ("name", "seed", "output", "objective"):
+    for key in ("name", "seed", "objective"):
         add(key, *field_entry(Recipe, key))
+    add("output", "text or mapping", *field_entry(Output, "path")[1:])
     for path, section in SECTIONS.items():
         for key in section.model_fields:
             add(".".join((*path, key)), *field_entry(section, key))

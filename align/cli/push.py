@@ -35,7 +35,7 @@ def _push(args: argparse.Namespace) -> int:
     done = push.run()
     if args.json:
         print(json.dumps(_plain(push, done), indent=1))
-    say(ending(push, done))
+    say(push.ending(done))
     return Exit.OK
 
 
@@ -59,15 +59,6 @@ def shown(push: Push) -> list[str]:
     if body and todo:
         lines += ["the card begins:", *(f"  | {line}" for line in body[:_HEAD])]
     return lines
-
-
-def ending(push: Push, done: Pushed) -> str:
-    """The last line."""
-    if not done.changed:
-        return f"Nothing differs from {push.url}: no commit is made."
-    if done.pull_request:
-        return f"{len(done.changed)} files proposed: {done.pull_request}"
-    return f"{len(done.changed)} files pushed: {push.url} is at {(done.commit or '')[:12]}"
 
 
 def _agreed(push: Push) -> bool:

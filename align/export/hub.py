@@ -113,6 +113,15 @@ class Push:
             self._tried(lambda: self._tag(state.head))
         return Pushed(state.head, tuple(entry.name for entry in self.todo), self._pull)
 
+    def ending(self, done: Pushed) -> str:
+        """What came of it, as a sentence."""
+        many = "1 file" if len(done.changed) == 1 else f"{len(done.changed)} files"
+        if not done.changed:
+            return f"Nothing differs from {self.url}: no commit is made."
+        if done.pull_request:
+            return f"{many} proposed: {done.pull_request}"
+        return f"{many} pushed: {self.url} is at {(done.commit or '')[:12]}"
+
     # ---- what is there
 
     def _look(self) -> State:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from align.errors import UserError
 from align.export.tries import Say, tried
+from align.recipe.sections import repo_problem
 
 MAIN = "main"
 
@@ -32,13 +32,8 @@ class Target:
     message: str | None = None
 
     def __post_init__(self) -> None:
-        try:
-            validate_repo_id(self.repo)
-        except HFValidationError:
-            raise UserError(
-                f"{self.repo!r} is no name of a repository: expected USER/NAME or NAME, of letters, digits, '.', '_' "
-                "and '-'."
-            ) from None
+        if (problem := repo_problem(self.repo)) is not None:
+            raise UserError(problem)
         if self.pull and self.tag:
             raise UserError("A tag names a commit, and a pull request is none yet: leave out --tag or --pr.")
 

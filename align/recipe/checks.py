@@ -259,6 +259,13 @@ def _watch(raw: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def _output(raw: Mapping[str, Any]) -> list[Problem]:
+    output = _section(raw, "output")
+    if output.get("private") is False and output.get("push") is None:
+        return [Problem(("output", "private"), "there is nothing to push; set output.push: USER/NAME.")]
+    return []
+
+
 _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _source,
     _streaming,
@@ -274,6 +281,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[Problem]], ...] = (
     _compiled,
     _trackers,
     _watch,
+    _output,
     unlearning_checks,
     online_checks,
     reward_checks,

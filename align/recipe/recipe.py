@@ -32,7 +32,7 @@ from align.recipe.locked import unlocked
 from align.recipe.messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe.objective import Code, Part, combined, parse_objective
 from align.recipe.sampling import SECTIONS, Judge, Rounds, Sampling, Select
-from align.recipe.sections import Data, Evaluate, Model, Place, Reference, Section, Watch, _or_empty
+from align.recipe.sections import Data, Evaluate, Model, Output, Reference, Section, Watch, _or_empty
 from align.recipe.train_defaults import precision_problem, train_defaults
 from align.recipe.train_keys import LAYERS, OURS, check_train, spelled, train_keys
 from align.recipe.yaml import Document, override, parse, refusal
@@ -65,6 +65,11 @@ def _objective(raw: Any, info: ValidationInfo) -> tuple[Part, ...]:
     return parts
 
 
+def _as_output(raw: Any) -> Any:
+    """A path alone stands for a mapping with it."""
+    return {"path": raw} if isinstance(raw, str) else _or_empty(raw)
+
+
 def _train(raw: Any, info: ValidationInfo) -> dict[str, Any]:
     _report(info, check_train(_or_empty(raw)))
     return dict(raw or {}) if isinstance(raw, Mapping | None) else {}
@@ -94,19 +99,22 @@ class Recipe(Section):
     judge: Judge | None = Field(None, description="who scores or compares those completions")
     select: Select | None = Field(None, description="which of them are trained on")
     rounds: Rounds | None = Field(None, description="sample, judge, select and train so many times")
-    output: Place = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
+    output: Annotated[Output, BeforeValidator(_as_output)] = Field(
+        Output(), description="the run directory, or a mapping with it and where the model is pushed"
+    )
 
     _path: Path | None = PrivateAttr(None)
     _run: Path | None = PrivateAttr(None)
 
     @field_validator("output")
     @classmethod
-    def _placeholders(cls, value: str) -> str:
-        if re.search(r"[{}]", value.replace("{name}", "")):
-            raise ValueError(f"the only placeholder is {{name}}, got {value!r}.")
-        if Path(value).resolve() in (Path("/"), Path.home()):
+    def _placeholders(cls, value: Output) -> Output:
+        path = value.path
+        if re.search(r"[{}]", path.replace("{name}", "")):
+            raise ValueError(f"the only placeholder is {{name}}, got {path!r}.")
+        if Path(path).resolve() in (Path("/"), Path.home()):
             raise ValueError(
-                f"a run needs a folder of its own, and {value} holds everything else. Try {Path(value) / 'NAME'}."
+                f"a run needs a folder of its own, and {path} holds everything else. Try {Path(path) / 'NAME'}."
             )
         return value
 
@@ -142,11 +150,13 @@ class Recipe(Section):
     @property
     def output_dir(self) -> Path:
         """The run directory."""
-        return Path(self.output.replace("{name}", self.name))
+        return Path(self.output.path.replace("{name}", self.name))
 
     def of_its_run(self) -> Recipe:
         """The recipe to go on with: one that was read from a lock file goes on where that lies, moved or not."""
-        return self if self._run is None else self.model_copy(update={"output": str(self._run)})
+        if self._run is None:
+            return self
+        return self.model_copy(update={"output": self.output.model_copy(update={"path": str(self._run)})})
 
     @property
     def max_tokens_per_microbatch(self) -> int | None:
@@ -165,6 +175,8 @@ class Recipe(Section):
     def dump(self) -> dict[str, Any]:
         """All resolved values as plain YAML types; loading them gives an equal recipe."""
         dumped = self.model_dump(mode="python")
+        if self.output.push is None:
+            dumped["output"] = self.output.path
         lora = dumped["model"]["lora"]
         if lora and lora["adapter"] is not None:  # the adapter brings the rest
             dumped["model"]["lora"] = {"adapter": lora["adapter"]}
@@ -229,7 +241,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, 
     elsewhere = False
     for item in overrides:
         override(document, item)
-        elsewhere = elsewhere or item.partition("=")[0] in ("name", "output")
+        elsewhere = elsewhere or item.partition("=")[0] in ("name", "output", "output.path")
     recipe = _validated(document, Code(base, allow_code))
     recipe._path = base / file.name
     recipe._run = file.parent if locked and not elsewhere else None

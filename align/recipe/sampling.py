@@ -14,6 +14,7 @@ from align.recipe.sections import (
     Evaluate,
     Lora,
     Model,
+    Output,
     Place,
     Reference,
     Section,
@@ -133,6 +134,7 @@ class Rounds(Section):
 
 
 SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
+    ("output",): Output,
     ("model",): Model,
     ("model", "lora"): Lora,
     ("data",): Data,

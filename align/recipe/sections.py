@@ -62,6 +62,35 @@ def _or_empty(value: Any) -> Any:
     return {} if value is None else value
 
 
+def repo_problem(name: str) -> str | None:
+    """Why no repository on the Hub can be called so, or None."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return f"{name!r} is no name of a repository: expected USER/NAME or NAME, of letters, digits, '.', '_' and '-'."
+    return None
+
+
+def _repo(value: str) -> str:
+    if (problem := repo_problem(value)) is not None:
+        raise PydanticCustomError("align", "{text}", {"text": problem})
+    return value
+
+
+class Output(Section):
+    """The run directory, and where its model goes at the end. A text alone is the path."""
+
+    path: Place = Field("runs/{name}", min_length=1, description="the run directory; {name} stands for the name")
+    push: Annotated[str, AfterValidator(_repo)] | None = Field(
+        None,
+        description="a repository on the Hub that the finished model is pushed to: USER/NAME, or NAME for one of yours",
+    )
+    private: bool = Field(True, description="whether that repository is made a private one")
+
+
 class Lora(Section):
     """A low-rank adapter; all weights of the model itself stay as they are."""
 

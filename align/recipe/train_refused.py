@@ -12,7 +12,7 @@ _ANSWERS = "the loss counts the answer's tokens, never the prompt's; leave it ou
 _DATA = "belongs to the data section: data.train says where rows come from, and every row is prepared before training."
 _SUMS = "evaluation adds up sums and gathers no logits, so it would have no effect; leave it out."
 _LAUNCH = "belongs to the launcher: accelerate launch --config_file recipes/accelerate/NAME.yaml -m align.train FILE."
-_UPLOAD = "a run uploads nothing. Upload the finished run yourself: hf upload REPO runs/NAME/model."
+_UPLOAD = "set output.push: USER/NAME, which pushes the finished model, or push it yourself: align push RUN REPO."
 _VERB = "the verb says it: align train FILE; held-out rows are evaluated when data.held_out is given."
 
 REFUSED: Mapping[str, str] = {

@@ -17,6 +17,8 @@ from align.recipe.messages import Path, Problem, did_you_mean, dotted, shown
 
 # keys below which one mapping stands for a list of one
 _ONE_OR_LIST: tuple[Path, ...] = (("objective",), *(("data", key) for key in ("train", "forget", "retain", "held_out")))
+# keys whose value may be a text, which stands for a mapping with that ``path``
+_PATH_ALONE: tuple[Path, ...] = (("output",),)
 _MERGE = "tag:yaml.org,2002:merge"
 # YAML 1.2 numbers: PyYAML's own rules read 5e-6 as text, 010 as 8 and 12:30 as 750.
 _FLOAT = re.compile(
@@ -60,10 +62,12 @@ class Document:
         return self.name
 
     def shown_path(self, path: Path) -> Path:
-        """``path`` without the list positions that validation put around a single mapping."""
+        """``path`` without what validation put there: positions of a list of one, and keys below a plain text."""
         kept: list[str | int] = []
         value = self.value
         for part in path:
+            if isinstance(value, str):
+                break
             if isinstance(part, int) and not isinstance(value, list):
                 continue
             kept.append(part)
@@ -185,6 +189,8 @@ def override(document: Document, text: str) -> None:
     if not isinstance(document.value, dict):
         document.value = {}
     path = _as_written(document.value, path)
+    if path[:-1] in _PATH_ALONE and isinstance(text_alone := document.value.get(path[0]), str):
+        document.value[path[0]] = {"path": text_alone}
     container: Any = document.value
     for depth, part in enumerate(path):
         problem = _step_problem(container, part, path[:depth])

@@ -26,6 +26,7 @@ PROBE = "probe.json"
 _MAY_CHANGE = (
     "name:",
     "output:",
+    *(f"output.{key}:" for key in ("path", "push", "private")),
     "train.per_device_train_batch_size:",  # as far as a step has as many examples as before; see training/resume.py
     "train.gradient_accumulation_steps:",
     "train.use_cpu:",

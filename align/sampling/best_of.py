@@ -20,6 +20,7 @@ from align.data.tokens.preparation import plural
 from align.data.tokens.prompts import prompt_of, prompt_rows
 from align.data.tokens.samples import Sample, prompt_key
 from align.errors import UserError
+from align.export.listing import card_of
 from align.judges.calls import CALLS
 from align.judges.judge import CompareJudge, Judging
 from align.judges.loading import early_judge, judging, load_judge
@@ -28,8 +29,10 @@ from align.models.subject import positions
 from align.recipe.sampling import Judge
 from align.recipe.template_arguments import DATE, dated
 from align.reference.digest import model_digest
+from align.runs.files import write_atomically
 from align.runs.processes import World, free
 from align.runs.terminal import Work, echo
+from align.sampling.card import data_card
 from align.sampling.choose import Keep, compare, score
 from align.sampling.files import by_prompt, sample_of, sample_row
 from align.sampling.job import Job
@@ -272,6 +275,7 @@ def _finish(work: _Work, tokens: int) -> Result:
     result.rows = len(rows)
     result.otherwise, result.unusable = tokenised_otherwise(rows, drawn, work.tokenizer)
     write(job.out, rows)
+    write_atomically(card_of(job.out), data_card(job, work.settings["digest"], result))
     parts.remove()
     return result
 

@@ -136,6 +136,11 @@ def refuse(args: SFTConfig, peft_config: Any = None) -> None:
             "train.activation_offloading moves activations to the CPU, and this run computes there already: leave it "
             "out."
         )
+    if args.push_to_hub:
+        raise UserError(
+            "push_to_hub in args would upload checkpoints while the model trains. Leave it out there and call "
+            "trainer.push_to_hub() at the end; in a recipe it is output.push."
+        )
     if args.auto_find_batch_size:
         raise UserError(
             "auto_find_batch_size would restart the run with another plan: leave it out. Where memory runs out the run "

@@ -23,6 +23,12 @@ from align.data.tokens.tokenize import prepare
 from align.engine.reads import feeds_last
 from align.engine.scoring import ScoringEngine, causal_model
 from align.errors import UserError
+from align.export.folder import complete
+from align.export.hub import Push
+from align.export.listing import listing
+from align.export.names import CARD
+from align.export.source import find
+from align.export.target import MAIN, Target
 from align.models.limits import refuse_beyond
 from align.objectives.base import Objective, sources_of
 from align.recipe.template_arguments import dated
@@ -32,6 +38,7 @@ from align.report.record import RunRecord
 from align.runs.files import write_atomically
 from align.runs.launch import check_launch
 from align.runs.quiet import silent
+from align.runs.result import MODEL
 from align.trainers.arguments import check_kinds, check_steps, refuse, trl_arguments
 from align.trainers.guard import Guard
 from align.trainers.launched import Launched
@@ -245,6 +252,43 @@ class TreeTrainer(AlignMixin):
         inner = causal_model(self.model)
         if hasattr(self.model, "peft_config") and inner.can_generate():  # it may name other ends than the model's own
             inner.generation_config.save_pretrained(folder)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **card: Any,
+    ) -> str:
+        """Push the model as it is now: what ``align push`` takes along of a run, and private unless asked otherwise.
+
+        The signature is transformers'. ``hub_model_id`` of the arguments names the repository, by default the name of
+        the output directory; ``hub_private_repo=False`` makes it public. Every process calls it.
+
+        Args:
+            revision: a branch, made where there is none.
+            card: for ``create_model_card``, such as ``model_name`` and ``tags``.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            UserError: where the Hub refuses.
+        """
+        if not blocking:
+            raise UserError("push_to_hub(blocking=False): the push is done when it returns; leave blocking out.")
+        top = Path(self.args.output_dir)
+        self.save_model(str(top / MODEL))
+        if not self.is_world_process_zero():
+            return ""
+        self.create_model_card(**card)
+        complete(top / MODEL, find(top / MODEL), card=(top / CARD).read_text(encoding="utf-8"))
+        private = self.args.hub_private_repo is not False
+        target = Target(self.args.hub_model_id or top.resolve().name, private, revision or MAIN, message=commit_message)
+        push = Push(listing(top / MODEL), target, self.echo, token=token or self.args.hub_token)
+        self.echo(push.ending(push.run()))
+        return push.url
 
     def _sharded(self) -> bool:
         kind = self.accelerator.distributed_type

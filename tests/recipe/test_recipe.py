@@ -309,8 +309,8 @@ BAD = {
     ),
     "upload": (
         GOOD + "  push_to_hub: true\n",
-        "r.yaml:8  train.push_to_hub: cannot be set here: a run uploads nothing. Upload the finished run yourself: hf "
-        "upload REPO runs/NAME/model.",
+        "r.yaml:8  train.push_to_hub: cannot be set here: set output.push: USER/NAME, which pushes the finished model, "
+        "or push it yourself: align push RUN REPO.",
     ),
     "backend": (
         GOOD + "  torch_compile_backend: eager\n",
@@ -415,6 +415,20 @@ BAD = {
     "placeholder": (
         GOOD + "output: runs/{nam}\n",
         "r.yaml:8  output: the only placeholder is {name}, got 'runs/{nam}'.",
+    ),
+    "output": (GOOD + "output: 5\n", "r.yaml:8  output: expected a mapping, got the number 5."),
+    "output.psh": (
+        GOOD + "output: {path: a, psh: me/x}\n",
+        "r.yaml:8  output.psh: unknown key. Did you mean 'push'?",
+    ),
+    "output.push": (
+        GOOD + "output: {push: a/b/c}\n",
+        "r.yaml:8  output.push: 'a/b/c' is no name of a repository: expected USER/NAME or NAME, of letters, digits, "
+        "'.', '_' and '-'.",
+    ),
+    "output.private": (
+        GOOD + "output: {path: a, private: false}\n",
+        "r.yaml:8  output.private: there is nothing to push; set output.push: USER/NAME.",
     ),
     # objectives
     "unknown objective": (
@@ -903,6 +917,27 @@ def test_no_torch_for_a_recipe() -> None:
     modules = "align, align.recipe, align.cli.main, align.objectives, align.cli.explain"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def test_output_is_a_path_or_a_mapping_with_it(here: Path) -> None:
+    write(here, GOOD + "output: runs/{name}-a\n")
+    plain, pushed = load_recipe("r.yaml"), load_recipe("r.yaml", ["output.push=me/x", "output.private=false"])
+
+    assert plain.output_dir == pushed.output_dir == Path("runs/first-a")
+    assert plain.dump()["output"] == "runs/{name}-a"
+    assert pushed.dump()["output"] == {"path": "runs/{name}-a", "push": "me/x", "private": False}
+    assert Recipe.from_dict(pushed.dump()).output == pushed.output
+
+    write(here, GOOD)
+    assert load_recipe("r.yaml", ["output.push=x"]).dump()["output"] == {
+        "path": "runs/{name}",
+        "push": "x",
+        "private": True,
+    }
+    assert load_recipe("r.yaml", ["output.push=x", "output=b"]).dump()["output"] == "b"
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

@@ -78,4 +78,4 @@ def test_more_epochs_do_not_lose_what_was_learned(
 def test_the_small_online_recipes_ask_the_run_that_it_leaves(name: str) -> None:
     judge = load_recipe(f"online/world-{name}").judge
     assert judge is not None
-    assert judge.reward == load_recipe("reward/world").output == "runs/reward/world"
+    assert judge.reward == load_recipe("reward/world").output.path == "runs/reward/world"
