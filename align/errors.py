@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -75,6 +75,27 @@ def of_this_process() -> Iterator[None]:
     except UserError as error:
         error.shared = False
         raise
+
+
+@contextmanager
+def loading(sentence: Callable[[Exception], str]) -> Iterator[None]:
+    """Within, a library reads files that others made, over which it may fail in any way at all.
+
+    Raises:
+        UserError: with the ``sentence`` about the failure, unless memory ran out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise UserError(sentence(error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries in Rust, such as tokenizers
+            raise
+        raise UserError(sentence(ValueError(str(error)))) from error
 
 
 def told(error: Exception) -> str:

@@ -7,8 +7,6 @@ Aggregates that a file states are never read. Layouts: open-unlearning's (commit
 
 from __future__ import annotations
 
-import gzip
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,8 @@ import numpy as np
 from align.errors import UserError
 from align.eval.log import EPSILON, MUSE_SETS, ROUGES, SCORES, SETS, MuseLog, SetLog, TofuLog
 from align.eval.mia import ATTACKS
+from align.limits import LOG
+from align.outside import Refused, opened, parsed, unpacked
 
 _TEXT = ("input", "ground_truth", "generation")
 _ORIGINAL = {"avg_gt_loss": "loss", "avg_paraphrased_loss": "para_loss", "average_perturb_loss": "wrong_loss",
@@ -97,18 +97,30 @@ def load(path: Path) -> dict[str, Any]:
         hint = f" It holds {', '.join(inside)}." if inside else ""
         raise UserError(f"{path} is a folder: name the log inside it, such as TOFU_EVAL.json.{hint}")
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
-        data = json.loads(text)
+        data = parsed(_content(path).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}: name a log such as TOFU_EVAL.json.") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): name a complete file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        why = error.strerror if isinstance(error, Refused) else error
+        raise UserError(f"{path} cannot be read ({why}): name a complete file.") from None
+    except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}): name a log such as TOFU_EVAL.json.") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a JSON {type(data).__name__}: expected an object of entries, as TOFU_EVAL.json.")
     return data
+
+
+def _content(path: Path) -> bytes:
+    """All bytes of a file, unpacked where it is gzipped. Raises ``OSError``, ``EOFError`` and ``zlib.error``."""
+    with opened(path, LOG) as file:
+        content = file.read()
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    with unpacked(path) as stream:
+        content = stream.read(LOG + 1)
+    if len(content) > LOG:
+        raise Refused(path, f"it unpacks to more than {LOG:,} bytes")
+    return content
 
 
 def _expect_items(data: Mapping[str, Any], names: Sequence[str], path: Path, file: str) -> None:

@@ -30,7 +30,9 @@ def model_config(section: Model, base: Any) -> Any:
         adapter = folder is not None and (folder / "adapter_config.json").exists()
         source = adapter_base(folder) if adapter and folder is not None else str(folder or name)
         return AutoConfig.from_pretrained(source, revision=section.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # over a file of somebody else
         raise UserError(
             f"model.id: {section.id!r} has no configuration that can be read ({first_line(error)})."
         ) from error

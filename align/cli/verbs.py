@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from align.errors import UserError
+from align.outside import name_problem
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +57,13 @@ def argument(*names: str, **options: Any) -> Argument:
 
 def path(*names: str, **options: Any) -> Argument:
     """An argument that is a path or may be one: a leading ``~`` is the home folder, where no shell saw to that."""
-    return Argument(names, {"type": os.path.expanduser, **options})
+    return Argument(names, {"type": _place, **options})
+
+
+def _place(text: str) -> str:
+    if (problem := name_problem(text)) is not None:
+        raise argparse.ArgumentTypeError(f"no file can be called so: {problem}")
+    return os.path.expanduser(text)
 
 
 def flag(name: str, help: str) -> Argument:

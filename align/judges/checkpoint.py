@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 from align.compat import loaded_whole
 from align.data.rows.sources import quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
-from align.errors import UserError
+from align.errors import UserError, loading
 from align.models.load import DType, adapter_base, check_labels, first_line, made_as, model_folder, usual_type
 from align.recipe.sections import Model
 from align.runs.models import located
@@ -96,16 +96,14 @@ def load_judge_model(
     return model.eval().requires_grad_(False), found.tokenizer
 
 
-@contextmanager
-def _sentences(key: str, name: str) -> Iterator[None]:
+def _sentences(key: str, name: str) -> AbstractContextManager[None]:
     """What loading raises, as a sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(
+    return loading(
+        lambda error: (
             f"{key}: {name!r} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
             "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
-        ) from error
+        )
+    )
 
 
 @contextmanager

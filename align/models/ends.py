@@ -43,7 +43,7 @@ def checkpoint_ends(section: Model, base: Path | None) -> set[int]:
         try:
             with quiet_hub():
                 return named_ends(kind.from_pretrained(name, revision=section.revision))
-        except (OSError, ValueError):
+        except Exception:  # there is none, or none that can be read, which is said where the model is looked at
             continue
     return set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,9 @@ import torch
 from align.data.rows.sources import did_you_mean, quiet_hub
 from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.data.tokens.tokenize import load_tokenizer
-from align.errors import UserError
+from align.errors import UserError, loading, told
+from align.limits import JSON
+from align.outside import json_file
 from align.recipe.sections import Model
 from align.runs.models import ADAPTER, hub_options, model_of
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GENERATION = "generation_config.json"
+SAFE = {"trust_remote_code": False, "use_safetensors": True}  # how every model is loaded: no program of others' runs
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -45,7 +47,7 @@ def load_checkpoint(
         from peft import PeftModel
         from transformers import GenerationConfig
 
-        try:
+        with loading(lambda error: f"{source}: the adapter cannot be loaded ({first_line(error)})."):
             model = PeftModel.from_pretrained(model, source)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
@@ -87,6 +89,9 @@ def adapter_base(adapter: Path) -> str:
     """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
     base = _settings(adapter).get("base_model_name_or_path")
     if not base:
+    with loading(lambda error: f"{adapter / ADAPTER} cannot be read ({first_line(error)})."):
+        base = json_file(adapter / ADAPTER, JSON).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise UserError(f"{adapter / ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
     return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
 
@@ -166,10 +171,21 @@ def _model(base: str, source: str, dtype: DType, revision: str | None) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         under = "" if base == source else f", which the adapter {source} was trained on,"
         raise UserError(
+    under = "" if base == source else f", which the adapter {source} was trained on,"
+
+    def not_loaded(error: Exception) -> str:
+        return (
             f"{base}{under} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
             "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
-        ) from error
+        )
+
+    with loading(not_loaded), quiet_hub():
+        options = hub_options(base)
+        refuse_classifier("model", base, AutoConfig.from_pretrained(base, trust_remote_code=False, **options))
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **SAFE, **options)
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    """What an error says first; its type too, where it is none of those that are written for people."""
+    line = str(error).strip().split("\n")[0].rstrip(".")
+    return line if line and isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) else told(error)

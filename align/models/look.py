@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,18 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
-from align.errors import UserError
+from align.errors import UserError, loading
 from align.models.limits import skeleton
 from align.models.load import check_labels, first_line, made_as, refuse_classifier
 from align.models.policy import check_folders, check_train_only, lora_config, not_loaded
 from align.runs.models import hub_options, located, require_model
+from align.runs.quiet import silent
 
 if TYPE_CHECKING:
     from align.recipe.sections import Model
 
 
-def look(section: Model, base: Path | None, *, reward: bool = False) -> None:
+def look(section: Model, base: Path | None, *, reward: bool = False, say: Callable[[str], Any] = silent) -> None:
     """Refuse what can be seen without weights: folders, the attention, the names in ``train_only`` and ``lora``.
 
     Raises:
@@ -34,6 +35,9 @@ def look(section: Model, base: Path | None, *, reward: bool = False) -> None:
     model = structure(section, base, reward)
     if model is None:
         return
+    if getattr(model.config, "auto_map", None):
+        kind = type(model).__name__
+        say(f"note: {section.id} brings Python code of its own (auto_map), which is not run: {kind} of transformers is")
     if section.train_only is not None:
         check_train_only(model, section.train_only)
     config = lora_config(section.lora, reward=reward)
@@ -46,20 +50,15 @@ def structure(section: Model, base: Path | None, reward: bool) -> PreTrainedMode
     """The recipe's model without weights; see ``skeleton``. Raises UserError where it cannot be looked at."""
     name = located(section.id, base)
     attention = {} if section.attention is None else {"attn_implementation": section.attention}
-    try:
-        with quiet_hub():
-            options: Any = {"revision": section.revision, "trust_remote_code": False, **hub_options(name)}
-            config = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(not_loaded(section.id, None, error)) from error
+    with loading(lambda error: not_loaded(section.id, None, error)), quiet_hub():
+        options: Any = {"revision": section.revision, "trust_remote_code": False, **hub_options(name)}
+        config = AutoConfig.from_pretrained(name, **options)
     if reward:
         check_labels("model.id", section.id, config)
     else:
         refuse_classifier("model.id", section.id, config)
-    try:
+    with loading(lambda error: not_loaded(section.id, section.attention, error)):
         return skeleton(config, reward=reward, **attention)
-    except (ImportError, ValueError) as error:
-        raise UserError(not_loaded(section.id, section.attention, error)) from error
 
 
 def new_head(section: Model, base: Path | None) -> bool:
@@ -81,7 +80,7 @@ def _check_generation(section: Model, base: Path | None) -> None:
             config = GenerationConfig.from_pretrained(name, revision=section.revision, **hub_options(name))
     except OSError:
         return  # there is none
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:
         raise UserError(f"model.id: {cure} cannot be used ({first_line(error)}). Mend it, or remove it.") from error
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if wrong := [end for end in ends if end is not None and (isinstance(end, bool) or not isinstance(end, int))]:

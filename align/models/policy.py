@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from align.data.rows.sources import quiet_hub
 from align.engine.scoring import causal_model
-from align.errors import UserError
-from align.models.load import adapter_base, check_adapter, first_line, refuse_classifier, usual_type
+from align.errors import UserError, loading
+from align.models.load import SAFE, adapter_base, check_adapter, first_line, refuse_classifier, usual_type
 from align.models.reward import read_reward_model
 from align.runs.models import hub_options, is_adapter, located
 
@@ -59,13 +59,8 @@ def read_model(name: str, **options: Any) -> PreTrainedModel:
     """
     if is_adapter(name):
         raise UserError(_adapter_sentence(name, adapter_base(Path(name))))
-    try:
-        with quiet_hub():
-            model = AutoModelForCausalLM.from_pretrained(
-                name, **{"trust_remote_code": False, **hub_options(name), **options}
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(not_loaded(name, options.get("attn_implementation"), error)) from error
+    with loading(lambda error: not_loaded(name, options.get("attn_implementation"), error)), quiet_hub():
+        model = AutoModelForCausalLM.from_pretrained(name, **{**SAFE, **hub_options(name), **options})
     refuse_classifier("model.id", name, model.config)
     if getattr(model, "_hf_peft_config_loaded", False):  # of a Hub id, only loading tells
         raise UserError(_adapter_sentence(name, model.config._name_or_path))
@@ -117,6 +112,11 @@ def not_loaded(name: str, attention: str | None, error: Exception) -> str:
             f"model.attention: {attention!r} cannot be used here ({first_line(error)}). Leave it out, or set sdpa or "
             "eager; packed rows have an attention of their own either way."
         )
+    if "trust_remote_code" in str(error):
+        return (
+            f"model.id: {name!r} needs Python code of its own (auto_map in config.json), and code of a model is never "
+            "run. Name a model of an architecture that transformers has."
+        )
     return (
         f"model.id: {name!r} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
         "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
@@ -130,17 +130,16 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
     name = located(adapter, base)
     head, embedding = (type(part) for part in (model.get_output_embeddings(), model.get_input_embeddings()))
     tied = getattr(model.get_output_embeddings(), "weight", None) is model.get_input_embeddings().weight
-    try:
-        with quiet_hub():
-            check_adapter("model.lora.adapter", repr(adapter), name, reward=model.get_output_embeddings() is None)
-            adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+
+    def not_put_on(error: Exception) -> str:
         shapes = "size mismatch" in str(error)
         why = "its weights have other shapes than this model's" if shapes else first_line(error)
         cure = f" It was trained on {adapter_base(Path(name))}: name that in model.id." if is_adapter(name) else ""
-        raise UserError(
-            f"model.lora.adapter: {adapter!r} cannot be put on {model.config._name_or_path} ({why}).{cure}"
-        ) from error
+        return f"model.lora.adapter: {adapter!r} cannot be put on {model.config._name_or_path} ({why}).{cure}"
+
+    with loading(not_put_on), quiet_hub():
+        check_adapter("model.lora.adapter", repr(adapter), name, reward=model.get_output_embeddings() is None)
+        adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
     inner = causal_model(adapted)
     part = None
     if type(inner.get_output_embeddings()) is not head:

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
-from align.errors import UserError
-from align.models.load import check_labels, first_line, made_as
+from align.errors import UserError, loading
+from align.models.load import SAFE, check_labels, first_line, made_as
 from align.runs.models import hub_options
 
 
@@ -39,20 +39,24 @@ def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
     """
     logger = logging.getLogger("transformers")
     level = logger.level
-    shared = {"trust_remote_code": False, **hub_options(name)}
+    shared: Any = hub_options(name)
+
+    def not_loaded(error: Exception) -> str:
+        return (
+            f"model.id: {name!r} cannot be loaded as a reward model ({first_line(error)}). It must be a run, a folder "
+            "with config.json and safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
+        )
+
     try:
-        with quiet_hub():
-            config = AutoConfig.from_pretrained(name, revision=options.get("revision"), **shared)
+        with loading(not_loaded), quiet_hub():
+            config = AutoConfig.from_pretrained(
+                name, revision=options.get("revision"), trust_remote_code=False, **shared
+            )
             check_labels("model.id", name, config)
             logger.setLevel(logging.ERROR)  # what is new is said by us, and what is missing is refused
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, **{**shared, **options, "num_labels": 1, "output_loading_info": True}
+                name, **{**SAFE, **shared, **options, "num_labels": 1, "output_loading_info": True}
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"model.id: {name!r} cannot be loaded as a reward model ({first_line(error)}). It must be a run, a folder "
-            "with config.json and safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
-        ) from error
     finally:
         logger.setLevel(level)
     backbone = f"{model.base_model_prefix}."

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from align.limits import LARGEST
 from align.objectives.base import LABELLED, MISMATCH, reads_labels
 from align.recipe.checks_online import online_checks
 from align.recipe.checks_reward import reward_checks
 from align.recipe.checks_unlearning import branches_of, objective_of, unlearning_checks
-from align.recipe.messages import Path, Problem, unknown_choice
+from align.recipe.messages import Path, Problem, shown, unknown_choice
 
 # train.report_to: (what to import, any of them; what to install). Otherwise it fails only once the model is loaded.
 _TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -36,6 +37,25 @@ def cross_checks(raw: Any) -> list[Problem]:
     if not isinstance(raw, Mapping):
         return []
     return [problem for check in _CHECKS for problem in check(raw)]
+
+
+def impossible_values(raw: Mapping[str, Any]) -> list[Problem]:
+    """Values that nothing could hold or print, wherever they stand: no other check should meet them."""
+    problems = []
+    for path, value in _leaves(raw, ()):
+        if isinstance(value, int) and abs(value) > LARGEST:
+            problems.append(Problem(path, f"must be between -{LARGEST:,} and {LARGEST:,}, got {shown(value)}."))
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            problems.append(Problem(path, "holds half of a surrogate pair, which is no character; remove it."))
+    return problems
+
+
+def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if not isinstance(value, Mapping | list):
+        yield path, value
+        return
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _leaves(item, (*path, key))
 
 
 def _section(raw: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

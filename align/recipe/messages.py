@@ -115,7 +115,9 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        # Python writes no whole number of more than 4,300 digits
+        long = isinstance(value, int) and value.bit_length() > 80
+        return f"a whole number of {int(value).bit_length()} bits" if long else f"the number {value}"
     if isinstance(value, str):
         return f"the text {value if len(value) <= 60 else value[:57] + '...'!r}"
     if isinstance(value, Mapping):
@@ -162,6 +164,8 @@ def sentence(error: Mapping[str, Any], known: Iterable[str] = (), section: str |
         return expected(_EXPECTED[kind], value)
     if kind in ("too_short", "string_too_short"):
         return "must not be empty."
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']:,} characters, got {len(str(value)):,}."
     if kind == "value_error":
         return str(context["error"])
     if kind == "align":  # a sentence of our own
@@ -197,4 +201,6 @@ def _is_number(text: str) -> bool:
 
 
 def _plain(number: Any) -> str:
-    return f"{number:g}" if isinstance(number, float) else str(number)
+    if isinstance(number, float):
+        return f"{number:g}"
+    return shown(number).removeprefix("the number ") if isinstance(number, int) else str(number)

@@ -27,7 +27,8 @@ from pydantic import (
 
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective
-from align.recipe.checks import cross_checks
+from align.outside import name_problem
+from align.recipe.checks import cross_checks, impossible_values
 from align.recipe.locked import unlocked
 from align.recipe.messages import ALIASES, Problem, did_you_mean, dotted, sentence
 from align.recipe.objective import Code, Part, combined, parse_objective
@@ -35,11 +36,12 @@ from align.recipe.sampling import SECTIONS, Judge, Rounds, Sampling, Select
 from align.recipe.sections import Data, Evaluate, Model, Output, Reference, Section, Watch, _or_empty
 from align.recipe.train_defaults import precision_problem, train_defaults
 from align.recipe.train_keys import LAYERS, OURS, check_train, spelled, train_keys
-from align.recipe.yaml import Document, override, parse, refusal
+from align.recipe.yaml import Document, override, parse_file, refusal
 
 if TYPE_CHECKING:
     from align.compat import Config
 
+_LONGEST_NAME = 200  # of the 255 bytes that a file system takes; some names are made of it
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 _MISSING = {
     ("name",): "missing; it names the run and its directory.",
@@ -82,7 +84,9 @@ def _dump_parts(parts: tuple[Part, ...]) -> Any:
 class Recipe(Section):
     """Everything about one run. Make one with ``load_recipe``, or with ``Recipe.from_dict`` from plain values."""
 
-    name: str = Field(pattern=_NAME, description="names the run; letters, digits, '.', '_', '+', '-'")
+    name: str = Field(
+        pattern=_NAME, max_length=_LONGEST_NAME, description="names the run; letters, digits, '.', '_', '+', '-'"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the row order, the mixture and new weights")
     model: Model
     data: Data
@@ -231,11 +235,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, 
     """
     file = find_recipe(path)
     name = _shown(file)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}  cannot be read as UTF-8 text: {error}") from None
-    document = parse(text, name)
+    document = parse_file(file, name)
     locked = unlocked(document)
     base = locked or file.resolve().parent
     elsewhere = False
@@ -259,6 +259,8 @@ def _validated(document: Document, code: Code) -> Recipe:
     if raw is None or not isinstance(raw, dict):
         what = "is empty" if raw is None else "is not a mapping of keys"
         raise UserError(f"{document.name}  the recipe {what}. Try: align list recipes.\n1 error, nothing was run.")
+    if impossible := impossible_values(raw):
+        raise refusal(document, [*document.problems, *impossible])
     if isinstance(raw.get("train"), Mapping):
         raw = raw | {"train": spelled(raw["train"])}
     problems = list(document.problems)
@@ -326,6 +328,8 @@ def packaged_recipes() -> dict[str, Path]:
 def find_recipe(path: str | os.PathLike[str]) -> Path:
     """The file that ``path`` names: itself, or a packaged recipe by its short name. Raises UserError."""
     file = Path(path)
+    if (problem := name_problem(str(path))) is not None:
+        raise UserError(f"{str(path)[:60]}...  no file can be called so: {problem}.")
     if file.is_file():
         return file
     known = packaged_recipes()

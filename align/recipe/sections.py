@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from align.outside import name_problem
 from align.recipe.messages import expected
 from align.recipe.template_arguments import argument_problem
 
@@ -26,8 +27,14 @@ def _without_tilde(value: str) -> str:
     return path
 
 
+def _possible(value: str) -> str:
+    if (problem := name_problem(value)) is not None:
+        raise ValueError(f"no file can be called so: {problem}.")
+    return value
+
+
 # a file, a folder, or a name that may be one: a leading ~ is the home folder, here and nowhere else
-Place = Annotated[str, AfterValidator(_without_tilde)]
+Place = Annotated[str, AfterValidator(_without_tilde), AfterValidator(_possible)]
 
 
 class Section(BaseModel):
@@ -134,7 +141,7 @@ class Model(Section):
 class Source(Section):
     """Where rows come from: exactly one of id, path and world."""
 
-    id: str | None = Field(None, description="dataset on the Hub")
+    id: Place | None = Field(None, description="dataset on the Hub")
     path: Place | None = Field(None, description="a file (jsonl, json, parquet, csv, also .gz) or a folder of them")
     world: str | dict[str, Any] | None = Field(None, description="the generated world; needs no download")
     subset: str | None = Field(None, description="configuration of a Hub dataset")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 
 from align.errors import UserError
+from align.limits import ALIASES, DOCUMENT_CHARACTERS, NESTING, RECIPE
+from align.outside import read_text
 from align.recipe.messages import Path, Problem, did_you_mean, dotted, shown
 
 # keys below which one mapping stands for a list of one
@@ -28,7 +31,23 @@ _INT = re.compile(r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose plain scalars follow YAML 1.2 for numbers and know no dates."""
+    """SafeLoader whose plain scalars follow YAML 1.2 for numbers and know no dates, and which has limits."""
+
+    depth = aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        self.depth += 1
+        self.aliases += isinstance(event, yaml.AliasEvent)
+        if self.depth > NESTING:
+            raise yaml.MarkedYAMLError(
+                problem=f"it is nested more than {NESTING} levels deep", problem_mark=event.start_mark
+            )
+        if self.aliases > ALIASES:
+            raise yaml.MarkedYAMLError(problem=f"it has more than {ALIASES} aliases", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -78,6 +97,20 @@ class Document:
         return tuple(kept)
 
 
+def parse_file(file: FilePath, name: str) -> Document:
+    """Read a file of YAML. ``name`` is what messages call it.
+
+    Raises:
+        UserError: as ``parse`` does, and where it cannot be read or is too large.
+    """
+    try:
+        return parse(read_text(file, RECIPE), name)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}  cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UserError(f"{name}  cannot be read: {error.strerror}.") from None
+
+
 def parse(text: str, name: str) -> Document:
     """Read YAML text. ``name`` is what messages call the file.
 
@@ -111,9 +144,11 @@ class _Walker:
         self.loader = loader
         self.document = document
         self.open: set[int] = set()
+        self.size = 0  # characters of all values and keys, those behind aliases as often as they are used
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         if isinstance(node, yaml.ScalarNode):
+            self._count(node)
             return self.loader.construct_object(node)
         if id(node) in self.open:
             raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
@@ -124,6 +159,12 @@ class _Walker:
             return self._mapping(node, path)
         finally:
             self.open.discard(id(node))
+
+    def _count(self, node: yaml.ScalarNode) -> None:
+        self.size += len(node.value) + 1
+        if self.size > DOCUMENT_CHARACTERS:
+            problem = f"it has more than {DOCUMENT_CHARACTERS:,} characters once aliases are filled in"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
     def _item(self, node: yaml.Node, path: Path) -> Any:
         self.document.lines[path] = node.start_mark.line + 1
@@ -139,6 +180,8 @@ class _Walker:
                 continue
             # the text as written: a plain `on` or `1` is a name here, not a truth value or a number
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if isinstance(key_node, yaml.ScalarNode):
+                self._count(key_node)
             if not key:
                 self.document.problems.append(Problem(path, f"line {line}: a key must be a name."))
                 continue
@@ -158,7 +201,7 @@ class _Walker:
         for part in reversed(nodes):
             if not isinstance(part, yaml.MappingNode):
                 raise yaml.MarkedYAMLError(problem="'<<' needs a mapping", problem_mark=node.start_mark)
-            result |= self._mapping(part, path)
+            result |= self.value(part, path)
         return result
 
 
@@ -261,4 +304,4 @@ def refusal(document: Document, problems: list[Problem]) -> UserError:
     return UserError("\n".join([*lines, f"{count}, nothing was run."]))
 
 
-__all__ = ["Document", "did_you_mean", "override", "parse", "refusal"]
+__all__ = ["Document", "did_you_mean", "override", "parse", "parse_file", "refusal"]

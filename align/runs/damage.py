@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from align.errors import UserError, told
+from align.outside import parsed
+from align.recipe.yaml import parse_file
 
 _LAST = 2**53  # beyond it not every whole number is a float, and no run has so many steps
 
@@ -23,8 +22,8 @@ def damaged(file: Path, why: object) -> UserError:
 def json_object(text: bytes) -> dict[str, Any] | None:
     """The JSON object in ``text``, or None where it holds none."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parsed(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -37,9 +36,9 @@ def counts(place: Any) -> bool:
 def read_lock(file: Path) -> dict[str, Any]:
     """A lock file. Raises UserError where it is damaged."""
     try:
-        lock = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise damaged(file, error) from error
+        lock = parse_file(file, file.name).value
+    except UserError as error:
+        raise damaged(file, str(error).split("\n")[0].split("  ", 1)[-1]) from error
     if not isinstance(lock, dict) or not isinstance(lock.get("recipe"), dict):
         raise damaged(file, "it holds no recipe")
     return lock

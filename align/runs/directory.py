@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from align.errors import UserError
+from align.outside import only_files
 from align.recipe import Recipe
 from align.runs import checkpoints
 from align.runs.damage import counts, damaged, json_object, read_lock
@@ -134,9 +135,11 @@ class RunDirectory:
         return stepped or kept or (self.path / VERDICT).exists() or (self.path / "rounds").exists()
 
     def require_writable(self) -> None:
-        """Make the directory and try a file in it. Raises UserError where that fails."""
+        """Make the directory and try a file in it. Raises UserError where that fails, or something leads out of it."""
         if not self.writer:
             return
+        if self.path.exists():
+            only_files(self.path, own=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()

@@ -21,11 +21,11 @@ from types import FrameType
 from typing import Any, TextIO
 
 import psutil
-import yaml
 
 from align.errors import UserError
 from align.recipe import recipes_folder
 from align.recipe.messages import did_you_mean
+from align.recipe.yaml import parse_file
 from align.runs.go_on import COMMAND
 
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
@@ -82,9 +82,9 @@ def configuration(name: str) -> Configuration:
         hint = f" Did you mean {meant!r}?" if meant else ""
         raise UserError(f"--on {name}: no such configuration or file.{hint} All: {', '.join(known)}.")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--on {name}: cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        content = parse_file(file, file.name).value
+    except UserError as error:
+        raise UserError(f"--on {name}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict) or "distributed_type" not in content:
         raise UserError(f"--on {name}: this is no configuration of accelerate (it names no distributed_type).")
     return Configuration(name, file, content)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.outside import only_files
 from align.recipe.messages import did_you_mean
 from align.runs.directory import LOCK
 from align.runs.result import MODEL
@@ -29,8 +31,29 @@ def located(name: str, base: Path | None) -> str:
     return str(path if name.startswith("~") else name) if found is None else str(model_of(found))
 
 
+# weights as transformers, PEFT and others have written them as pickles
+_PICKLED = re.compile(r"(pytorch_model|adapter_model|model|consolidated).*\.(bin|pt|pth|ckpt)")
+
+
 def model_of(folder: Path) -> Path:
-    """The folder itself, or of a run the model in it. Raises UserError where a run has none."""
+    """The folder itself, or of a run the model in it.
+
+    Raises:
+        UserError: where a run has none, or the folder holds what is not read: weights as a pickle alone, pipes.
+    """
+    found = _model_of(folder)
+    only_files(found, own=False)
+    names = sorted(entry.name for entry in found.iterdir())
+    pickled = [name for name in names if _PICKLED.fullmatch(name)]
+    if pickled and not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            f"{found} holds its weights as a pickle ({pickled[0]}), which may hold a program and is never read. Save "
+            "them as safetensors where you trust them: save_pretrained of a current transformers or peft does."
+        )
+    return found
+
+
+def _model_of(folder: Path) -> Path:
     if not (folder / LOCK).exists():
         return folder
     model = folder / MODEL

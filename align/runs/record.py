@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from align.errors import UserError
 from align.objectives.base import WeightedSum
+from align.outside import only_files
 from align.recipe.messages import did_you_mean
 from align.recipe.objective import parse_objective
 from align.report.record import Kind, RunRecord, kind_of
@@ -62,6 +63,7 @@ def load_run(path: str | os.PathLike[str], metrics: Lines | None = None) -> RunR
     """
     folder = Path(path)
     require_run(folder)
+    only_files(folder, own=True)
     lock = read_lock(folder / LOCK)
     kind = _kind(lock)
     metrics = metrics or Lines(folder / METRICS, "round" if kind == "rounds" else "step")

@@ -205,7 +205,7 @@ def _arguments(recipe: Recipe, directory: RunDirectory, args: Any, resume: bool)
 
 def _look(recipe: Recipe, reward: bool, say: Callable[[str], Any]) -> None:
     """Refuse what can be seen of the model before its weights are read."""
-    look(recipe.model, recipe.base, reward=reward)
+    look(recipe.model, recipe.base, reward=reward, say=say)
     if reward and new_head(recipe.model, recipe.base):
         say(f"model: {recipe.model.id} has no head that scores answers, so a new one is drawn (seed {recipe.seed})")
     if note := adapter_note(recipe.model, recipe.base):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.rows.sources import quiet_hub
-from align.errors import UserError
+from align.errors import UserError, loading, told
 from align.runs.models import hub_options, located
 
 _FEWEST = 2  # characters of a word that counts
@@ -71,14 +71,17 @@ def _encoder(name: str, base: Path | None) -> Embedder:
             "texts are compared by the words that they share."
         ) from error
     source = located(name, base)
-    try:
-        with quiet_hub():
-            model = SentenceTransformer(source, trust_remote_code=False, **hub_options(source))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"The sentence encoder {name!r} cannot be loaded ({str(error).strip().splitlines()[0].rstrip('.')}). It "
-            "must be a folder or a Hub id that sentence-transformers reads (HF_HUB_OFFLINE is honoured)."
-        ) from error
+
+    def not_loaded(error: Exception) -> str:
+        return (
+            f"The sentence encoder {name!r} cannot be loaded ({told(error)}). It must be a folder or a Hub id that "
+            "sentence-transformers reads (HF_HUB_OFFLINE is honoured)."
+        )
+
+    with loading(not_loaded), quiet_hub():
+        model = SentenceTransformer(
+            source, trust_remote_code=False, model_kwargs={"use_safetensors": True}, **hub_options(source)
+        )
 
     def encode(texts: Sequence[str]) -> Any:
         return model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)

@@ -7,17 +7,19 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, AnyStr, BinaryIO
 
+from align.data.rows.parquet import parquet_rows
 from align.errors import UserError
+from align.limits import ARRAY, MIB, ROW
+from align.outside import Refused, long_number, opened, parsed, unpacked
 
 Row = dict[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _ARRAY_KEYS = ("data", "rows", "instances", "examples", "train")
-_CSV_FIELD_LIMIT = 2**31 - 1  # the standard library's 128 KiB is shorter than many an answer
 
 
 def file_kind(path: Path) -> str | None:
@@ -43,7 +45,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(
             f"{path}: cannot tell the format from the name; expected one of {', '.join(SUFFIXES)} (or .gz)."
         )
-    reader = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
+    reader = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": parquet_rows}.get(kind, _json_rows)
     count = 0
     try:
         with _open(path) as stream:
@@ -61,9 +63,25 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.name.lower().endswith(".gz"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
+    return unpacked(path) if path.name.lower().endswith(".gz") else opened(path)
+
+
+def _lines(path: Path, read: Callable[[int], AnyStr]) -> Iterator[AnyStr]:
+    """Lines of a file with their ends; ``read`` reads one of so many characters at most. Raises UserError."""
+    number = 0
+    while line := read(ROW + 1):
+        number += 1
+        if len(line) > ROW:
+            raise UserError(f"{path}:{number}: the row has more than {ROW // MIB} MiB; split its text into rows.")
+        yield line
+
+
+def _whole(path: Path, stream: BinaryIO) -> bytes:
+    """The rest of a file that is no JSON lines."""
+    content = stream.read(ARRAY + 1)
+    if len(content) > ARRAY:
+        raise Refused(path, f"it is no JSON lines, and at most {ARRAY:,} bytes of other JSON are read")
+    return content
 
 
 def _decode(path: Path, number: int, line: bytes) -> str:
@@ -80,7 +98,7 @@ def _json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
     """JSON lines, or one array of objects; a ``.json`` file may be either (TOFU's files are JSON lines)."""
     alone: Row | None = None  # the first row, held back until we know whether it is the whole file
     count = number = 0
-    for line in stream:
+    for line in _lines(path, stream.readline):
         number += 1
         text = _decode(path, number, line).strip()
         if not text:
@@ -90,9 +108,9 @@ def _json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
             yield from _json_array(path, number, text + "\n", stream)
             return
         if count == 1 and text.startswith("{") and not _is_json(text):
-            whole = text + "\n" + stream.read().decode("utf-8", "replace")
+            whole = text + "\n" + _whole(path, stream).decode("utf-8", "replace")
             if _is_json(whole):
-                yield from _json_object(path, json.loads(whole))
+                yield from _json_object(path, parsed(whole))
                 return
         row = _json_line(path, number, text)
         if count == 1:
@@ -108,7 +126,7 @@ def _json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parsed(text)
     except ValueError:
         return False
     return True
@@ -116,27 +134,35 @@ def _is_json(text: str) -> bool:
 
 def _json_line(path: Path, number: int, text: str) -> Row:
     try:
-        row = json.loads(text)
+        row = parsed(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{number}: not valid JSON at column {error.colno} ({error.msg}); expected one JSON object per line."
         ) from None
-    return _checked(path, f"{path}:{number}", row, escapes="\\u" in text)
+    except ValueError as error:
+        raise _not_read(f"{path}:{number}", error) from None
+    return _checked(f"{path}:{number}", row, text)
+
+
+def _not_read(where: str, error: ValueError) -> UserError:
+    """A JSON text that Python does not read though its grammar is right."""
+    return UserError(f"{where}: cannot be read ({error}); give plain columns of text, or lists of messages.")
 
 
 def _json_array(path: Path, number: int, head: str, stream: BinaryIO) -> Iterator[Row]:
-    lines = [head]
-    for offset, line in enumerate(stream, start=number + 1):
-        lines.append(_decode(path, offset, line))
+    rest = io.BytesIO(_whole(path, stream))
+    text = head + "".join(_decode(path, offset, line) for offset, line in enumerate(rest, start=number + 1))
     try:
-        rows = json.loads("".join(lines))
+        rows = parsed(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{number - 1 + error.lineno}: not valid JSON at column {error.colno} ({error.msg}); "
             "expected an array of objects."
         ) from None
+    except ValueError as error:
+        raise _not_read(str(path), error) from None
     for index, row in enumerate(rows):
-        yield _checked(path, f"{path}: element {index}", row)
+        yield _checked(f"{path}: element {index}", row)
 
 
 def _json_object(path: Path, document: Any) -> Iterator[Row]:
@@ -145,16 +171,21 @@ def _json_object(path: Path, document: Any) -> Iterator[Row]:
         ((key, value),) = document.items()
         if key in _ARRAY_KEYS and isinstance(value, list):
             for index, row in enumerate(value):
-                yield _checked(path, f"{path}: element {index} of {key!r}", row)
+                yield _checked(f"{path}: element {index} of {key!r}", row)
             return
-    yield _checked(path, f"{path}:1", document)
+    yield _checked(f"{path}:1", document)
 
 
-def _checked(path: Path, where: str, row: Any, *, escapes: bool = True) -> Row:
-    """The row, if it is one. Only text with ``escapes`` can hold what is no character, once it is decoded."""
+def _checked(where: str, row: Any, text: str | None = None) -> Row:
+    """The row, if it is one; ``text`` is what it was parsed from, where that is at hand."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: holds a {type(row).__name__}; expected an object with named columns.")
-    if not escapes:
+    if (number := long_number(text, row)) is not None:
+        raise UserError(
+            f"{where}: holds the whole number {str(number)[:30]}, which needs more than 64 bits; write it as text, in "
+            "quotes."
+        )
+    if text is not None and "\\u" not in text:  # without escapes nothing can be half a character
         return row
     try:
         # Arrow stores UTF-8 only; half a surrogate pair ("\ud83d") passes the JSON parser and fails much later.
@@ -166,9 +197,9 @@ def _checked(path: Path, where: str, row: Any, *, escapes: bool = True) -> Row:
 
 def _csv_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
     """Rows of a CSV or TSV file with a header line; every value is a string."""
-    before = csv.field_size_limit(_CSV_FIELD_LIMIT)
+    before = csv.field_size_limit(ROW)  # the standard library's 128 KiB is shorter than many an answer
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter="\t" if file_kind(path) == ".tsv" else ",", strict=True)
+    reader = csv.reader(_lines(path, text.readline), delimiter="\t" if file_kind(path) == ".tsv" else ",", strict=True)
     header: list[str] | None = None
     try:
         for fields in reader:
@@ -198,16 +229,3 @@ def _check_header(path: Path, header: list[str]) -> None:
     if doubled or "" in header:
         wrong = f"names {', '.join(doubled)} twice" if doubled else "has a column without a name"
         raise UserError(f"{path}:1: the header {wrong}; every column needs a name of its own.")
-
-
-def _parquet_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # Parquet reads from the end, which a gzip stream cannot do.
-    source = io.BytesIO(stream.read()) if path.name.lower().endswith(".gz") else stream
-    try:
-        for batch in pq.ParquetFile(source).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None

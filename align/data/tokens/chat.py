@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from align.data.rows.formats import BadRow
 from align.data.tokens.arguments import rendering
 from align.data.tokens.ids import ids_of
+from align.data.tokens.templates import Text, rendered
 from align.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-# A template says no with `raise_exception`, or fails over a value that it did not expect.
-_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -68,51 +65,70 @@ def has_generation_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> list[Rendered | BadRow]:
-    """Render and tokenise conversations, many at a time. One that the template refuses gives a ``BadRow``."""
+    """Render and tokenise conversations, many at a time. One that the template refuses gives a ``BadRow``.
+
+    Raises:
+        UserError: where the template goes beyond what ``align.limits`` allows.
+    """
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         key = json.dumps([request.prompt, request.mask, request.tools, request.kwargs], sort_keys=True, default=repr)
         groups.setdefault(key, []).append(index)
     out: list[Rendered | BadRow] = [BadRow("not rendered")] * len(requests)
     for indices in groups.values():
-        for index, rendered in zip(indices, _group(tokenizer, [requests[i] for i in indices]), strict=True):
-            out[index] = rendered
+        for index, one in zip(indices, _group(tokenizer, [requests[i] for i in indices]), strict=True):
+            out[index] = one
     return out
 
 
 def _group(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[Rendered | BadRow]:
-    try:
-        return list(_apply(tokenizer, requests))
-    except _REFUSALS:  # find out which conversations it refuses
-        return [_one(tokenizer, request) for request in requests]
-
-
-def _one(tokenizer: PreTrainedTokenizerBase, request: Request) -> Rendered | BadRow:
-    try:
-        return _apply(tokenizer, [request])[0]
-    except _REFUSALS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return BadRow(f"the chat template refuses the conversation ({reason[:120]})")
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[Rendered]:
+    """Conversations that share everything but their messages."""
     first = requests[0]
-    conversations = [request.messages for request in requests]
+    try:
+        arguments = rendering(tokenizer, first.tools or None, first.kwargs)
+        template = arguments.pop("chat_template", None) or tokenizer.get_chat_template(tools=first.tools or None)
+    except ValueError as error:
+        return [_refused(str(error))] * len(requests)
+    arguments = {
+        **tokenizer.special_tokens_map,
+        **arguments,
+        "tools": first.tools or None,
+        "add_generation_prompt": first.prompt,
+        "return_assistant_tokens_mask": first.mask,
+    }
+    found = rendered(template, [request.messages for request in requests], arguments)
+    texts = [one for one in found if isinstance(one, Text)]
+    encoded = iter(_marked(tokenizer, texts) if first.mask else _plain(tokenizer, texts))
+    return [next(encoded) if isinstance(one, Text) else _refused(one.reason) for one in found]
 
-    def apply(**how: Any) -> Any:
-        arguments = {**rendering(tokenizer, first.tools or None, first.kwargs), **how}
-        return tokenizer.apply_chat_template(
-            conversations, tools=first.tools or None, add_generation_prompt=first.prompt, **arguments
-        )
 
-    texts = apply(tokenize=False)
-    if not first.mask:
-        encoded = ids_of(tokenizer, texts, add_special_tokens=False)
-        return [Rendered(ids, text) for ids, text in zip(encoded, texts, strict=True)]
-    quiet = {"verbose": False}  # our own limit on length comes later, and is counted
-    marked = apply(tokenize=True, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs=quiet)
-    columns = marked["input_ids"], texts, marked["assistant_masks"]
-    return [Rendered(list(ids), text, mask) for ids, text, mask in zip(*columns, strict=True)]
+def _refused(reason: str) -> BadRow:
+    return BadRow(f"the chat template refuses the conversation ({reason[:120]})")
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Rendered]:
+    encoded = ids_of(tokenizer, [one.text for one in texts], add_special_tokens=False)
+    return [Rendered(ids, one.text) for ids, one in zip(encoded, texts, strict=True)]
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Rendered]:
+    """As ``apply_chat_template`` does with ``return_assistant_tokens_mask``."""
+    if not texts:
+        return []
+    # verbose: our own limit on length comes later, and is counted
+    encoded = tokenizer([one.text for one in texts], add_special_tokens=False, verbose=False)
+    out = []
+    for number, one in enumerate(texts):
+        ids = list(encoded["input_ids"][number])
+        mask = [0] * len(ids)
+        for start, stop in one.marked:
+            first, last = encoded.char_to_token(number, start), encoded.char_to_token(number, stop - 1)
+            if first is None:
+                break
+            stop_token = last + 1 if last else len(ids)
+            mask[first:stop_token] = [1] * (stop_token - first)
+        out.append(Rendered(ids, one.text, mask))
+    return out
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

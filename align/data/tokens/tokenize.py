@@ -29,8 +29,10 @@ from align.data.tokens.labelled import by_label, refuse_stream
 from align.data.tokens.preparation import Preparation, plural
 from align.data.tokens.table import encode_table
 from align.data.tokens.truncation import check_policy
-from align.errors import UserError
+from align.errors import UserError, loading, told
+from align.limits import TEMPLATE
 from align.objectives.base import reads_labels
+from align.outside import read_text
 from align.runs.models import hub_options, located
 from align.runs.parallel import cores
 
@@ -63,19 +65,15 @@ def load_tokenizer(
     if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise UserError(_no_tokenizer(key, name, base))
     revision = model.revision if model.tokenizer is None else None
-    try:
-        with quiet_hub():
-            tokenizer = AutoTokenizer.from_pretrained(
-                name, revision=revision, trust_remote_code=False, **hub_options(name)
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(_no_tokenizer(key, name, base, error)) from error
+    with loading(lambda error: _no_tokenizer(key, name, base, error)), quiet_hub():
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub_options(name))
     if model.chat_template is not None:
         path = (base or Path()) / model.chat_template
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
+            tokenizer.chat_template = read_text(path, TEMPLATE)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"model.chat_template: {path} cannot be read as text ({error}).") from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"model.chat_template: {path} cannot be read as text ({why}).") from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {name} has neither a pad nor an EOS token; set one in its files.")
@@ -97,6 +95,8 @@ def _no_tokenizer(key: str, name: str, base: Path | None, error: Exception | Non
         hub = "" if error is None else ", nor a model that the Hub or its local cache gives"
         return f"{start}: no such folder{hub}.{near}"
     text = " ".join(str(error).split())
+    if not isinstance(error, (OSError, ValueError)):
+        text = told(error) if error else ""
     if "couldn't connect" not in text:
         return f"{start}: {text.rstrip('.')}. It must be a folder with tokenizer files or a Hub id."
     why = "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
