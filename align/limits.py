@@ -16,6 +16,8 @@ LARGEST = 2**32 - 1  # whole number in a recipe: the largest seed
 NAME = 255  # one name in a path, as file systems have it
 PATH = 4096  # a whole path
 
+ENTRIES = 100_000  # files and folders of a model or a run, which is looked through before it is read
+
 # rows
 ROW = 16 * MIB  # all Harry Potter books are 7 MiB; to tokenise a row takes 60 times its bytes
 ARRAY = 1 * GIB  # a JSON file that is no JSON lines is read whole

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from align.errors import UserError
-from align.limits import MIB, NAME, NESTING, PATH, UNPACKED_FREE, UNPACKED_RATIO, WHOLE_NUMBER_BITS
+from align.limits import ENTRIES, MIB, NAME, NESTING, PATH, UNPACKED_FREE, UNPACKED_RATIO, WHOLE_NUMBER_BITS
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -82,8 +82,13 @@ def only_files(folder: Path, *, own: bool) -> None:
     Raises:
         UserError: naming what is no file (a pipe would hang, a device may never end), or a link that leads out.
     """
-    root = os.path.realpath(folder)
+    root, count = os.path.realpath(folder), 0
     for place, below, names in os.walk(folder):
+        count += len(below) + len(names)
+        if count > ENTRIES:
+            raise UserError(
+                f"{folder} holds more than {ENTRIES:,} files and folders; name a model's or a run's own folder."
+            )
         for path in (os.path.join(place, name) for name in (*below, *names)):
             if own and os.path.islink(path) and not os.path.realpath(path).startswith(root + os.sep):
                 raise UserError(

@@ -10,6 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from align.errors import UserError, of_this_process
+from align.runs.search import not_here
+
+if __name__ == "__main__":
+    not_here()
+
 from align.recipe import Recipe, load_recipe
 from align.runs.disk import on_disk
 from align.runs.ended import ended

@@ -6,7 +6,6 @@ Layouts: RM-Bench (arXiv 2410.16184), RewardBench (2403.13787), RewardBench 2 (2
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from align.data.rows.files import SUFFIXES, file_kind, file_stem, read_rows
 from align.data.rows.sources import did_you_mean
 from align.errors import UserError
+from align.outside import parsed
 
 Kind = Literal["rm_bench", "rewardbench", "rewardbench2", "m_rewardbench"]
 
@@ -260,7 +260,7 @@ def _texts(value: Any) -> Any:
     """A list of texts, also one that a CSV file holds as JSON; a text as it is; anything else is None."""
     if isinstance(value, str) and value.startswith('["'):
         try:
-            value = json.loads(value)
+            value = parsed(value)
         except ValueError:
             return value
     if isinstance(value, list):

@@ -14,6 +14,8 @@ from align.errors import UserError
 from align.judges.calls import Calls
 from align.judges.http import Client
 from align.judges.judge import CompareJudge
+from align.limits import TEXTS
+from align.outside import read_text
 
 if TYPE_CHECKING:
     from align.data.tokens.samples import Prompt
@@ -205,9 +207,10 @@ def _template(name: str | None, base: Path | None) -> str:
         return TEMPLATE
     path = (base or Path()) / name
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, TEXTS)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge.endpoint.template: {path} cannot be read as text ({error}).") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"judge.endpoint.template: {path} cannot be read as text ({why}).") from error
     absent = [place for place in ("{prompt}", "{a}", "{b}") if place not in text]
     if absent:
         raise UserError(

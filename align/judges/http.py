@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,7 @@ class Client:
         self.answers = Answers(cache)
         self.url, self.host = _address(server.url)
         self._key = _key(server.key_env)
+        self._secret = _spellings(self._key) if len(self._key) >= _SECRET else None
         self.calls = self.retries = self.cached = 0
         self._lock = threading.Lock()
         if self._key and self.url.startswith("http:") and self.host not in ("localhost", "127.0.0.1", "::1"):
@@ -234,7 +236,7 @@ class Client:
     # ---- sentences
 
     def _blotted(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= _SECRET else text
+        return text if self._secret is None else self._secret.sub("***", text)
 
     def _short(self, text: str) -> str:
         """A server's words, fit to be shown: one line, no control characters, no key, not too long."""
@@ -285,3 +287,22 @@ def _key(name: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"key_env: the environment variable {name} holds characters that no key has.")
     return key
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """A key as it stands, and with any of its characters as URLs or JSON may spell them."""
+    return re.compile("".join(rf"(?:{re.escape(c)}|(?i:%{ord(c):02x}|\\u{ord(c):04x}))" for c in key))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks us to wait, given as such or as a date; None where it does not say."""
+    said = headers.get("retry-after", "").strip()
+    try:
+        if said.replace(".", "", 1).isdigit():
+            return float(said)
+        date = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())

@@ -7,7 +7,6 @@ log-probs of row i end at ``ends[i]``. Nothing of it is copied into memory.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import tempfile
@@ -18,9 +17,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from align.limits import STORE_HEADER
+from align.outside import opened, parsed
+
 KEY = 32  # bytes that name a row
 _KINDS = {"keys": ("U8", np.uint8), "ends": ("I64", np.int64), "values": ("F32", np.float32)}
-_LONGEST_HEADER = 1 << 20
 
 
 class Damaged(Exception):
@@ -40,17 +41,17 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise Damaged("it is cut off")
             # mapped, so that rows outlive the file's name; an open file would count against the process's limit
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(self._map[:8], "little")
-        if length > min(size - 8, _LONGEST_HEADER):
+        if length > min(size - 8, STORE_HEADER):
             raise Damaged("it is cut off, or no file of a store")
         try:
-            header = json.loads(self._map[8 : 8 + length])
+            header = parsed(self._map[8 : 8 + length])
             self._digest = str(header["__metadata__"]["digest"])
             self.keys, self.ends, self._values = (self._array(header[name], name, 8 + length) for name in _KINDS)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from align.objectives import OBJECTIVES, Objective, WeightedSum, name_of
 from align.report.figures import Figure, figures, shown
 from align.report.limits import limits
+from align.report.page.untrusted import fenced, markdown, visible
 from align.report.record import RunRecord
 
 _UNKNOWN = "One seed. The result says where its numbers come from; what else this model does was not measured."
@@ -56,18 +57,20 @@ def model_card(facts: CardFacts) -> str:
         model_name=facts.name if results else None,
         eval_results=results or None,
     )
-    lines = ["---", header.to_yaml(), "---", "", f"# {facts.name}", "", *_origin(facts), "", "## Result", ""]
-    lines += ["```", *facts.verdict, "```"] if facts.verdict else ["Training had not ended when this card was written."]
+    lines = ["---", header.to_yaml(), "---", "", f"# {markdown(facts.name)}", "", *_origin(facts), "", "## Result", ""]
+    lines += fenced(facts.verdict) if facts.verdict else ["Training had not ended when this card was written."]
     if record is not None:
         lines += _section("Evaluation", _table(figures(record)))
-    rows = [] if record is None else [f"- {line}" for line in _rows(record)]
-    lines += _section("Data", [*(f"- {line}" for line in facts.data), *rows])
-    lines += _section("Settings", [f"- {key}: {value}" for key, value in (facts.settings or {}).items()])
+    rows = [] if record is None else [f"- {markdown(line)}" for line in _rows(record)]
+    lines += _section("Data", [*(f"- {markdown(line)}" for line in facts.data), *rows])
+    lines += _section("Settings", [f"- {key}: {markdown(str(value))}" for key, value in (facts.settings or {}).items()])
     if record is not None:
         lines += _section("Reproduce", _reproduce(record))
     versions = ", ".join(f"{name} {version}" for name, version in (facts.versions or {}).items() if version)
     lines += _section("Versions", [versions] if versions else [])
-    lines += _section("Limits", [f"- {line}" for line in limits(record)] if record is not None else [_UNKNOWN])
+    lines += _section(
+        "Limits", [f"- {markdown(line)}" for line in limits(record)] if record is not None else [_UNKNOWN]
+    )
     text = "\n".join(lines) + "\n"
     return text if record is None else _without_folder(text, record.path)
 
@@ -79,11 +82,11 @@ def _without_folder(text: str, run: Path) -> str:
 
 def _origin(facts: CardFacts) -> list[str]:
     """What it was made from and by which objective."""
-    origin = f"`{facts.base_model}`" if facts.base_model else "a model of the author's own"
+    origin = f"`{visible(facts.base_model).replace('`', '')}`" if facts.base_model else "a model of the author's own"
     what = "An adapter for" if facts.adapter else "Fine-tuned from"
     lines = [f"{what} {origin}, trained with align on the following objective.", ""]
     for name, objective in parts(facts.objective):
-        fields = ", ".join(f"{k} = {v}" for k, v in vars(objective).items())
+        fields = markdown(", ".join(f"{k} = {v}" for k, v in vars(objective).items()))
         lines += [f"- **{objective.title or name}** (`{name}`: {fields})"]
         lines += [f"  {text}" for text in (objective.equation, objective.paper) if text]
     return lines
@@ -101,7 +104,8 @@ def _table(found: Sequence[Figure]) -> list[str]:
     for figure in found:
         name = f"{figure.name} ({figure.unit})" if figure.unit else figure.name
         n = "-" if figure.interval is None else f"{figure.interval.n:,}"
-        rows.append(f"| {name} | {figure.text} | {n} | {'-' if figure.start is None else shown(figure.start)} |")
+        start = "-" if figure.start is None else shown(figure.start)
+        rows.append(f"| {markdown(name)} | {figure.text} | {n} | {start} |")
     return rows
 
 
@@ -140,12 +144,14 @@ def _rows(record: RunRecord) -> list[str]:
 def _reproduce(record: RunRecord) -> list[str]:
     environment = record.facts.get("environment") or {}
     git = environment.get("git") or {}
-    out = ["```", str(record.facts["reproduce"]), "```", ""] if record.facts.get("reproduce") else []
+    out = [*fenced([str(record.facts["reproduce"])]), ""] if record.facts.get("reproduce") else []
     if environment:
         out += [f"- recipe (digest): {environment['recipe_digest'][:16]}, seed {environment['seed']}"]
         if digest := record.lock.get("data"):
             out.append(f"- data (digest): {str(digest)[:16]}")
         out += [f"- {environment.get('processes', 1)} x {environment.get('device')}, {environment['precision']}"]
+        device, processes = environment.get("device"), environment.get("processes", 1)
+        out += [f"- {processes} x {markdown(str(device))}, {environment['precision']}"]
     if git:
         out.append(f"- commit of the recipe's folder: {git['commit']}{', with changes' if git['dirty'] else ''}")
     return out

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from align.limits import JSON
+from align.outside import json_file
 from align.runs.files import digest_of, sync_folder, write_atomically
 
 MARKER = "complete.json"
@@ -102,19 +104,24 @@ def read(folder: Path, run_id: str | None) -> Checkpoint:
 def _marker(folder: Path) -> Checkpoint:
     """The marker as it stands. Raises Damaged."""
     try:
-        found = json.loads((folder / MARKER).read_bytes())
+        found = json_file(folder / MARKER, JSON)
     except FileNotFoundError:
         raise Damaged(f"it has no {MARKER}, so it was never finished or is none of this program's") from None
     except OSError as error:
         raise Damaged(f"{MARKER} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise Damaged(f"{MARKER} is damaged") from None
     if not isinstance(found, dict) or found.pop("sha256", None) != _digest_of(found):
         raise Damaged(f"{MARKER} is damaged")
     try:
-        return Checkpoint(folder, **found)
-    except TypeError:
-        raise Damaged(f"{MARKER} is of another version of this program") from None
+        marker = Checkpoint(folder, **found)
+        sound = isinstance(marker.step, int) and isinstance(marker.processes, int) and isinstance(marker.backend, str)
+        sound = sound and all({"bytes", "sha256"} == set(about) for about in marker.files.values())
+    except (TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise Damaged(f"{MARKER} is of another version of this program")
+    return marker
 
 
 def _digest_of(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from align.report.page.untrusted import visible
+
 POLL = 0.05  # seconds
 
 
@@ -83,6 +85,6 @@ def speak(sentence: str, code: int) -> int:
         return spoken() or code
     except OSError:
         pass  # a disk is full: twice is better than never
-    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.write(f"{visible(sentence)}\n")
     sys.stderr.flush()
     return code

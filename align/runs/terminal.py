@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
+from align.report.page.untrusted import visible
 from align.report.progress import clock
 
 FIRST_AFTER = 2.0  # seconds of work before a terminal shows how far it is: short work shows nothing
@@ -21,9 +22,17 @@ _REWRITTEN_AFTER = 0.2  # seconds between two states of the line on a terminal
 _CELLS = re.compile(r"\s*(?:\S+(?: \S+)*\s{2,}){1,2}")
 
 
+_COLOUR = re.compile(r"(\x1b\[[\d;]*m)")  # of our own tables, and harmless in any text
+
+
 def echo(text: object = "", *, file: TextIO | None = None, **options: Any) -> None:
-    """``print``; on a terminal, lines that are too wide for it go on below their text."""
+    """``print``; on a terminal, lines that are too wide for it go on below their text.
+
+    What would move its cursor, change its title or turn the direction of text is shown by number: rows, file names and
+    servers' words are in these lines, too.
+    """
     out = sys.stdout if file is None else file
+    text = "".join(part if _COLOUR.fullmatch(part) else visible(part) for part in _COLOUR.split(str(text)))
     if out.isatty():
         width = shutil.get_terminal_size().columns
         text = "\n".join(fitted(line, width) for line in str(text).split("\n"))

@@ -22,6 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from align.runs.search import not_here
+
+if __name__ == "__main__":
+    not_here()
+
 import psutil
 
 from align.errors import Exit, told

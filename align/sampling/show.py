@@ -5,7 +5,6 @@ Prompts and completions are untrusted text: whatever could steer a terminal is w
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from collections import Counter
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from align.data.rows.sources import did_you_mean
 from align.data.tokens.preparation import plural
 from align.errors import UserError
+from align.outside import parsed
 
 Order = Literal["first", "best", "worst"]
 
@@ -268,7 +268,7 @@ def _written(char: str) -> str:
 def _prompt(text: str | None) -> Any:
     """The value of the column ``prompt``."""
     try:
-        return json.loads(text or "null")
+        return parsed(text or "null")
     except ValueError:
         return text
 

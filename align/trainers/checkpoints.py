@@ -18,8 +18,11 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import UserError
+from align.limits import JSON
+from align.outside import json_file
 from align.runs import checkpoints
 from align.runs.checkpoints import Checkpoint
+from align.runs.damage import reading
 from align.runs.directory import RunDirectory
 from align.runs.files import write_atomically
 from align.runs.launch import backend
@@ -37,7 +40,10 @@ PROGRESS = "progress.json"
 
 def progress_of(checkpoint: Path) -> dict[str, Any]:
     """What a complete checkpoint holds beside transformers' files: ``sums`` of every process, and ``records``."""
-    found: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())
+    with reading(checkpoint / PROGRESS):
+        found: dict[str, Any] = json_file(checkpoint / PROGRESS, JSON)
+        if not isinstance(found["sums"], list) or not isinstance(found["records"]["lengths"], dict):
+            raise ValueError("it has no sums or records")
     return found
 
 

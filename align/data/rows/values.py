@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from align.outside import parsed
 
 Row = dict[str, Any]
 
@@ -127,7 +128,7 @@ def extras(row: Mapping[str, Any], label: bool = False) -> Row:
     if row.get("tools"):
         tools = row["tools"]
         try:
-            out["tools"] = without_none(json.loads(tools) if isinstance(tools, str) else tools) or None
+            out["tools"] = without_none(parsed(tools) if isinstance(tools, str) else tools) or None
         except ValueError:
             raise BadRow("tools is not valid JSON") from None
     if row.get("chat_template_kwargs"):

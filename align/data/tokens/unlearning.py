@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from align.data.tokens.preparation import plural
 from align.data.tokens.refusals import REFUSALS
 from align.data.tokens.tokenize import prepare
 from align.errors import UserError
+from align.limits import TEXTS
+from align.outside import parsed, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -106,12 +107,13 @@ def alternate_texts(settings: Alternates, base: Path) -> list[str] | None:
         return None
     path = base / settings.path
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_text(path, TEXTS, "utf-8-sig")
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UserError(f"data.alternates.path: {path}: no such file.{near}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.alternates.path: {path} cannot be read as text ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"data.alternates.path: {path} cannot be read as text ({why}).") from None
     tables = {".csv": ",", ".tsv": "\t"}
     kind = file_kind(path) or ""
     found = _cells(content, tables[kind], path) if kind in tables else _lines(content, path)
@@ -123,7 +125,10 @@ def alternate_texts(settings: Alternates, base: Path) -> list[str] | None:
 
 def _cells(content: str, separator: str, path: Path) -> list[str]:
     """The one column of a table. A first row of one or two words that end in no stop is taken for its header."""
-    rows = [row for row in csv.reader(io.StringIO(content, newline=""), delimiter=separator) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(content, newline=""), delimiter=separator) if row]
+    except csv.Error as error:
+        raise UserError(f"data.alternates.path: {path} is not valid CSV ({error}).") from None
     for number, row in enumerate(rows, start=1):
         if len(row) > 1:
             raise UserError(
@@ -138,8 +143,8 @@ def _cells(content: str, separator: str, path: Path) -> list[str]:
 def _lines(content: str, path: Path) -> list[str]:
     """Texts of a JSON array, else of lines, each a text as it stands or JSON that holds one."""
     try:
-        whole = json.loads(content)
-    except json.JSONDecodeError:
+        whole = parsed(content)
+    except ValueError:
         whole = None
     if isinstance(whole, list):
         return [_one(value, f"element {number} of {path}") for number, value in enumerate(whole)]
@@ -151,8 +156,8 @@ def _line(line: str, where: str) -> str:
     if not line.startswith(("{", "[", '"')):
         return line
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
+        value = parsed(line)
+    except ValueError:
         if line.startswith("{"):
             raise UserError(f"data.alternates.path: {where} is not valid JSON.") from None
         return line  # a text that begins so

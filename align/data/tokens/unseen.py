@@ -113,7 +113,7 @@ def _parsed(arguments: Any) -> Any:
         return arguments
     try:
         return json.loads(arguments, parse_int=str, parse_float=str)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 LONGEST = 4000  # characters of one text in a page
 
@@ -17,4 +18,23 @@ def shown(text: str, longest: int = LONGEST) -> str:
     cut = len(text) - longest
     if cut > 0:
         text = f"{text[:longest]} ... (and {cut:,} more characters)"
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """``text`` with hidden characters by their numbers."""
     return _HIDDEN.sub(lambda m: f"<U+{ord(m[0]):04X}>", text.replace("\r\n", "\n"))
+
+
+def markdown(text: str) -> str:
+    """``text`` on one line of Markdown, in which it begins no link, picture, code, table cell or HTML."""
+    line = " ".join(visible(text).split())
+    return re.sub(r"([\\`\[\]|])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def fenced(lines: Iterable[str]) -> list[str]:
+    """Lines as a block of code of Markdown, which none of them ends."""
+    shown_lines = [visible(line) for line in lines]
+    longest = max((len(ticks) for line in shown_lines for ticks in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence, *shown_lines, fence]
