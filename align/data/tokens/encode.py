@@ -160,9 +160,11 @@ class Encoder:
             else self._row(rendered[at], {n: rendered[a:b] for n, (a, b) in parts.items()})
             for row, (at, parts) in zip(rows, spans, strict=True)
         ]
-        wholes = [
+        wholes: list[Mapping[str, Rendered | BadRow]] = [
             {name: rendered[start] for name, (start, _) in parts.items()} or {"prompt": rendered[at]}
-            for at, parts in spans
+            if not isinstance(row, BadRow)
+            else {}
+            for row, (at, parts) in zip(rows, spans, strict=True)
         ]
         self._compare(rows, encoded, wholes)
         return encoded
