@@ -49,8 +49,8 @@ def load_checkpoint(
 
         with loading(lambda error: f"{source}: the adapter cannot be loaded ({first_line(error)})."):
             model = PeftModel.from_pretrained(model, source)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{source}: the adapter cannot be loaded ({first_line(error)}).") from error
+            if Path(source, GENERATION).is_file():  # its training may have named other ends than the model under it
+                model.get_base_model().generation_config = GenerationConfig.from_pretrained(source)
     return model, checkpoint_tokenizer(name, arguments)
 
 
@@ -59,9 +59,6 @@ def checkpoint_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) 
     where = model_folder(name)
     source = str(where or name)
     own = where is None or not (where / ADAPTER).exists() or (where / "tokenizer_config.json").exists()
-        if Path(source, GENERATION).is_file():  # its training may have named other ends than the model under it
-            model.get_base_model().generation_config = GenerationConfig.from_pretrained(source)
-    with_tokenizer = source if not adapter or (where and (where / "tokenizer_config.json").exists()) else base
     try:
         tokenizer = load_tokenizer(Model(id=source if own or where is None else adapter_base(where)))
     except UserError as error:
@@ -88,9 +85,6 @@ def model_folder(name: str) -> Path | None:
 def adapter_base(adapter: Path) -> str:
     """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
     base = _settings(adapter).get("base_model_name_or_path")
-    if not base:
-    with loading(lambda error: f"{adapter / ADAPTER} cannot be read ({first_line(error)})."):
-        base = json_file(adapter / ADAPTER, JSON).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{adapter / ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
     return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
@@ -104,10 +98,8 @@ def adapter_revision(adapter: Path) -> str | None:
 
 def _settings(adapter: Path) -> dict[str, Any]:
     """The configuration of an adapter. Raises UserError where it cannot be read."""
-    try:
-        return dict(json.loads((adapter / ADAPTER).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{adapter / ADAPTER} cannot be read ({error}).") from error
+    with loading(lambda error: f"{adapter / ADAPTER} cannot be read ({first_line(error)})."):
+        return dict(json_file(adapter / ADAPTER, JSON))
 
 
 def made_as(config: Any) -> str:
@@ -163,14 +155,6 @@ def usual_type() -> DType:
 def _model(base: str, source: str, dtype: DType, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        with quiet_hub():
-            options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, **hub_options(base)}
-            refuse_classifier("model", base, AutoConfig.from_pretrained(base, **options))
-            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        under = "" if base == source else f", which the adapter {source} was trained on,"
-        raise UserError(
     under = "" if base == source else f", which the adapter {source} was trained on,"
 
     def not_loaded(error: Exception) -> str:
@@ -180,7 +164,7 @@ def _model(base: str, source: str, dtype: DType, revision: str | None) -> Any:
         )
 
     with loading(not_loaded), quiet_hub():
-        options = hub_options(base)
+        options: dict[str, Any] = {"revision": revision, **hub_options(base)}
         refuse_classifier("model", base, AutoConfig.from_pretrained(base, trust_remote_code=False, **options))
         return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **SAFE, **options)
 

@@ -116,11 +116,7 @@ class Recipe(Section):
         path = value.path
         if re.search(r"[{}]", path.replace("{name}", "")):
             raise ValueError(f"the only placeholder is {{name}}, got {path!r}.")
-        if Path(path).resolve() in (Path("/"), Path.home()):
-    def _placeholders(cls, value: str) -> str:
-        if re.search(r"[{}]", value.replace("{name}", "")):
-            raise ValueError(f"the only placeholder is {{name}}, got {value!r}.")
-        place = Path(value).resolve()
+        place = Path(path).resolve()
         if place == Path.home() or place in (*Path.home().parents, *Path.cwd().parents):
             raise ValueError(
                 f"a run needs a folder of its own, and {path} holds everything else. Try {Path(path) / 'NAME'}."

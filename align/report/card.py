@@ -149,7 +149,6 @@ def _reproduce(record: RunRecord) -> list[str]:
         out += [f"- recipe (digest): {environment['recipe_digest'][:16]}, seed {environment['seed']}"]
         if digest := record.lock.get("data"):
             out.append(f"- data (digest): {str(digest)[:16]}")
-        out += [f"- {environment.get('processes', 1)} x {environment.get('device')}, {environment['precision']}"]
         device, processes = environment.get("device"), environment.get("processes", 1)
         out += [f"- {processes} x {markdown(str(device))}, {environment['precision']}"]
     if git:
