@@ -14,6 +14,7 @@ TESTED: Mapping[str, str] = {
     "trl": "1.16.0",
     "accelerate": "1.15.0",
     "datasets": "5.2.0",
+    "pyarrow": "26.0.1",
     "peft": "0.21.2",
     "safetensors": "0.8.0",
     "huggingface_hub": "2.4.0",

@@ -7,15 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from align.versions import TESTED
 
 ROOT = Path(__file__).parent.parent
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -41,9 +43,16 @@ def test_every_package_is_installed() -> None:
         assert (path / "__init__.py").is_file(), f"{package} has no __init__.py"
 
 
-def pins() -> dict[str, str]:
-    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.M))
+def pins(name: str = "constraints.txt") -> dict[str, str]:
+    return dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / name).read_text(encoding="utf-8"), re.M))
+
+
+def stated(*extras: str) -> dict[str, Requirement]:
+    """What pyproject asks for, with some of its extras, by name."""
+    texts = list(PROJECT["project"]["dependencies"])
+    for extra in extras:
+        texts += PROJECT["project"]["optional-dependencies"][extra]
+    return {found.name: found for found in map(Requirement, texts)}
 
 
 def test_tested_versions_are_the_pinned_ones() -> None:
@@ -51,10 +60,29 @@ def test_tested_versions_are_the_pinned_ones() -> None:
 
 
 def test_every_direct_dependency_is_pinned() -> None:
-    stated = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
-    names = {re.match(r"[\w-]+", text).group() for text in stated}  # type: ignore[union-attr]
-    assert names <= set(pins())
-    assert {re.match(r"[\w-]+", text).group() for text in PROJECT["project"]["dependencies"]} == set(TESTED)  # type: ignore[union-attr]
+    assert set(stated("dev")) <= set(pins())
+    assert set(stated()) == set(TESTED)
+
+
+def test_the_floors_are_those_that_were_tested() -> None:
+    """ci/floor.txt is what docs/versions.md says was seen to pass; pyproject allows that and nothing below it."""
+    floors, asked = pins("ci/floor.txt"), stated("deepspeed", "encoder", "real", "dev")
+    assert set(stated("deepspeed", "encoder", "real")) <= set(floors)
+    for name, version in floors.items():
+        (bound,) = (found.version for found in asked[name].specifier if found.operator == ">=")
+        assert Version(bound) == Version(version), f"pyproject asks for {asked[name]}, ci/floor.txt has {version}"
+    assert Version(floors["trl"]) == Version("1.14"), "align/compat.py refuses below 1.14"
+
+
+def test_back_and_forward_are_one_minor_version_away() -> None:
+    tested = pins()
+    for name, sign in (("back", -1), ("forward", 1)):
+        other = pins(f"ci/{name}.txt")
+        assert {"torch", "transformers"} <= set(other) <= {"torch", "transformers", "trl"}
+        for package, version in other.items():
+            here, there = Version(tested[package]), Version(version)
+            assert (there.major, there.minor) == (here.major, here.minor + sign), f"{package} in ci/{name}.txt"
+    assert "trl" in pins("ci/back.txt")
 
 
 def test_the_readme_names_what_exists() -> None:

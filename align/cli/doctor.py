@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from align.versions import DISTRIBUTION, OPTIONAL, TESTED, deepspeed_problem, installed
 
-_PYTHON = (3, 10)
+_PYTHON = (3, 11)
 _GIB = 2**30
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,7 +43,7 @@ class Running:
 
     def __init__(self, path: Path, say: Callable[[str], Any]) -> None:
         self._path = path / RUNNING
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         self.holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now})
         self._file = self._locked(say)
         self._file.truncate(0)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import traceback
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,10 @@ def test_retry_after_is_honoured_and_an_hour_is_not_slept_away() -> None:
     assert 80 < (retry_after({"retry-after": later}) or 0) <= 90
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert [retry_after({"retry-after": text}) for text in ("", "soon", "-1", "inf")] == [None] * 4
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 80 < (_retry_after({"retry-after": later}) or 0) <= 90
+    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert [_retry_after({"retry-after": text}) for text in ("", "soon", "-1", "inf")] == [None] * 4
 
 
 @pytest.mark.parametrize(
