@@ -118,19 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
                 SIGNALS.run = (recipe.of_its_run() if resume else recipe).output_dir
                 run(recipe, resume=resume, allow_code=allow_code)
-            _leave_together()
+            from align.runs.processes import leave_together
+
+            leave_together()
         except BaseException as error:
             return ended(error)
     return 0
-
-
-def _leave_together() -> None:
-    """End the process group when every rank is there: one that leaves early makes the others abort."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def end(code: int) -> NoReturn:

@@ -83,6 +83,13 @@ class World:
                 raise known
 
 
+def leave_together() -> None:
+    """End the process group when every process is there: one that leaves early makes the others abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def free() -> None:
     """Give memory back before the next model comes."""
     gc.collect()

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from align.compat import training_config
@@ -23,6 +22,7 @@ from align.eval.tofu_data import TofuSets, load_sets
 from align.models import batches
 from align.models.subject import Subject
 from align.objectives import NLL
+from align.runs.processes import leave_together
 from align.trainers.base import AlignTrainer
 
 
@@ -66,9 +66,7 @@ def main() -> None:
         out[name] = tofu.evaluate(measured, few(), gradnorm=not measured.engine.sharded).to_json()
         out[f"{name}_tokens"] = measured.engine.tokens - before
     (folder / f"{label}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(out))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

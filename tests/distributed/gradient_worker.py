@@ -8,16 +8,16 @@ FOLDER holds ``model/``. Process 0 writes ``<LABEL>-<case>.safetensors``; LABEL 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from distributed.cases import run_cases
 from peft import LoraConfig
 from safetensors.torch import save_file
 from saved_model import rows, tokenizer
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from align.compat import training_config
 from align.objectives import DPO, KL, SimPO, WeightedSum
@@ -83,15 +83,5 @@ def run(folder: Path, label: str, case: str) -> None:
         save_file(steps, folder / f"{label}-{case}.safetensors")
 
 
-def main() -> None:
-    folder, label = Path(sys.argv[1]), os.environ["ALIGN_TEST_LABEL"]
-    for case in sys.argv[2:]:
-        set_seed(0)
-        run(folder, label, case)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(run)

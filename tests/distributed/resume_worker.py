@@ -12,12 +12,12 @@ import signal
 import sys
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from align.errors import UserError
 from align.recipe import load_recipe
+from align.runs.processes import leave_together
 from align.train import end, run
 
 
@@ -41,8 +41,7 @@ def main(words: list[str]) -> int:
         except UserError as error:
             print(error, file=sys.stderr, flush=True)
             return 2
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    leave_together()
     return 0
 
 

@@ -23,6 +23,7 @@ from align.data.tokens.samples import prompt_key
 from align.models.whole import for_generation
 from align.objectives import NLL
 from align.recipe.sampling import Sampling
+from align.runs.processes import leave_together
 from align.sampling.sampler import Sampler
 from align.trainers.base import AlignTrainer
 
@@ -87,9 +88,7 @@ def main() -> None:
         "whole": WHOLE,
     }
     (folder / f"{label}-{rank}.json").write_text(json.dumps(out))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ import dataclasses
 import gc
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from distributed.cases import run_cases
 from peft import LoraConfig, get_peft_model
 from saved_model import rows, tokenizer
-from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.compat import training_config
 from align.judges.judge import ScoreJudge
@@ -255,15 +255,5 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def main() -> None:
-    folder, label = Path(sys.argv[1]), os.environ["ALIGN_TEST_LABEL"]
-    for case in sys.argv[2:]:
-        set_seed(0)
-        run(folder, label, case)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(run)
