@@ -104,7 +104,8 @@ def tree_attention(
 
 def _as_autocast(x: Tensor) -> Tensor:
     """In the type that autocast computes attention in. Rotary embeddings leave float32 behind, and kernels differ."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    device = x.device.type  # meta, for instance, knows no autocast
+    known = torch.amp.is_autocast_available(device)
+    if not known or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(device))

@@ -145,7 +145,7 @@ class _ChunkedReads(torch.autograd.Function):
         with no_autocast(hidden):
             cast = weight.detach().to(ctx.dtype)
             for rows in _blocks(hidden, len(weight)):
-                grad_logits = _grad_logits(hidden[rows], cast, bias, job, rows, grad[:, rows], ctx.dtype)
+                grad_logits = grad_logits(hidden[rows], cast, bias, job, rows, grad[:, rows], ctx.dtype)
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
                 narrow = grad_logits.to(ctx.dtype)
@@ -163,7 +163,7 @@ class _ChunkedReads(torch.autograd.Function):
         )
 
 
-def _grad_logits(
+def grad_logits(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -191,5 +191,9 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.d
 
 
 def _blocks(hidden: Tensor, vocabulary: int) -> list[slice]:
-    area = _AREA.get(hidden.device.type, _AREA_ACCELERATOR)
-    return slices(len(hidden), max(16, area // vocabulary))
+    return slices(len(hidden), block_rows(hidden.device.type, vocabulary))
+
+
+def block_rows(device: str, vocabulary: int) -> int:
+    """Tokens whose whole rows of logits are held at once on a type of device."""
+    return max(16, _AREA.get(device, _AREA_ACCELERATOR) // vocabulary)

@@ -1,0 +1,157 @@
+"""What each process holds from step to step under a launcher configuration, in bytes. Arithmetic alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from align.plan.weights import Weights
+
+Kind = Literal["one", "ddp", "fsdp2", "zero2", "zero3", "offload"]
+
+_DEEPSPEED_BUCKET = 500_000_000  # numbers of DeepSpeed's reduce bucket, where its file says nothing else
+
+
+@dataclass(frozen=True)
+class Launch:
+    """So many processes under a configuration.
+
+    Attributes:
+        name: as ``--on`` takes it.
+        kind: how weights, gradients and optimizer are shared out.
+    """
+
+    name: str
+    processes: int
+    kind: Kind
+
+    @property
+    def shares_weights(self) -> bool:
+        return self.kind in ("fsdp2", "zero3", "offload")
+
+
+def kind_of(content: Mapping[str, Any], processes: int) -> Kind:
+    """What a configuration of accelerate does."""
+    if content.get("distributed_type") == "FSDP" or "fsdp" in content.get("fsdp_config", {}):
+        return "fsdp2"
+    if content.get("distributed_type") == "DEEPSPEED":
+        settings = content.get("deepspeed_config") or {}
+        if "cpu" in (settings.get("offload_optimizer_device"), settings.get("offload_param_device")):
+            return "offload"
+        named = str(settings.get("deepspeed_config_file", ""))
+        return "zero3" if settings.get("zero_stage") == 3 or "zero3" in named else "zero2"
+    return "ddp" if processes > 1 else "one"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What an optimizer keeps and takes.
+
+    Attributes:
+        states: numbers kept for each trained one, in its type.
+        bytes: bytes kept for each trained number where they are not numbers in its type.
+        folded: whether it keeps sums over rows and columns instead, as Adafactor.
+        at_once: whether its step makes a tensor as large as all trained weights, and not just as the largest of them.
+    """
+
+    states: int = 2
+    bytes: float = 0.0
+    folded: bool = False
+    at_once: bool = False
+
+
+# by the start of the name in train.optim; what is not listed is counted as Adam's two means
+_OPTIMIZERS: tuple[tuple[str, Optimizer], ...] = (
+    ("adamw_torch_fused", Optimizer()),
+    ("adamw_torch", Optimizer(at_once=True)),
+    ("adamw_bnb_8bit", Optimizer(0, 2 + 2 * 4 / 256)),
+    ("adamw_8bit", Optimizer(0, 2 + 2 * 4 / 256)),
+    ("paged_adamw_8bit", Optimizer(0, 2 + 2 * 4 / 256)),
+    ("lion_8bit", Optimizer(0, 1 + 4 / 256)),
+    ("lion", Optimizer(1)),
+    ("sgd", Optimizer(0)),
+    ("adafactor", Optimizer(0, folded=True)),
+    ("adagrad", Optimizer(1)),
+    ("rmsprop", Optimizer(1)),
+)
+
+
+def optimizer(name: str, device: str) -> Optimizer:
+    """What is known of an optimizer by its name; on a CPU torch steps weight by weight."""
+    found = next((about for start, about in _OPTIMIZERS if name.startswith(start)), Optimizer())
+    return found if device != "cpu" else Optimizer(found.states, found.bytes, found.folded)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes on each process's device: from step to step, and while weights that are shared out are put together.
+
+    Attributes:
+        gradients: once all of them are there, and ``buckets`` what they are exchanged through.
+        gathered: weights of the layers at work, and of embedding and head.
+        stepping: what the optimizer's step takes beside its states.
+        host: on the machine's host, all processes together; what DeepSpeed moves there.
+    """
+
+    weights: int
+    reference: int
+    optimizer: int
+    gradients: int
+    buckets: int = 0
+    gathered: int = 0
+    stepping: int = 0
+    host: int = 0
+    layer_gradients: tuple[int, ...] = field(default=())
+
+
+def held(weights: Weights, launch: Launch, how: Optimizer, reference: int, narrow: bool) -> Held:
+    """What is held under a launch.
+
+    Args:
+        reference: bytes of a whole frozen copy; 0 where there is none.
+        narrow: whether forwards compute in 16 bits; DeepSpeed then keeps weights and gradients so, with float32 weights
+            in the optimizer, and FSDP2 gathers them so.
+    """
+    size, trained, numbers = weights.sum("bytes"), weights.sum("trained_bytes"), weights.sum("trained")
+    states = how.states * trained + int(how.bytes * numbers) + (weights.sum("rows") if how.folded else 0)
+    largest = max(part.largest for part in weights.parts)
+    stepping = trained if how.at_once else largest
+    layers = tuple(part.trained_bytes for part in weights.layers)
+    n = launch.processes
+    if launch.kind in ("one", "ddp"):
+        buckets = trained if launch.kind == "ddp" and n > 1 else 0
+        return Held(size, reference, states, trained, buckets, 0, stepping, layer_gradients=layers)
+    if launch.kind == "fsdp2":
+        gathered = _gathered(weights, 2 if narrow else None)
+        share = tuple(part // n for part in layers)
+        return Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
+    return _deepspeed(weights, launch, states, reference, narrow)
+
+
+def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, narrow: bool) -> Held:
+    """ZeRO: the optimizer and the gradients are shared out, in stage 3 the weights too."""
+    n, width = launch.processes, 2 if narrow else 4
+    elements, numbers = weights.sum("elements"), weights.sum("trained")
+    wide = 4 * numbers if narrow else 0  # float32 weights beside those in 16 bits
+    size = min(weights.sum("bytes"), width * elements)
+    reference = min(reference, width * elements) if reference else 0
+    bucket = width * min(_DEEPSPEED_BUCKET, numbers)
+    if launch.kind == "zero2":
+        return Held(size, reference, (states + wide) // n, width * numbers // n, 2 * bucket, 0, 0)
+    gathered = _gathered(weights, width)
+    parts = (size // n, reference // n, (states + wide) // n, width * numbers // n)
+    if launch.kind == "zero3":
+        return Held(*parts, bucket, gathered, 0)
+    return Held(0, 0, 0, 0, bucket, gathered, 0, host=n * sum(parts))
+
+
+def _gathered(weights: Weights, width: int | None) -> int:
+    """Whole weights at a time: two layers, that at work and the next, and embedding and head with what is beside them.
+
+    Gradients of one layer are whole until they are shared out.
+    """
+    layers = sorted((part.bytes if width is None else width * part.elements for part in weights.layers), reverse=True)
+    around = sum(p.bytes if width is None else width * p.elements for p in (weights.embedding, weights.rest))
+    trained = max((p.trained_bytes if width is None else width * p.trained for p in weights.parts), default=0)
+    return sum(layers[:2]) + around + trained

@@ -1,0 +1,171 @@
+"""Planned against measured memory: `align plan`'s model beside the peak of runs on a CPU, each in a fresh process.
+
+    python benchmarks/plan.py                     all configurations
+    python benchmarks/plan.py --only lora,bf16    some of them
+    python benchmarks/plan.py --published         larger models by their published sizes, and what a GPU showed
+
+Measured is the process's highest resident memory less what it held before its model was made; two optimizer steps.
+Models have random weights, rows are made up. Peaks of a run differ by a few MiB from one time to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
+SHAPE |= {"num_key_value_heads": 4}
+SMALL, LARGE = 8_000, 64_000  # words
+BOTH = [{"name": "npo"}, {"name": "nll", "branch": "retain", "weight": 1.0}]
+
+# name: (words, changes of the recipe); a batch is 4 rows unless said
+CONFIGURATIONS: dict[str, tuple[int, dict[str, Any]]] = {
+    "full": (SMALL, {}),
+    "full, batch 8": (SMALL, {"train.per_device_train_batch_size": 8}),
+    "full, 64k words": (LARGE, {}),
+    "full, tied, 64k words": (LARGE, {"tied": True}),
+    "full, checkpointing": (SMALL, {"train.activation_checkpointing": True, "train.per_device_train_batch_size": 8}),
+    "full, store complete": (SMALL, {"again": True, "watch.probe_answers": 0}),
+    "full, accumulated": (SMALL, {"train.gradient_accumulation_steps": 2}),
+    "full, bf16 autocast": (SMALL, {"train.bf16": True}),
+    "full, SGD": (SMALL, {"train.optim": "sgd"}),
+    "lora": (SMALL, {"model.lora": {"rank": 16}}),
+    "lora, batch 8": (SMALL, {"model.lora": {"rank": 16}, "train.per_device_train_batch_size": 8}),
+    "lora, checkpointing, 64k words": (LARGE, {"model.lora": {"rank": 16}, "train.activation_checkpointing": True}),
+    "lora, bf16 weights": (SMALL, {"model.lora": {"rank": 16}, "model.dtype": "bfloat16"}),
+    "npo and retain": (SMALL, {"objective": BOTH}),
+    "npo and kl": (SMALL, {"objective": [BOTH[0], {"name": "kl", "branch": "retain"}]}),
+    "rmu": (SMALL, {"objective": {"name": "rmu", "layer": 3}}),
+}
+
+
+def rows(count: int, words: int, seed: int = 0) -> list[dict[str, str]]:
+    """Pairs of 60 to 120 words of prompt and of each answer."""
+    source = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(f"w{source.randrange(3, words)}" for _ in range(source.randint(60, 120)))
+
+    return [{"prompt": text(), "chosen": text(), "rejected": text()} for _ in range(count)]
+
+
+def save(folder: Path, words: int, tied: bool) -> Path:
+    """A Llama of random weights with a tokenizer of so many words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    config = LlamaConfig(vocab_size=words, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=2, **SHAPE)
+    config.eos_token_id = 1
+    LlamaForCausalLM(config).save_pretrained(folder)
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", eos_token="w1", bos_token="w2").save_pretrained(folder)
+    return folder
+
+
+def recipe_of(folder: Path, model: Path, words: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a configuration, with its rows beside it."""
+    own = rows(16, words)
+    found: dict[str, Any] = {
+        "name": "measured",
+        "output": str(folder / "run"),
+        "model": {"id": str(model)},
+        "objective": changes.get("objective", {"name": "dpo"}),
+        "reference": {"store_dir": str(folder / "store")},
+        "watch": {"report": False, "probe_pairs": 0},
+        "train": {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1},
+    }
+    if "objective" in changes:
+        for name in ("forget", "retain"):
+            lines = [json.dumps({"question": row["prompt"], "answer": row["chosen"]}) for row in own]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines))
+        found["data"] = {name: {"path": str(folder / f"{name}.jsonl")} for name in ("forget", "retain")}
+        if changes["objective"] == {"name": "rmu", "layer": 3}:
+            found["train"]["learning_rate"] = 1e-5
+    else:
+        (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in own))
+        found["data"] = {"train": {"path": str(folder / "pairs.jsonl")}}
+    for key, value in changes.items():
+        if "." in key:
+            section, name = key.split(".")
+            found[section][name] = value
+    return found
+
+
+def child(file: Path) -> None:
+    """One run: prints what was planned and what was measured, in bytes."""
+    import align.training.run as training
+    from align.plan.plan import plan_of
+    from align.recipe import Recipe
+
+    recipe = Recipe.from_dict(json.loads(file.read_text()), base=file.parent)
+    held: list[int] = []
+    load = training.load_model
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        held.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+        return load(*args, **kwargs)
+
+    training.load_model = watched
+    planned = plan_of(recipe).memory
+    training.run(recipe, echo=lambda line: print(line, file=sys.stderr))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"planned": planned.total, "measured": peak - held[0], "at": planned.phase, "parts": planned.parts}))
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One configuration in a fresh process, and before it once more where its store is to be complete."""
+    words, changes = CONFIGURATIONS[name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        command = [sys.executable, __file__, "--save", place, "--words", str(words), "--tied", str(int("tied" in changes))]
+        subprocess.run(command, check=True, capture_output=True)
+        recipe = recipe_of(folder, folder / "model", words, changes)
+        out: dict[str, Any] = {}
+        for time in range(1 + ("again" in changes)):
+            recipe["output"] = str(folder / f"run{time}")
+            (folder / "recipe.json").write_text(json.dumps(recipe))
+            done = subprocess.run(
+                [sys.executable, __file__, "--child", str(folder / "recipe.json")], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+            out = json.loads(done.stdout.splitlines()[-1])
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="names of configurations, separated by ;")
+    parser.add_argument("--json", action="store_true", help="all numbers instead of a table")
+    for hidden in ("--child", "--save"):
+        parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
+    for hidden in ("--words", "--tied"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child)
+    if args.save:
+        save(args.save / "model", args.words, bool(args.tied))
+        return None
+    chosen = args.only.split(";") if args.only else list(CONFIGURATIONS)
+    if not args.json:
+        print("| configuration | planned, MiB | measured, MiB | ratio | fullest at |\n|---|---|---|---|---|")
+    for name in chosen:
+        found = measure(name)
+        ratio = found["planned"] / found["measured"]
+        sizes = f"{found['planned'] / MIB:,.0f} | {found['measured'] / MIB:,.0f} | {ratio:.2f}"
+        print(json.dumps({name: found}) if args.json else f"| {name} | {sizes} | {found['at']} |", flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
