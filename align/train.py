@@ -26,15 +26,24 @@ from align.runs.signals import SIGNALS
 from align.runs.speaker import enter, rank
 from align.runs.terminal import echo as to_terminal
 
+_FLAGS = ("--resume", "--allow-code", "--anyway")
+
 
 def run(
-    recipe: Recipe, *, resume: bool = False, allow_code: bool = False, echo: Callable[[str], Any] = to_terminal
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    allow_code: bool = False,
+    anyway: bool = False,
+    echo: Callable[[str], Any] = to_terminal,
 ) -> RunResult:
     """Train as a recipe says and return what came of it. Every rank calls it; only the main process prints and writes.
 
+    ``anyway`` starts also where the plan says that it does not fit.
+
     Raises:
         UserError: for everything the caller can mend, before anything is lost.
-        DoesNotFit: where memory or the disk ran out; the last complete checkpoint is kept.
+        DoesNotFit: where the plan says so, or memory or the disk ran out; the last complete checkpoint is kept.
         Stopped: where a guard ended the run; the same is kept.
     """
     without_device_notice()
@@ -92,6 +101,11 @@ def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
             f"The run is finished and whole in {recipe.output_dir}, but its push failed: {why}\n"
             f"Push it without training again: {shlex.join(again)}"
         ) from None
+            return RoundTrainer.of(recipe, allow_code=allow_code, anyway=anyway, echo=echo).train(resume=resume)
+        from align.training.run import run as train
+
+        options = {"resume": resume, "allow_code": allow_code, "anyway": anyway}
+        return train(recipe, **options, echo=echo, make_suite=_tofu_suite)
 
 
 def _tofu_suite(*args: Any, **kwargs: Any) -> Any:
@@ -101,13 +115,14 @@ def _tofu_suite(*args: Any, **kwargs: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of ``accelerate launch ... -m align.train FILE [key=value ...] [--resume] [--allow-code]``."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    resume, allow_code = "--resume" in words, "--allow-code" in words
-    words = [w for w in words if w not in ("--resume", "--allow-code")]
+    """Entry of ``accelerate launch ... -m align.train FILE [key=value ...]`` with the flags of ``align train``."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    words = [word for word in given if word not in _FLAGS]
+    resume, allow_code, anyway = (flag in given for flag in _FLAGS)
     if not words or words[0] in ("-h", "--help"):
         if rank() == 0:
-            print("usage: accelerate launch [...] -m align.train FILE [key=value ...] [--resume] [--allow-code]")
+            flags = " ".join(f"[{flag}]" for flag in _FLAGS)
+            print(f"usage: accelerate launch [...] -m align.train FILE [key=value ...] {flags}")
         return 0 if words else 2
     warnings.filterwarnings("ignore", category=FutureWarning)
     with SIGNALS.heard():
@@ -121,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from align.runs.processes import leave_together
 
             leave_together()
+                run(recipe, resume=resume, allow_code=allow_code, anyway=anyway)
+            _leave_together()
         except BaseException as error:
             return ended(error)
     return 0

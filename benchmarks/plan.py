@@ -5,6 +5,7 @@
     python benchmarks/plan.py --published         larger models by their published sizes, and what a GPU showed
 
 Measured is the process's highest resident memory less what it held before its model was made; two optimizer steps.
+glibc is told to give freed memory back, so that it is tensors that are measured; --heap leaves that out.
 Models have random weights, rows are made up. Peaks of a run differ by a few MiB from one time to the next.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import subprocess
@@ -21,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+# Bytes from which on glibc asks the system for a piece of memory of its own, and gives it back when it is freed. By
+# default that size grows as pieces are freed, and much of what was freed stays with the process.
+GIVEN_BACK = "262144"
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
 SHAPE |= {"num_key_value_heads": 4}
 SMALL, LARGE = 8_000, 64_000  # words
@@ -67,7 +72,9 @@ def save(folder: Path, words: int, tied: bool) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", eos_token="w1", bos_token="w2").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", eos_token="w1", bos_token="w2").save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -101,9 +108,8 @@ def recipe_of(folder: Path, model: Path, words: int, changes: dict[str, Any]) ->
 
 
 def child(file: Path) -> None:
-    """One run: prints what was planned and what was measured, in bytes."""
+    """One run: prints what it planned and what it took, in bytes."""
     import align.training.run as training
-    from align.plan.plan import plan_of
     from align.recipe import Recipe
 
     recipe = Recipe.from_dict(json.loads(file.read_text()), base=file.parent)
@@ -115,27 +121,27 @@ def child(file: Path) -> None:
         return load(*args, **kwargs)
 
     training.load_model = watched
-    planned = plan_of(recipe).memory
     training.run(recipe, echo=lambda line: print(line, file=sys.stderr))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"planned": planned.total, "measured": peak - held[0], "at": planned.phase, "parts": planned.parts}))
+    plan = json.loads((recipe.output_dir / "plan.json").read_text())["memory"]
+    print(json.dumps({"planned": plan["total"], "measured": peak - held[0], **plan}))
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, heap: bool) -> dict[str, Any]:
     """One configuration in a fresh process, and before it once more where its store is to be complete."""
     words, changes = CONFIGURATIONS[name]
+    env = {**os.environ, **({} if heap else {"MALLOC_MMAP_THRESHOLD_": GIVEN_BACK})}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        command = [sys.executable, __file__, "--save", place, "--words", str(words), "--tied", str(int("tied" in changes))]
-        subprocess.run(command, check=True, capture_output=True)
+        options = ["--words", str(words), "--tied", str(int("tied" in changes))]
+        subprocess.run([sys.executable, __file__, "--save", place, *options], check=True, capture_output=True)
         recipe = recipe_of(folder, folder / "model", words, changes)
         out: dict[str, Any] = {}
         for time in range(1 + ("again" in changes)):
             recipe["output"] = str(folder / f"run{time}")
             (folder / "recipe.json").write_text(json.dumps(recipe))
-            done = subprocess.run(
-                [sys.executable, __file__, "--child", str(folder / "recipe.json")], capture_output=True, text=True
-            )
+            command = [sys.executable, __file__, "--child", str(folder / "recipe.json")]
+            done = subprocess.run(command, capture_output=True, text=True, env=env)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             out = json.loads(done.stdout.splitlines()[-1])
@@ -145,6 +151,7 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names of configurations, separated by ;")
+    parser.add_argument("--heap", action="store_true", help="let glibc keep what is freed, as it does by default")
     parser.add_argument("--json", action="store_true", help="all numbers instead of a table")
     for hidden in ("--child", "--save"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
@@ -160,10 +167,10 @@ def main() -> None:
     if not args.json:
         print("| configuration | planned, MiB | measured, MiB | ratio | fullest at |\n|---|---|---|---|---|")
     for name in chosen:
-        found = measure(name)
+        found = measure(name, args.heap)
         ratio = found["planned"] / found["measured"]
         sizes = f"{found['planned'] / MIB:,.0f} | {found['measured'] / MIB:,.0f} | {ratio:.2f}"
-        print(json.dumps({name: found}) if args.json else f"| {name} | {sizes} | {found['at']} |", flush=True)
+        print(json.dumps({name: found}) if args.json else f"| {name} | {sizes} | {found['fullest_at']} |", flush=True)
     return None
 
 

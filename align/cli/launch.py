@@ -7,16 +7,15 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from align.cli.verbs import ALLOW_CODE, RECIPE, RESUME, Verb, argument, flag, path
+from align.cli.verbs import ALLOW_CODE, ANYWAY, RECIPE, RESUME, Verb, argument, flag, path
 from align.errors import UserError
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe
     from align.runs.launcher import Configuration
-    from align.runs.placement import Placement
 
 
 def _launch(args: argparse.Namespace) -> int:
+    from align.cli.plan import placed
     from align.recipe import load_recipe
     from align.runs.launcher import command, configuration, run
     from align.runs.models import require_model
@@ -26,13 +25,14 @@ def _launch(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
     if not (args.on and args.dry_run):  # a command that is only shown may be for a machine that has the model
         require_model(recipe.model, recipe.base)
-    placed = None if args.on else _place(recipe, args.processes)
-    chosen = configuration(placed.name if placed else args.on)
-    processes = placed.processes if placed else _count(chosen, args)
-    flags = [word for word, given in (("--resume", args.resume), ("--allow-code", args.allow_code)) if given]
+    choice = None if args.on else placed(recipe, args.processes)
+    chosen = configuration(choice.name if choice else args.on)
+    processes = choice.processes if choice else _count(chosen, args)
+    given = {"--resume": args.resume, "--allow-code": args.allow_code, "--anyway": args.anyway}
+    flags = [word for word, wanted in given.items() if wanted]
     found = command(chosen, processes, [args.file, *args.overrides, *flags])
     if not args.json:
-        print(*([f"{placed.name}: {placed.reason}"] if placed else []), found.line(), sep="\n", flush=True)
+        print(*([f"{choice.name}: {choice.reason}"] if choice else []), found.line(), sep="\n", flush=True)
     here = ["--on", chosen.name, "--processes", str(processes)]
     started = ["align", "launch", args.file, *args.overrides, *here, *flags]
     out = sys.stderr if args.json else None
@@ -40,22 +40,6 @@ def _launch(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"on": chosen.name, "processes": processes, "command": found.line(), "exit_code": code}))
     return code
-
-
-def _place(recipe: Recipe, processes: int | None) -> Placement:
-    """The configuration that fits, by the model's structure and this machine. Imports torch."""
-    import torch
-
-    from align.models.size import training_size
-    from align.runs.memory import accelerators, memory
-    from align.runs.placement import Machine, place
-    from align.runs.quiet import without_device_notice
-    from align.versions import installed
-
-    without_device_notice()
-    devices = () if recipe.train.get("use_cpu") is True else accelerators()
-    host = memory(torch.device("cpu")).total
-    return place(training_size(recipe), Machine(devices, host, installed("deepspeed") is not None), processes)
 
 
 def _count(chosen: Configuration, args: argparse.Namespace) -> int:
@@ -80,6 +64,7 @@ LAUNCH = Verb(
         path("--on", metavar="NAME", help="a configuration of recipes/accelerate, or a file; by default what fits"),
         argument("--processes", metavar="N", type=int, help="by default one for each accelerator"),
         RESUME,
+        ANYWAY,
         ALLOW_CODE,
         flag("--dry-run", "print the command and start nothing"),
     ),

@@ -17,11 +17,12 @@ from align.cli.compare import COMPARE
 from align.cli.evaluate import EVAL
 from align.cli.export import EXPORT
 from align.cli.launch import LAUNCH
+from align.cli.plan import PLAN
 from align.cli.probe import PROBE
 from align.cli.push import PUSH
 from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
-from align.cli.verbs import ALLOW_CODE, RECIPE, RESUME, Parser, Verb, argument, flag
+from align.cli.verbs import ALLOW_CODE, ANYWAY, RECIPE, RESUME, Parser, Verb, argument, flag
 from align.errors import Exit, UserError
 from align.runs.disk import on_disk
 from align.runs.ended import interrupted
@@ -103,7 +104,8 @@ def _train(args: argparse.Namespace) -> int:
 
     with SIGNALS.heard():
         SIGNALS.run = (recipe.of_its_run() if args.resume else recipe).output_dir
-        result = run(recipe, resume=args.resume, allow_code=args.allow_code, echo=_echo(args.json))
+        flags = {"resume": args.resume, "allow_code": args.allow_code, "anyway": args.anyway}
+        result = run(recipe, **flags, echo=_echo(args.json))
     if args.json:
         _print_json(result)
     return Exit.OK
@@ -183,9 +185,10 @@ VERBS = (
             "align train my.yaml objective.beta=0.2 --resume",
         ),
         _train,
-        (*RECIPE, RESUME, ALLOW_CODE),
+        (*RECIPE, RESUME, ANYWAY, ALLOW_CODE),
     ),
     LAUNCH,
+    PLAN,
     Verb(
         "check",
         "look for faults in a recipe and its data, without a model",

@@ -82,6 +82,7 @@ RECIPE = (
     argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20"),
 )
 ALLOW_CODE = flag("--allow-code", "run Python code that the recipe names: an objective's class, a judge's function")
+ANYWAY = flag("--anyway", "start also where the plan says that it does not fit")
 RESUME = flag("--resume", "go on from the last complete checkpoint of the run")
 
 # for every verb that asks a model

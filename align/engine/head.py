@@ -145,10 +145,10 @@ class _ChunkedReads(torch.autograd.Function):
         with no_autocast(hidden):
             cast = weight.detach().to(ctx.dtype)
             for rows in _blocks(hidden, len(weight)):
-                grad_logits = grad_logits(hidden[rows], cast, bias, job, rows, grad[:, rows], ctx.dtype)
+                gradient = grad_logits(hidden[rows], cast, bias, job, rows, grad[:, rows], ctx.dtype)
                 if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
-                narrow = grad_logits.to(ctx.dtype)
+                    grad_bias += gradient.sum(0)
+                narrow = gradient.to(ctx.dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = (narrow @ cast).to(hidden.dtype)
                 if grad_weight is not None:

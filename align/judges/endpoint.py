@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from align.judges.http import Client
 from align.judges.judge import CompareJudge
 from align.limits import TEXTS
 from align.outside import read_text
+from align.runs.files import cache_folder
 
 if TYPE_CHECKING:
     from align.data.tokens.samples import Prompt
@@ -224,7 +224,7 @@ def _folder(name: str | None, base: Path | None) -> Path:
     """Where answers are kept; by default in the user's cache, so that all runs share them."""
     if name is not None:
         return (base or Path()) / name
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "answers"
+    return cache_folder() / "answers"
 
 
 def _usable(answer: Any) -> bool:

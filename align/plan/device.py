@@ -29,7 +29,7 @@ _OTHER = (108, 312e12)  # multiprocessors and rate of a device of which the memo
 
 # Measured with benchmarks/plan.py: what a process of a CPU grows by beside tensors (threads, code that is loaded late),
 # and what freed pieces of memory that are not given back add. On CUDA the context, and what the allocator's blocks add.
-_GROWTH = {"cpu": 60 * 2**20, "cuda": 600 * 2**20}
+_GROWTH = {"cpu": 20 * 2**20, "cuda": 600 * 2**20}
 _LOST = {"cpu": 0.02, "cuda": 0.03}
 
 

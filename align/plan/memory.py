@@ -39,6 +39,9 @@ class Memory:
         followed: whether the layers' own code was followed; else activations are estimated by their widths.
         weights: how many there are, how many are trained.
         copied: whether there is a frozen copy of the policy.
+        computes_reference: whether the reference runs, and ``compares_whole`` whether for more than log-probs, which
+            no store keeps.
+        optimizer: bytes of the optimizer's state, of all processes together.
     """
 
     phases: Mapping[str, Parts]
@@ -46,6 +49,9 @@ class Memory:
     followed: bool
     weights: Weights
     copied: bool
+    computes_reference: bool
+    compares_whole: bool
+    optimizer: int
 
     @property
     def phase(self) -> str:
@@ -83,7 +89,9 @@ def memory_of(
     phases = dict(run.phases(layers))
     overhead = device.overhead(max(sum(parts.values()) for parts in phases.values()))
     phases = {name: {**parts, "context and fragmentation": overhead} for name, parts in phases.items()}
-    return Memory(phases, run.held.host, followed, weights, run.copied)
+    whole = run.held.optimizer if launch.kind in ("one", "ddp") else run.held.optimizer * launch.processes
+    about = (run.copied, run.computes_reference, run.compares_whole, whole)
+    return Memory(phases, run.held.host, followed, weights, *about)
 
 
 class _Run:
@@ -107,10 +115,8 @@ class _Run:
         self.reads = tuple(read for read in self.objective.reads() if isinstance(read, Read))
         self.all_states = any(isinstance(read, Hidden) and read.layer != -1 for read in self.objective.reads())
         compares = self.objective.needs_reference and recipe.reference.rows is None and recipe.rounds is None
-        full = any(read.needs_reference for read in self.reads) or any(
-            isinstance(read, Hidden) for read in self.objective.reads()
-        )
-        self.computes_reference = compares and (full or not stored)
+        self.compares_whole = any(r.needs_reference or isinstance(r, Hidden) for r in self.objective.reads())
+        self.computes_reference = compares and (self.compares_whole or not stored)
         asked = recipe.watch.probe_answers > 0 and bool(recipe.watch.probe_pairs) and not recipe.data.forget
         own = recipe.model.lora is not None and recipe.model.lora.adapter is None
         copy = recipe.reference.strategy == "copy" or not own

@@ -121,8 +121,8 @@ def _kept_in(recipe: Recipe, model: Any) -> torch.dtype:
 def layers_of(inner: nn.Module) -> list[nn.Module]:
     """The decoder layers of a model: the longest list of modules in its backbone."""
     backbone: Any = causal_model(inner).base_model
-    lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    return list(max(lists, key=lambda modules: len(modules))) if lists else []
+    lists = [list(module) for module in backbone.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def weigh(model: Any, load_in: str | None = None) -> Weights:

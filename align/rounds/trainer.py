@@ -88,6 +88,8 @@ class RoundTrainer:
         UserError: for whatever the caller can mend, with a sentence.
     """
 
+    anyway = False
+
     def __init__(
         self,
         model: str,
@@ -129,9 +131,12 @@ class RoundTrainer:
         self._judge = None if isinstance(judge, Judge) else judge
 
     @classmethod
-    def of(cls, recipe: Recipe, *, allow_code: bool = False, echo: Callable[[str], Any] = print) -> RoundTrainer:
-        """The trainer of a recipe with ``rounds:``."""
+    def of(
+        cls, recipe: Recipe, *, allow_code: bool = False, anyway: bool = False, echo: Callable[[str], Any] = print
+    ) -> RoundTrainer:
+        """The trainer of a recipe with ``rounds:``; ``anyway`` trains also where a plan says that it does not fit."""
         made = cls.__new__(cls)
+        made.anyway = anyway
         made._begin(recipe, allow_code, echo)
         made._dataset = made._tokenizer = made._judge = None
         return made
@@ -289,7 +294,7 @@ class RoundTrainer:
         begun: list[bool] = []
         # all look before the first process writes
         self.world.together(lambda: begun.append((recipe.output_dir / LOCK).exists()))
-        train(recipe, resume=begun[0], echo=_until_done(self.echo))
+        train(recipe, resume=begun[0], anyway=self.anyway, echo=_until_done(self.echo))
         self.world.together(free)
 
     # ---- before and after

@@ -9,6 +9,11 @@ from typing import BinaryIO
 from uuid import uuid4
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs: ``XDG_CACHE_HOME``, else ``~/.cache``, in ``align``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align"
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader finds the old content or the new, never a part, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
@@ -20,6 +19,7 @@ from align.models.look import look, new_head
 from align.models.policy import adapter_note, load_model, lora_config
 from align.models.subject import Subject, positions
 from align.objectives.base import reads_labels
+from align.plan.stored import store_folder
 from align.recipe import Recipe
 from align.recipe.stop_rule import StopRule
 from align.recipe.template_arguments import dated
@@ -45,6 +45,7 @@ from align.trainers.watch import Watch
 from align.training.facts import Said, add, begin_training, cost
 from align.training.finish import finish, report
 from align.training.lock import lock, otherwise
+from align.training.planned import compared, planned
 from align.training.resume import alone, check_step, go_on, newest, refuse_models_alone, swept
 
 MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.suites
@@ -55,12 +56,14 @@ def run(
     *,
     resume: bool = False,
     allow_code: bool = False,
+    anyway: bool = False,
     echo: Callable[[str], Any] = print,
     make_suite: MakeSuite | None = None,
 ) -> RunResult:
     """Train as a recipe says and return what came of it. Every rank calls it; only the main process prints and writes.
 
     Args:
+        anyway: start also where the plan says that it does not fit.
         make_suite: makes the suite of the recipe's ``evaluate`` section; needed where it has one.
 
     Raises:
@@ -75,7 +78,7 @@ def run(
     refuse(args)
     directory, say = RunDirectory(recipe.output_dir, writer=main), echo if main else silent
     with alone(directory, World.of(args), say):
-        return _run(recipe, args, directory, began, resume, allow_code, say, make_suite)
+        return _run(recipe, args, directory, began, resume, allow_code, anyway, say, make_suite)
 
 
 def _run(
@@ -85,6 +88,7 @@ def _run(
     began: float,
     resume: bool,
     allow_code: bool,
+    anyway: bool,
     say: Callable[[str], Any],
     make_suite: MakeSuite | None,
 ) -> RunResult:
@@ -109,6 +113,7 @@ def _run(
     data = load_data(recipe, tokenizer, objective.branches, said)
     if resume and directory.locked("data") != data.digest:
         raise UserError(f"{directory.path}: the data changed since this run was started. Put them back, or start anew.")
+    plan = planned(recipe, args, data, directory, anyway, say)
     # before the model: a retain model is measured and gone by then
     suite = _suite(recipe, directory, tokenizer, make_suite, say)
     judge = _scoring_judge(recipe, args, allow_code, say)
@@ -132,7 +137,8 @@ def _run(
     since = checkpoint.step if checkpoint else 0
 
     def account() -> dict[str, Any]:
-        return cost(trainer, time.monotonic() - began, since, watch.budget.summary())
+        spent = cost(trainer, time.monotonic() - began, since, watch.budget.summary())
+        return spent | compared(recipe, plan, spent)
 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
@@ -252,7 +258,7 @@ def _trainer(
         **shared,
         reference=recipe.reference.strategy,
         reference_sync=_sync(recipe),
-        store_dir=_store_dir(recipe),
+        store_dir=store_folder(recipe),
         reference_rows=recipe.reference.rows,
         reference_asked=bool(probed) and recipe.watch.probe_answers > 0,
     )
@@ -338,12 +344,3 @@ def _prompt_ids(trainer: Any, text: str) -> list[int]:
 def _sync(recipe: Recipe) -> tuple[int, float] | None:
     every, mix = recipe.reference.sync_every, recipe.reference.sync_mix
     return None if every is None else (every, mix)
-
-
-def _store_dir(recipe: Recipe) -> Path | None:
-    if not recipe.reference.store:
-        return None
-    if recipe.reference.store_dir is not None:
-        return Path(recipe.reference.store_dir)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "align" / "reference"

@@ -62,6 +62,7 @@ def cost(run: RunRecord) -> Section:
     """Time, tokens and memory, and what the probes took of the time."""
     facts = cost_facts(run)
     blocks: list[Block] = [Facts(facts)] if facts else []
+    blocks += _against_plan((run.facts.get("cost") or {}).get("planned"))
     probes = (run.facts.get("cost") or {}).get("probes") or {}
     if each := probes.get("probes"):
         taken = [(name, *(_value(one.get(key)) for key in _PROBE)) for name, one in each.items()]
@@ -70,12 +71,31 @@ def cost(run: RunRecord) -> Section:
     return Section("Cost", blocks or [Text("Time and memory were not recorded.", quiet=True)])
 
 
+def _against_plan(found: Any) -> list[Block]:
+    """Planned beside measured memory and time; time only where all planned steps were taken."""
+    if not isinstance(found, Mapping):
+        return []
+    rows = []
+    for name, key, said in (("memory", "memory_bytes", _gib), ("training", "seconds", duration)):
+        planned, measured = finite(found.get(key)), finite(found.get(f"measured_{key}"))
+        whole = key != "seconds" or found.get("steps") == found.get("measured_steps")
+        if planned and measured and whole:
+            rows.append((name, said(planned), said(measured), f"{planned / measured:.2f}"))
+    return [Table(("", "planned", "measured", "ratio"), rows, title="The plan and what was measured")] if rows else []
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
 def cost_facts(run: RunRecord) -> dict[str, str]:
     """What a run took, by name; empty where that was not recorded."""
     found = dict(run.facts.get("cost") or {})
-    seconds, memory, _ = (finite(found.pop(key, None)) for key in ("seconds", "peak_memory_bytes", "probes"))
+    for key in ("probes", "planned"):
+        found.pop(key, None)
+    seconds, memory = (finite(found.pop(key, None)) for key in ("seconds", "peak_memory_bytes"))
     facts = {} if seconds is None else {"time": duration(seconds)}
-    facts |= {} if memory is None else {"peak memory": f"{memory / 2**30:.2f} GiB"}
+    facts |= {} if memory is None else {"peak memory": _gib(memory)}
     return facts | _named(found)
 
 

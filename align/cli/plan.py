@@ -1,0 +1,137 @@
+"""`align plan`: whether a recipe fits, how long it takes and what it writes, before a weight is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from align.cli.verbs import ALLOW_CODE, RECIPE, Verb, argument, path
+from align.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    from align.data.load import Data
+    from align.plan.device import Device
+    from align.plan.placement import Placement
+    from align.plan.shares import Launch
+    from align.recipe import Recipe
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from align.recipe import load_recipe
+    from align.runs.models import require_model
+
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes {args.processes}: expected a whole number of 1 or more.")
+    recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
+    if recipe.rounds is not None:
+        raise UserError("align plan: a recipe with rounds: has as many trainings as rounds, and each plans itself.")
+    require_model(recipe.model, recipe.base)
+    from align.plan.changes import changes
+    from align.plan.plan import plan_of
+    from align.plan.show import cures, table
+    from align.runs.quiet import quieten, without_device_notice
+
+    without_device_notice()
+    quieten(True)
+    device = _device(recipe, args.device)
+    data, said = prepared(recipe)
+    plan = plan_of(recipe, data, _launch(recipe, data, args, device), device)
+    found = [] if plan.fits else changes(recipe, data, plan)
+    if args.json:
+        cure = [{"change": one.text, "total": one.plan.memory.total, "fits": one.plan.fits} for one in found]
+        print(json.dumps({**plan.to_json(), "rows_said": said, "changes": cure}))
+    else:
+        print(*table(plan, said), *([] if plan.fits else ["", *cures(found)]), sep="\n")
+    return Exit.OK if plan.fits else Exit.DOES_NOT_FIT
+
+
+def prepared(recipe: Recipe) -> tuple[Data, list[str]]:
+    """The recipe's rows as a run prepares them, and what became of those that were left out or cut."""
+    from align.data.load import load_data
+    from align.data.tokens.tokenize import load_tokenizer
+    from align.recipe.template_arguments import dated
+
+    said: list[str] = []
+    tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=dated(recipe.data.template_arguments))
+    data = load_data(recipe, tokenizer, recipe.objective_value().branches, said.append)
+    return data, [line.strip() for line in said]
+
+
+def _device(recipe: Recipe, name: str | None) -> Device:
+    """The device that is named, else this machine's."""
+    import torch
+
+    from align.plan.device import here, named
+
+    if name is not None:
+        return named(name)
+    on_cpu = recipe.train.get("use_cpu") is True or not torch.accelerator.is_available()
+    return here(torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+
+
+def _launch(recipe: Recipe, data: Data, args: argparse.Namespace, device: Device) -> Launch:
+    """The launch that is named, else what `align launch` would take here; of a device elsewhere so many processes."""
+    from align.plan.plan import on
+    from align.plan.shares import Launch
+    from align.runs.launcher import configuration
+
+    if args.on is not None:
+        chosen = configuration(args.on)
+        return on(chosen.name, chosen.content, args.processes or chosen.processes)
+    if args.device is not None or device.kind == "cpu":
+        count = args.processes or 1
+        return Launch("ddp" if count > 1 else "one process", count, "ddp" if count > 1 else "one")
+    found = placed(recipe, args.processes, data)
+    chosen = configuration(found.name)
+    return on(chosen.name, chosen.content, found.processes)
+
+
+def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> Placement:
+    """The configuration that a recipe fits on here, by its plan under each; imports torch.
+
+    Args:
+        data: its prepared rows; prepared where they are needed and not given.
+
+    Raises:
+        UserError, DoesNotFit: as ``place``.
+    """
+    import torch
+
+    from align.plan.device import here
+    from align.plan.placement import Machine, Need, place
+    from align.plan.plan import plan_of
+    from align.runs.memory import accelerators, memory
+    from align.runs.quiet import without_device_notice
+    from align.versions import installed
+
+    without_device_notice()
+    devices = () if recipe.train.get("use_cpu") is True else accelerators()
+    rows: list[Data] = [] if data is None else [data]
+
+    def need(launch: Launch) -> Need:
+        if not rows:
+            rows.append(prepared(recipe)[0])
+        found = plan_of(recipe, rows[0], launch, here(torch.device(torch.accelerator.current_accelerator() or "cpu")))
+        return Need(found.memory.total, found.memory.host)
+
+    host = memory(torch.device("cpu")).total
+    return place(need, Machine(devices, host, installed("deepspeed") is not None), processes)
+
+
+PLAN = Verb(
+    "plan",
+    "say what a recipe will hold, how long it takes and what it writes, before a weight is loaded",
+    (
+        "align plan my.yaml",
+        "align plan preference/dpo-zephyr-7b --on fsdp2 --processes 8 --device 80GiB",
+    ),
+    _plan,
+    (
+        *RECIPE,
+        path("--on", metavar="NAME", help="a launcher configuration; by default what align launch would take"),
+        argument("--processes", metavar="N", type=int, help="how many processes"),
+        argument("--device", metavar="WHAT", help="for a device that is not here: H100, A100-40GB, 24GiB, cpu"),
+        ALLOW_CODE,
+    ),
+)

@@ -1,0 +1,83 @@
+"""The plan with which a training begins: said, kept, and compared with what came of it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from align.data.load import Data
+from align.errors import DoesNotFit, UserError
+from align.plan.changes import changes
+from align.plan.device import here
+from align.plan.plan import FILE, Plan, launched, plan_of
+from align.plan.show import line, refusal
+from align.plan.speed import remember, shape_of
+from align.recipe import Recipe
+from align.runs.directory import RunDirectory
+from align.runs.memory import memory
+from align.runs.processes import World
+
+_SHORT = 5.0  # seconds; the rate of a shorter training says nothing
+
+
+class Planned(NamedTuple):
+    """A plan, and the bytes that the process held when it was made; None for both where there is no plan."""
+
+    plan: Plan | None = None
+    held: int = 0
+
+
+def planned(
+    recipe: Recipe, args: Any, data: Data, directory: RunDirectory, anyway: bool, say: Callable[[str], Any]
+) -> Planned:
+    """Plan a run whose rows are prepared, before its weights are loaded. Every process calls it; the first one plans.
+
+    Where the model cannot be looked at that is said, and there is no plan; nor is there one on other processes.
+
+    Raises:
+        DoesNotFit: on all processes, where it is clearly too large and ``anyway`` is not set.
+    """
+    world = World.of(args)
+    found, problem = Planned(), None
+    if world.rank == 0:
+        try:
+            plan = plan_of(recipe, data, launched(args), here(args.device), args)
+        except UserError as error:
+            say(f"plan: none ({error})")
+        else:
+            found = Planned(plan, memory(args.device).held)
+            directory.write_json(FILE, plan.to_json())
+            say(line(plan))
+            if plan.cannot and not anyway:
+                problem = refusal(plan, changes(recipe, data, plan))
+    problem = world.shared(problem)
+    if problem is not None:
+        refused = DoesNotFit(problem)
+        refused.shared = True
+        raise refused
+    return found
+
+
+def compared(recipe: Recipe, found: Planned, cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What was planned beside what was measured, for ``cost`` in the run's facts; the rate is kept for later plans.
+
+    Of an accelerator tensors are compared; of a CPU, what the process grew by since the plan was made.
+    """
+    plan = found.plan
+    if plan is None or "since_step" in cost:  # what came before a resume is not known
+        return {}
+    on_cpu = plan.device.kind == "cpu"
+    total, seconds = plan.memory.total, cost["probes"]["training_seconds"]
+    if seconds >= _SHORT and cost["steps"] == plan.batches.steps:
+        shape = shape_of(plan.memory, recipe.model.lora is not None)
+        remember(plan.device.name, shape, plan.time.flops / seconds / plan.launch.processes)
+    return {
+        "planned": {
+            "memory_bytes": total if on_cpu else total - plan.memory.parts["context and fragmentation"],
+            "measured_memory_bytes": cost["peak_memory_bytes"] - (found.held if on_cpu else 0),
+            "seconds": round(plan.time.seconds, 1),
+            "measured_seconds": round(seconds, 1),
+            "steps": plan.batches.steps,
+            "measured_steps": cost["steps"],
+        }
+    }
