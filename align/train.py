@@ -51,20 +51,21 @@ def run(
     with of_this_process():
         _check_push(recipe, echo)
     with on_disk(recipe.output_dir):
-        result = _train(recipe, resume, allow_code, echo)
+        result = _train(recipe, resume, allow_code, anyway, echo)
     with of_this_process():
         _push(recipe, echo)
     return result
 
 
-def _train(recipe: Recipe, resume: bool, allow_code: bool, echo: Callable[[str], Any]) -> RunResult:
+def _train(recipe: Recipe, resume: bool, allow_code: bool, anyway: bool, echo: Callable[[str], Any]) -> RunResult:
     if recipe.rounds is not None:
         from align.rounds.trainer import RoundTrainer
 
-        return RoundTrainer.of(recipe, allow_code=allow_code, echo=echo).train(resume=resume)
+        return RoundTrainer.of(recipe, allow_code=allow_code, anyway=anyway, echo=echo).train(resume=resume)
     from align.training.run import run as train
 
-    return train(recipe, resume=resume, allow_code=allow_code, echo=echo, make_suite=_tofu_suite)
+    options = {"resume": resume, "allow_code": allow_code, "anyway": anyway}
+    return train(recipe, **options, echo=echo, make_suite=_tofu_suite)
 
 
 def _check_push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
@@ -82,7 +83,9 @@ def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
     output = recipe.output
     if output.push is None:
         return
-    _leave_together()  # an upload may take longer than processes wait for one another
+    from align.runs.processes import leave_together
+
+    leave_together()  # an upload may take longer than processes wait for one another
     if rank():
         return
     from align.export.hub import Push
@@ -101,11 +104,6 @@ def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
             f"The run is finished and whole in {recipe.output_dir}, but its push failed: {why}\n"
             f"Push it without training again: {shlex.join(again)}"
         ) from None
-            return RoundTrainer.of(recipe, allow_code=allow_code, anyway=anyway, echo=echo).train(resume=resume)
-        from align.training.run import run as train
-
-        options = {"resume": resume, "allow_code": allow_code, "anyway": anyway}
-        return train(recipe, **options, echo=echo, make_suite=_tofu_suite)
 
 
 def _tofu_suite(*args: Any, **kwargs: Any) -> Any:
@@ -132,12 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             with answered():
                 recipe = load_recipe(words[0], words[1:], allow_code=allow_code)
                 SIGNALS.run = (recipe.of_its_run() if resume else recipe).output_dir
-                run(recipe, resume=resume, allow_code=allow_code)
+                run(recipe, resume=resume, allow_code=allow_code, anyway=anyway)
             from align.runs.processes import leave_together
 
             leave_together()
-                run(recipe, resume=resume, allow_code=allow_code, anyway=anyway)
-            _leave_together()
         except BaseException as error:
             return ended(error)
     return 0

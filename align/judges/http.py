@@ -17,8 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,15 +292,3 @@ def _key(name: str) -> str:
 def _spellings(key: str) -> re.Pattern[str]:
     """A key as it stands, and with any of its characters as URLs or JSON may spell them."""
     return re.compile("".join(rf"(?:{re.escape(c)}|(?i:%{ord(c):02x}|\\u{ord(c):04x}))" for c in key))
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks us to wait, given as such or as a date; None where it does not say."""
-    said = headers.get("retry-after", "").strip()
-    try:
-        if said.replace(".", "", 1).isdigit():
-            return float(said)
-        date = parsedate_to_datetime(said)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())

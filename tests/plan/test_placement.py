@@ -32,23 +32,47 @@ def machine(*devices: float, host: float = 64, deepspeed: bool = True) -> Machin
 @pytest.mark.parametrize(
     ("needs", "there", "processes", "name", "count", "reason"),
     [
-        pytest.param(run(20, 9), machine(80, 80), None, "ddp", 2, "it takes 29.0 GiB on each of 2 GPUs of 80.0 GiB", id="whole"),
-        pytest.param(run(20), machine(80, 80), 1, "ddp", 1, "it takes 20.0 GiB on each of 1 GPU of 80.0 GiB", id="one of two"),
+        pytest.param(
+            run(20, 9), machine(80, 80), None, "ddp", 2, "it takes 29.0 GiB on each of 2 GPUs of 80.0 GiB", id="whole"
+        ),
+        pytest.param(
+            run(20), machine(80, 80), 1, "ddp", 1, "it takes 20.0 GiB on each of 1 GPU of 80.0 GiB", id="one of two"
+        ),
         pytest.param(run(70, 10), machine(80, 80), None, "ddp", 2, "it takes 80.0 GiB", id="just fits"),
         pytest.param(
-            run(70, 10.5), machine(80, 80), None, "fsdp2", 2,
-            "it takes 45.5 GiB on each of 2 GPUs of 80.0 GiB (ddp would take 80.5 GiB)", id="just not",
+            run(70, 10.5),
+            machine(80, 80),
+            None,
+            "fsdp2",
+            2,
+            "it takes 45.5 GiB on each of 2 GPUs of 80.0 GiB (ddp would take 80.5 GiB)",
+            id="just not",
         ),
         pytest.param(run(104, 20), machine(*[80] * 8), None, "fsdp2", 8, "it takes 33.0 GiB", id="7B on eight"),
-        pytest.param(run(40, 2), machine(80, 40), None, "fsdp2", 2, "it takes 22.0 GiB on each of 2 GPUs of 40.0 GiB", id="the smaller GPU counts"),
         pytest.param(
-            run(130, 9), machine(80, host=512), None, "zero3-offload", 1,
-            "it takes 9.0 GiB on each of 1 GPU of 80.0 GiB and 130.0 GiB on the host (ddp would take 139.0 GiB)", id="host",
+            run(40, 2),
+            machine(80, 40),
+            None,
+            "fsdp2",
+            2,
+            "it takes 22.0 GiB on each of 2 GPUs of 40.0 GiB",
+            id="the smaller GPU counts",
         ),
-        pytest.param(run(1), machine(), None, "cpu1", 1, "there is no accelerator, and one process uses all cores", id="a CPU"),
+        pytest.param(
+            run(130, 9),
+            machine(80, host=512),
+            None,
+            "zero3-offload",
+            1,
+            "it takes 9.0 GiB on each of 1 GPU of 80.0 GiB and 130.0 GiB on the host (ddp would take 139.0 GiB)",
+            id="host",
+        ),
+        pytest.param(
+            run(1), machine(), None, "cpu1", 1, "there is no accelerator, and one process uses all cores", id="a CPU"
+        ),
         pytest.param(run(1), machine(), 2, "cpu2-ddp", 2, "several processes were asked for", id="a CPU, two"),
     ],
-)  # fmt: skip
+)
 def test_the_simplest_configuration_that_fits(
     needs: Callable[[Launch], Need], there: Machine, processes: int | None, name: str, count: int, reason: str
 ) -> None:
