@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.verbs import ALLOW_CODE, TEMPLATE_ARGUMENT, Verb, argument, flag, path, template_arguments
+from align.cli.verbs import (
+    ALLOW_CODE,
+    TEMPLATE_ARGUMENT,
+    Verb,
+    argument,
+    check_limit,
+    check_out,
+    flag,
+    path,
+    template_arguments,
+)
 from align.errors import Exit, UserError
 from align.runs.files import write_atomically
 from align.runs.quiet import calm
@@ -156,8 +166,6 @@ def _say_result(args: argparse.Namespace, result: AlpacaResult) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """One subject, and no option that would be ignored. Raises UserError."""
-    from align.cli.evaluate import check_limit, check_out
-
     given = [name for name in ("model", "outputs", "annotations") if getattr(args, name)]
     if len(given) != 1:
         raise UserError("align eval alpaca takes one of a run or model, --outputs FILE, and --annotations FILE.")

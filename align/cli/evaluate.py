@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.alpaca import ALPACA
-from align.cli.verbs import ALLOW_CODE, TEMPLATE_ARGUMENT, Verb, argument, flag, one_of, path, template_arguments
+from align.cli.verbs import (
+    ALLOW_CODE,
+    TEMPLATE_ARGUMENT,
+    Verb,
+    argument,
+    check_limit,
+    check_out,
+    flag,
+    one_of,
+    path,
+    template_arguments,
+)
 from align.errors import Exit, UserError
 from align.runs.files import write_atomically
 from align.runs.quiet import calm
@@ -160,20 +171,6 @@ def _check_subject(args: argparse.Namespace, suite: str) -> None:
     check_limit(args.limit)
     if args.out and args.log and Path(args.out).resolve() == Path(args.log).resolve():
         raise UserError(f"--out {args.out} would overwrite the log that is read: name another file.")
-
-
-def check_limit(limit: int | None) -> None:
-    """Refuse a trial of no rows. Raises UserError."""
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit: must be at least 1, got {limit}.")
-
-
-def check_out(out: str | None, option: str = "--out") -> None:
-    """Whether a file can be written there, before anything is measured. Raises UserError."""
-    if out and not Path(out).parent.is_dir():
-        raise UserError(f"{option} {out}: there is no folder {Path(out).parent}.")
-    if out and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
-        raise UserError(f"{option} {out}: no file can be written there; name another.")
 
 
 def _retain_file(args: argparse.Namespace) -> str | None:

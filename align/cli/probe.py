@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.cli.evaluate import check_limit, check_out
 from align.cli.sample import source_of
-from align.cli.verbs import Verb, argument, flag, one_of, path
+from align.cli.verbs import Verb, argument, check_limit, check_out, flag, one_of, path
 from align.errors import Exit, UserError
 from align.runs.files import write_atomically
 from align.runs.quiet import calm

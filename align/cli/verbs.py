@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from align.errors import UserError
@@ -112,6 +113,20 @@ def template_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if (problem := argument_problem(found)) is not None:
         raise UserError(f"--template-argument: {problem}.")
     return found
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a trial of no rows. Raises UserError."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit: must be at least 1, got {limit}.")
+
+
+def check_out(out: str | None, option: str = "--out") -> None:
+    """Whether a file can be written there, before anything is measured. Raises UserError."""
+    if out and not Path(out).parent.is_dir():
+        raise UserError(f"{option} {out}: there is no folder {Path(out).parent}.")
+    if out and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
+        raise UserError(f"{option} {out}: no file can be written there; name another.")
 
 
 @dataclass(frozen=True)
