@@ -19,7 +19,7 @@ from align.errors import UserError
 from align.export.folder import Export, about_of, complete, copy_beside
 from align.export.loads import load_elsewhere
 from align.export.logits import gap, logits_of, token_rows
-from align.export.merge import merged, trained_tokens
+from align.export.merge import Unlike, merged, trained_tokens
 from align.export.names import ABOUT, BESIDE, WEIGHTS
 from align.export.source import Source, find
 from align.models.ends import mend_generation_config
@@ -29,6 +29,7 @@ from align.runs.files import sync_folder
 
 Say = Callable[[str], Any]
 DType = Literal["float32", "checkpoint"]
+_MAY_BE_ROUNDING = 1e-2  # of the largest logit; deep models and large adapters round so much in float32
 
 
 def export_run(
@@ -121,11 +122,11 @@ def _write(
     if check or not copied:
         model = source.load(say, as_trained=merge)
         rows = token_rows(tokenizer, model, trained_tokens(model))
-        expected = logits_of(model, rows)
         if merge:
-            model, found = merged(model, rows, expected, say)
-            notes.append(f"logits of the merged model differ from the adapter's {found.text()}")
-        if not copied:
+            model = _merged(source, model, rows, say, notes)
+        if copied:
+            expected = logits_of(model, rows)
+        else:
             expected = _rounded(model, _type(source, dtype), rows, say, notes)
             _save(model, part, shards)
         del model  # before another process loads it
@@ -136,6 +137,20 @@ def _write(
     if check:
         say(load_elsewhere(part, source, adapter=made.kind == "adapter", rows=rows, expected=expected).sentence())
     return made
+
+
+def _merged(source: Source, model: Any, rows: list[list[int]], say: Say, notes: list[str]) -> Any:
+    """The merged model in float32. What float32 does not tell from rounding is merged and compared in float64."""
+    try:
+        model, found = merged(model, rows, say)
+    except Unlike as error:
+        if not error.gap.relative <= _MAY_BE_ROUNDING:
+            raise
+        say(f"merge: in float32 logits differ {error.gap.text()}; float64 tells whether that is rounding")
+        model, found = merged(source.load(lambda _: None, as_trained=True, dtype=torch.float64).double(), rows, say)
+        model.float()
+    notes.append(f"logits of the merged model differ from the adapter's {found.text()}")
+    return model
 
 
 def _type(source: Source, dtype: DType | None) -> torch.dtype:

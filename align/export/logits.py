@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,9 @@ from align.models.subject import positions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAME = 1e-5  # of the largest logit: what float32 may differ by where the order of sums does
+# of the largest logit: what may differ where the order of sums does
+SAME = 1e-5
+_SAME_IN_DOUBLE = 1e-6  # norms compute in float32 there, too
 _TEXTS = (
     "The old lighthouse keeper counted 47 ships before breakfast, and wrote each name down in his blue book.",
     "def area(radius: float) -> float:\n    return 3.14159 * radius**2  # in square metres\n",
@@ -34,11 +36,11 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, model: Any, trained: Iterable
 
 @torch.no_grad()
 def logits_of(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Float32 logits of each row: [T, V], of a reward model [1, 1]."""
+    """Logits of each row, float32 or of a float64 model float64: [T, V], of a reward model [1, 1]."""
     found = []
     for row in rows:
         out = model(input_ids=torch.tensor([list(row)])).logits
-        found.append((out[0] if out.dim() == 3 else out).float())
+        found.append((out[0] if out.dim() == 3 else out).to(torch.promote_types(out.dtype, torch.float32)))
     return found
 
 
@@ -52,6 +54,7 @@ class Gap:
         scale: the largest logit of the first model by size, 1 at least: logits are log-odds, of which 1e-5 is nothing.
         row, token: where it is, counted from 0.
         likeliest: share of the tokens with the same likeliest next token; of a reward model 1.
+        limit: what of the largest logit is rounding.
     """
 
     rows: int
@@ -61,6 +64,7 @@ class Gap:
     row: int
     token: int
     likeliest: float
+    limit: float = SAME
 
     @property
     def relative(self) -> float:
@@ -70,7 +74,7 @@ class Gap:
     @property
     def same(self) -> bool:
         """Whether it is rounding; of what is not finite it is False."""
-        return self.relative <= SAME
+        return self.relative <= self.limit
 
     def text(self) -> str:
         """The numbers, as the end of a sentence."""
@@ -78,9 +82,6 @@ class Gap:
             f"by {self.largest:.2g} at most, {self.relative:.1e} of the largest ({self.rows} rows, "
             f"{self.tokens} tokens)"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "relative": self.relative}
 
 
 def gap(before: Sequence[Tensor], after: Sequence[Tensor]) -> Gap:
@@ -96,4 +97,5 @@ def gap(before: Sequence[Tensor], after: Sequence[Tensor]) -> Gap:
         row=row,
         token=int(differences[row].argmax()),
         likeliest=float(agree.float().mean()),
+        limit=_SAME_IN_DOUBLE if before[0].dtype == torch.float64 else SAME,
     )

@@ -26,18 +26,27 @@ def trained_tokens(model: Any) -> list[int]:
     return sorted(found)
 
 
-def merged(model: Any, rows: Rows, expected: Sequence[Tensor], say: Callable[[str], Any]) -> tuple[Any, Gap]:
+class Unlike(UserError):
+    """The merged model computes something else than the adapter on its model; ``gap`` is by how much."""
+
+    def __init__(self, message: str, gap: Gap) -> None:
+        super().__init__(message)
+        self.gap = gap
+
+
+def merged(model: Any, rows: Rows, say: Callable[[str], Any]) -> tuple[Any, Gap]:
     """The model under the adapter ``model`` with the adapter in its weights, and how far its logits moved.
 
     An embedding that shares its weight with the output head is kept apart from it where the adapter changes one of the
     two, or both in other ways; the configuration then says so.
 
     Args:
-        model: PEFT's, in float32; it is taken apart.
-        rows, expected: token ids and the adapter's logits of them.
+        model: PEFT's, in float32 or float64; it is taken apart.
+        rows: token ids.
 
     Raises:
-        UserError: where the adapter cannot be merged, or the merged model computes something else.
+        UserError: where the adapter cannot be merged.
+        Unlike: where the merged model computes something else.
     """
     kind = next(iter(model.peft_config.values()))
     if kind.is_prompt_learning or not hasattr(model, "merge_and_unload"):
@@ -45,7 +54,7 @@ def merged(model: Any, rows: Rows, expected: Sequence[Tensor], say: Callable[[st
             f"The adapter is of the kind {kind.peft_type.value}, which adds tokens and changes no weights: there is "
             "nothing to merge. Export it without --merge."
         )
-    behind = _hidden(model, rows)
+    expected, behind = logits_of(model, rows), _hidden(model, rows)
     tied = _untie(model.get_base_model())
     try:
         with warnings.catch_warnings():
@@ -60,10 +69,11 @@ def merged(model: Any, rows: Rows, expected: Sequence[Tensor], say: Callable[[st
         )
     found = gap(expected, logits_of(model, rows))
     if not found.same:
-        raise UserError(
-            f"The merged model is not the adapter on its model: logits differ {found.text()}, and {SAME:.0e} is what "
-            f"float32 rounds. It is largest at token {found.token} of row {found.row}; {_first(behind, model, rows)}. "
-            "Nothing was written; export the adapter without --merge."
+        raise Unlike(
+            f"The merged model is not the adapter on its model: logits differ {found.text()}, and {found.limit:.0e} is "
+            f"what may be rounding. It is largest at token {found.token} of row {found.row}; "
+            f"{_first(behind, model, rows)}. Nothing was written; export the adapter without --merge.",
+            found,
         )
     say(f"merge: logits of the merged model differ from the adapter's {found.text()}, which is rounding")
     return model, found

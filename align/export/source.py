@@ -84,8 +84,8 @@ class Source:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder / ADAPTER} cannot be used ({first_line(error)}).") from error
 
-    def load(self, say: Callable[[str], Any], *, as_trained: bool = False) -> Any:
-        """The model in float32 on the CPU, with its adapter where it is one; quantised weights are dequantised.
+    def load(self, say: Callable[[str], Any], *, as_trained: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+        """The model on the CPU, with its adapter where it is one; quantised weights are dequantised.
 
         ``as_trained`` quantises the weights under an adapter first where training did so.
 
@@ -93,7 +93,7 @@ class Source:
             UserError: where it cannot be loaded, or weights are missing.
         """
         reward = self.scores()
-        options: dict[str, Any] = {"dtype": torch.float32, "revision": self.computed_revision}
+        options: dict[str, Any] = {"dtype": dtype, "revision": self.computed_revision}
         quantised = (getattr(self.config(), "quantization_config", None) or {}).get("quant_method")
         if self.adapter and as_trained and self.load_in is not None:
             options["quantization_config"], quantised = quantization(self.load_in), self.load_in
@@ -102,7 +102,7 @@ class Source:
         except UserError as error:
             raise UserError(str(error).removeprefix("model.id: ")) from error
         if quantised is not None:
-            model = _dequantised(model, self.computed, quantised, say)
+            model = _dequantised(model, self.computed, quantised, say).to(dtype).cpu()
         if self.adapter:
             model = self._adapted(model)
             if reward:
@@ -191,7 +191,7 @@ def _adapter(folder: Path, run: Path | None) -> bool:
 
 
 def _dequantised(model: Any, name: str, kind: str, say: Callable[[str], Any]) -> Any:
-    """The model with plain weights in float32; some are dequantised as they are read."""
+    """The model with plain weights; some are dequantised as they are read."""
     if getattr(model, "hf_quantizer", None) is not None:
         try:
             model = model.dequantize()
@@ -201,4 +201,4 @@ def _dequantised(model: Any, name: str, kind: str, say: Callable[[str], Any]) ->
                 "the adapter without --merge."
             ) from error
     say(f"base: {name} is quantised ({kind}); it is dequantised to float32 first, and merged weights are not quantised")
-    return model.float()
+    return model

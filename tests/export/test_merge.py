@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from adapted import adapter, as_adapter, as_model, base, distance, whole_classifier
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tiny import tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from zoo import tiny_config
 
 from align.errors import UserError
 from align.export.export import export_run
@@ -126,6 +129,16 @@ def test_an_encoder_that_scores(tmp_path: Path) -> None:
     assert difference.abs().max() < 1e-5
 
 
+def test_a_new_layer_that_no_adapter_saved_is_refused(tmp_path: Path) -> None:
+    under = tmp_path / "base"
+    tokenizer = tiny_tokenizer()
+    AutoModelForMaskedLM.from_config(tiny_config("bert", vocab_size=len(tokenizer))).save_pretrained(under)
+    tokenizer.save_pretrained(under)
+    made = adapter(tmp_path / "adapter", under, reward=True, target_modules=["query"])  # beside a random pooler
+    with pytest.raises(UserError, match=r"has no weights for bert\.pooler\.dense\.bias.*, which are new and random"):
+        export_run(made, tmp_path / "out", merge=True, say=silent, **FREE)
+
+
 def test_the_revision_of_the_base_is_kept_in_the_adapter(tmp_path: Path) -> None:
     made = adapter(tmp_path / "adapter", base(tmp_path / "base"), revision="0123abc")
     assert (find(made).revision, find(made).computed_revision) == ("0123abc", "0123abc")
@@ -145,7 +158,6 @@ def test_a_merge_with_a_wrong_scale_is_refused_and_its_layer_named(tmp_path: Pat
     made = adapter(tmp_path / "adapter", under, layers_to_transform=[1])
     model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(under), made).eval()
     rows = token_rows(AutoTokenizer.from_pretrained(under), model)
-    expected = logits_of(model, rows)
     layer = model.base_model.model.model.layers[1].mlp.down_proj
 
     class Rescaled(type(layer)):  # type: ignore[misc]
@@ -156,10 +168,32 @@ def test_a_merge_with_a_wrong_scale_is_refused_and_its_layer_named(tmp_path: Pat
 
     layer.__class__ = Rescaled
     with pytest.raises(UserError) as error:
-        merged(model, rows, expected, silent)
+        merged(model, rows, silent)
     text = str(error.value)
     assert text.startswith("The merged model is not the adapter on its model: logits differ by ")
     assert "row 0 differs from layer 1 on. Nothing was written; export the adapter without --merge." in text
+
+
+def test_what_float32_rounds_is_told_by_float64(tmp_path: Path) -> None:
+    """The base's weights have the adapter's taken away, times 300: their sum is small, and float32 loses its end."""
+    under = base(tmp_path / "base")
+    made = adapter(tmp_path / "adapter", under, target_modules=["down_proj"], lora_alpha=1200)
+    weights, deltas = load_file(under / "model.safetensors"), load_file(made / "adapter_model.safetensors")
+    for name in [name for name in weights if "down_proj" in name]:
+        a, b = (deltas[f"base_model.model.{name}".replace("weight", f"lora_{side}.weight")] for side in "AB")
+        weights[name] = (weights[name].double() - 300 * b.double() @ a.double()).float()
+    save_file(weights, under / "model.safetensors", metadata={"format": "pt"})
+    lines: list[str] = []
+    export_run(made, tmp_path / "out", merge=True, say=lines.append, **FREE)
+    assert re.fullmatch(
+        r"merge: in float32 logits differ by \S+ at most, \S+e-0[345] of the largest .*; float64 tells whether that is "
+        r"rounding",
+        lines[0],
+    )
+    told = re.match(r"merge: .* differ from the adapter's by \S+ at most, (\S+) of the largest", lines[1])
+    assert told is not None
+    assert float(told[1]) < 1e-6
+    assert 1e-5 < distance(as_model(tmp_path / "out"), as_adapter(made, under)) < 1e-2
 
 
 def test_what_changes_no_weights_cannot_be_merged(tmp_path: Path) -> None:
