@@ -9,8 +9,8 @@ EXPORTS: dict[str, Explanation] = {
         "The adapter is put into the weights of its model (align export --merge), so that nobody needs peft.",
         "Logits of three texts and of tokens from the whole vocabulary are computed in float32 with the adapter beside "
         "the weights and inside of them. The largest difference must be below 1e-5 of the largest logit, which is what "
-        "another order of sums makes. Up to 1e-2, float64 tells whether it is rounding; otherwise nothing is written, and "
-        "the first layer that differs is named.",
+        "another order of sums makes. Up to 1e-2, float64 tells whether it is rounding; otherwise nothing is written, "
+        "and the first layer that differs is named.",
         "Refused: export the adapter without --merge, and look at what it changes (adapter_config.json).",
     ),
     "rounding": Explanation(

@@ -36,7 +36,7 @@ def licence_of(base: str | None, revision: str | None) -> str:
     if base is None or (file := licence_file(Path(base))) is None:
         return NOT_STATED
     text = read_text(file)[:2000]
-    return next((name for name, words in _LICENCES if words.search(text)), f"see {file.name}")
+    return next((name for name, words in _LICENCES if words.search(text)), f"as its file {file.name} says")
 
 
 def licence_file(folder: Path) -> Path | None:
@@ -85,7 +85,7 @@ def exported_card(text: str, about: Mapping[str, Any]) -> str:
     """
     merged, adapter = about["kind"] == "merged", about["kind"] == "adapter"
     keys = {"library_name": "peft" if adapter else "transformers", "base_model": about["base_model"]}
-    if about["licence"] != NOT_STATED and not about["licence"].startswith("see "):
+    if about["licence"] != NOT_STATED and not about["licence"].startswith("as "):
         keys["license"] = about["licence"]
     header = _HEADER.match(text)
     lines = _without(header[1] if header else "", ("library_name", "base_model", "license", "license_name"))

@@ -243,7 +243,7 @@ def test_what_cannot_be_asked(world: Path, tmp_path: Path) -> None:
         ({"README.md": "---\nlicense:\n- mit\n---\n"}, "mit"),
         ({"README.md": "# license: mit\n"}, "not stated"),
         ({"LICENSE": "MIT License\n\nCopyright"}, "mit"),
-        ({"LICENSE": "Do what you like."}, "see LICENSE"),
+        ({"LICENSE": "Do what you like."}, "as its file LICENSE says"),
         ({}, "not stated"),
     ],
 )
