@@ -75,6 +75,9 @@ def handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 if fault == "middle":  # half of what is sent is read
                     self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
                 return self._break(kind, fault)
+            if kind == "put" and self.part["oid"] == server.hold:
+                server.held.set()
+                return self._hang()
             body = self._body()
             if fault and fault not in BREAKS:
                 return self._fail(kind, int(fault))
@@ -93,6 +96,12 @@ def handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             server.seen.append((kind, fault))
             self.close_connection = True
             self.connection.shutdown(2)
+
+        def _hang(self) -> None:
+            """Read what comes, and never answer."""
+            while self.rfile.read(1 << 16):
+                pass
+            self.close_connection = True
 
         def _fail(self, kind: str, status: int) -> None:
             server.seen.append((kind, str(status)))

@@ -47,6 +47,8 @@ class HubServer:
         self.parts: dict[tuple[str, int], bytes] = {}
         self.seen: list[tuple[str, str]] = []  # kind of every request, and its status or how it broke
         self.unknown: list[str] = []
+        self.hold = ""  # SHA-256 of a file that is never taken in, so that a client can be killed meanwhile
+        self.held = threading.Event()
         self.lock = threading.RLock()
 
     def __enter__(self) -> HubServer:

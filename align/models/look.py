@@ -50,14 +50,14 @@ def structure(section: Model, base: Path | None, reward: bool) -> PreTrainedMode
     """The recipe's model without weights; see ``skeleton``. Raises UserError where it cannot be looked at."""
     name = located(section.id, base)
     attention = {} if section.attention is None else {"attn_implementation": section.attention}
-    with loading(lambda error: not_loaded(section.id, None, error)), quiet_hub():
+    with loading(lambda error: not_loaded(section.id, None, error, section.revision)), quiet_hub():
         options: Any = {"revision": section.revision, "trust_remote_code": False, **hub_options(name)}
         config = AutoConfig.from_pretrained(name, **options)
     if reward:
         check_labels("model.id", section.id, config)
     else:
         refuse_classifier("model.id", section.id, config)
-    with loading(lambda error: not_loaded(section.id, section.attention, error)):
+    with loading(lambda error: not_loaded(section.id, section.attention, error, section.revision)):
         return skeleton(config, reward=reward, **attention)
 
 

@@ -13,7 +13,7 @@ from align.engine.scoring import causal_model
 from align.errors import UserError, loading
 from align.models.load import SAFE, adapter_base, check_adapter, first_line, refuse_classifier, usual_type
 from align.models.reward import read_reward_model
-from align.runs.models import hub_options, is_adapter, located
+from align.runs.models import hub_options, hub_refusal, is_adapter, located
 
 if TYPE_CHECKING:
     from align.recipe.sections import Lora, Model
@@ -59,7 +59,10 @@ def read_model(name: str, **options: Any) -> PreTrainedModel:
     """
     if is_adapter(name):
         raise UserError(_adapter_sentence(name, adapter_base(Path(name))))
-    with loading(lambda error: not_loaded(name, options.get("attn_implementation"), error)), quiet_hub():
+    with (
+        loading(lambda error: not_loaded(name, options.get("attn_implementation"), error, options.get("revision"))),
+        quiet_hub(),
+    ):
         model = AutoModelForCausalLM.from_pretrained(name, **{**SAFE, **hub_options(name), **options})
     refuse_classifier("model.id", name, model.config)
     if getattr(model, "_hf_peft_config_loaded", False):  # of a Hub id, only loading tells
@@ -106,7 +109,7 @@ def _adapter_sentence(name: str, under: str) -> str:
     )
 
 
-def not_loaded(name: str, attention: str | None, error: Exception) -> str:
+def not_loaded(name: str, attention: str | None, error: Exception, revision: str | None) -> str:
     if attention is not None and any(word in str(error) for word in ("ttention", "attn_implementation")):
         return (
             f"model.attention: {attention!r} cannot be used here ({first_line(error)}). Leave it out, or set sdpa or "
@@ -117,6 +120,8 @@ def not_loaded(name: str, attention: str | None, error: Exception) -> str:
             f"model.id: {name!r} needs Python code of its own (auto_map in config.json), and code of a model is never "
             "run. Name a model of an architecture that transformers has."
         )
+    if (why := hub_refusal(name, revision, error)) is not None:
+        return f"model.id: {name!r} cannot be loaded: {why}."
     return (
         f"model.id: {name!r} cannot be loaded ({first_line(error)}). It must be a run, a folder with config.json and "
         "safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from align.recipe.sections import Model
 
 _HUB_SECONDS = 1.5  # to connect, and to answer
+_LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 ADAPTER = "adapter_config.json"  # a folder with this file holds an adapter, not a model
 
 
@@ -85,6 +88,48 @@ def hub_answers() -> bool:
     except Exception:  # of the HTTP client below, which differs from one version of the Hub's library to the next
         return False
     return True
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Where the Hub does not answer, its client looks into the cache at once, without half a minute of tries before."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def hub_refusal(name: str, revision: str | None, error: BaseException | None, folder: str = "") -> str | None:
+    """What it means that the Hub did not give a repository, with the cure; None where an error is not about that.
+
+    Args:
+        folder: of its address, ``datasets/`` for rows.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    while error is not None and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+        error = error.__cause__ or error.__context__
+    page = f"{constants.ENDPOINT}/{folder}{name}"
+    if isinstance(error, GatedRepoError):
+        return gated(name, folder)
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}: its branches and tags are at {page}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no {page}, or it is private: then {_LOG_IN} with an account that may read it"
+    return None
+
+
+def gated(name: str, folder: str = "") -> str:
+    """What to do about a repository whose terms must be accepted; ``folder`` as above."""
+    from huggingface_hub import constants
+
+    page = f"{constants.ENDPOINT}/{folder}{name}"
+    return f"it is gated: accept its terms at {page}, and {_LOG_IN} with the account that did"
 
 
 def require_model(section: Model, base: Path | None) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from align.data.rows.files import SUFFIXES, file_kind, file_stem
 from align.data.rows.tables import from_files, from_rows, rows_of
 from align.errors import UserError
+from align.runs.models import gated, hub_refusal, without_waiting
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -152,7 +153,7 @@ def _from_hub(source: Source) -> AnyDataset:
 
     name, split = str(source.id), source.split or "train"
     try:
-        with quiet_hub():
+        with quiet_hub(), without_waiting():
             if source.streaming:
                 return load_dataset(name, source.subset, split=split, revision=source.revision, streaming=True)
             return load_dataset(name, source.subset, split=split, revision=source.revision)
@@ -174,20 +175,28 @@ def quiet_hub() -> Iterator[None]:
 
 def _hub_sentence(source: Source, error: Exception) -> str:
     """What a failed ``load_dataset`` means for the user."""
+    from huggingface_hub import is_offline_mode
+
+    if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # which file, and what is wrong with it
     text = " ".join(str(error).split())
     at = f" at revision {source.revision}" if source.revision else ""
     kind = type(error).__name__
-    if "OfflineModeIsEnabled" in text or kind == "OfflineModeIsEnabled" or os.environ.get("HF_HUB_OFFLINE") == "1":
+    if (why := hub_refusal(str(source.id), source.revision, error, "datasets/")) is not None:
+        return f"{source.id}: {why}."
+    if is_offline_mode() or os.environ.get("HF_HUB_OFFLINE") == "1":
         return (
             f"{source.id}{at}: not in the local cache, and the network is switched off (HF_HUB_OFFLINE). "
             "Load it once with the network on, or give a local copy as `path:`."
         )
     if "script" in text and "support" in text:
         return f"{source.id}{at}: is a loading script, and code from the Hub is not run. Use a Parquet copy of it."
+    if "gated dataset" in text:  # the library has cut the chain of errors
+        return f"{source.id}: {gated(str(source.id), 'datasets/')}."
     if kind == "DatasetNotFoundError" or "doesn't exist on the Hub" in text:
         return (
-            f"{source.id}{at}: no such data set on the Hub, or it is gated or private (then log in first). "
-            "For a file or folder on this machine write `path:` instead of `id:`."
+            f"{source.id}{at}: no such data set on the Hub, or it is private (then log in first: hf auth login, or "
+            "HF_TOKEN). For a file or folder on this machine write `path:` instead of `id:`."
         )
     if isinstance(error, ConnectionError):
         return f"{source.id}{at}: the Hub cannot be reached, and it is not in the local cache ({text})."
