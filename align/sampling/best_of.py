@@ -274,8 +274,8 @@ def _finish(work: _Work, tokens: int) -> Result:
         )
     result.rows = len(rows)
     result.otherwise, result.unusable = tokenised_otherwise(rows, drawn, work.tokenizer)
-    write(job.out, rows)
     write_atomically(card_of(job.out), data_card(job, work.settings["digest"], result))
+    write(job.out, rows)
     parts.remove()
     return result
 

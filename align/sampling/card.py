@@ -21,7 +21,7 @@ def data_card(job: Job, digest: str, result: Result) -> str:
         digest: of the weights that drew.
     """
     name = job.out.name
-    drawn = {key: value for key, value in job.settings()["sampling"].items() if value not in (None, [])}
+    drawn = job.sampling.model_dump(exclude={"batch_size", "server"}, exclude_none=True)
     source = source_name(job.source)
     facts: dict[str, Any] = {
         "model": f"{_name(job.model)} (digest {digest[:16]})",
@@ -32,7 +32,8 @@ def data_card(job: Job, digest: str, result: Result) -> str:
         "judge": "none" if job.judge is None else _judge(job.judge),
         "length penalty": job.length_penalty,
         "seed": job.seed,
-        **{key.replace("_", " "): value for key, value in drawn.items()},
+        "drawn by": "align" if job.sampling.server is None else "a server",
+        **{key.replace("_", " "): value for key, value in drawn.items() if value != []},
     }
     head = ["---", "tags: [align, synthetic]", "configs:", "- config_name: default", "  data_files:"]
     head += ["  - split: train", f"    path: {json.dumps(name)}", "---"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import UserError
+from align.export.listing import card_of
 from align.runs.directory import differences
 from align.runs.files import write_atomically
 from align.sampling.files import Rows, read_tables, write_table
@@ -73,6 +74,8 @@ class Parts(PartFiles):
         if out.exists():
             end = "so there is nothing to resume." if resume else "so it would be lost: name another --out."
             raise UserError(f"--out {out} is there already, {end}")
+        if not resume and card_of(out).exists():
+            raise UserError(f"--out {out}: its card {card_of(out)} is there already and would be lost: name another.")
         if resume and not self._manifest.is_file():
             raise UserError(f"{self.folder} holds no samples to go on with: leave out --resume.")
         if not resume and self._manifest.is_file():

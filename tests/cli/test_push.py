@@ -100,7 +100,7 @@ def test_a_push_that_is_killed_goes_on_where_it_was(hub: HubServer, place: Path)
     hub.hold = ""
 
     again = started(hub, place, "mine", "mine", "--yes")
-    out, err = again.communicate()
+    _, err = again.communicate()
 
     assert again.returncode == 0, err
     assert hub.files("ada/mine") == FILES

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from distributed.launching import environment
 from shortage import at_most
 from tiny import tiny_tokenizer
@@ -16,6 +17,7 @@ from zoo import tiny_model
 
 from align.cli.main import main
 from align.data.tokens.samples import Sample
+from align.export.listing import listing
 from align.sampling.files import sample_row, write_table
 
 ROWS = [{"prompt": f"Question {i}: what is it?"} for i in range(6)]
@@ -63,6 +65,18 @@ def test_json_alone_goes_to_standard_output(capsys: pytest.CaptureFixture[str], 
     assert found["scores"]["kept"]["mean"] >= found["scores"]["all"]["mean"]
     assert "a call that is interrupted goes on with --resume" in err
     assert (place / "best.parquet").is_file()
+    card = (place / "best.parquet.md").read_text()
+    header, _, body = card.removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(header)["configs"][0]["data_files"] == [{"split": "train", "path": "best.parquet"}]
+    said = {line.split(": ")[0][2:]: line.split("`")[1] for line in body.splitlines() if line.startswith("- ")}
+    assert said.pop("model").startswith(f"{(place / 'model').resolve().name} (digest ")
+    assert said == {
+        **{"prompts": "prompts.jsonl", "rows": "4", "of prompts": "4", "kept": "best", "seed": "3", "samples": "3"},
+        **{"judge": "function judging_here:longest", "length penalty": "0.0", "max new tokens": "5"},
+        **{"temperature": "1.0", "top p": "1.0", "drawn by": "align"},
+    }
+    assert "\nbest.parquet: 4 rows of 4 prompts, keep best\n" in body
+    assert str(place) not in card
     code, out, err = call(capsys, "sample", *words)
     assert (code, err) == (0, "")
     assert "samples.jsonl: 12 rows of 4 prompts, keep all" in out
@@ -70,6 +84,7 @@ def test_json_alone_goes_to_standard_output(capsys: pytest.CaptureFixture[str], 
     assert {row["prompt"] for row in rows} == {row["prompt"] for row in ROWS[:4]}
     assert set(rows[0]) == {"prompt", "completion", "index", "finish"}
     assert not list(place.glob("*.parts"))
+    assert listing(place / "samples.jsonl").card == (place / "samples.jsonl.md").read_text()
 
 
 def test_memory_that_runs_out_costs_nothing_that_was_drawn(

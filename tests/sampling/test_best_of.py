@@ -456,7 +456,12 @@ def test_an_output_is_never_lost(models: Path, place: Path) -> None:
     with pytest.raises(UserError, match="is there already, so it would be lost: name another"):
         _run(models, place)
     assert Path("out.jsonl").read_text() == "mine"
-    assert sorted(p.name for p in place.iterdir() if p.name.startswith("out")) == ["out.jsonl"]
+    Path("out.jsonl").rename("out.jsonl.md")
+    with pytest.raises(
+        UserError, match=r"^--out out\.jsonl: its card out\.jsonl\.md is there already and would be lost"
+    ):
+        _run(models, place)
+    assert sorted(p.name for p in place.iterdir() if p.name.startswith("out")) == ["out.jsonl.md"]
 
 
 # ---- servers
