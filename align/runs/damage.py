@@ -38,7 +38,7 @@ def read_lock(file: Path) -> dict[str, Any]:
     try:
         lock = parse_file(file, file.name).value
     except UserError as error:
-        raise damaged(file, str(error).split("\n")[0].split("  ", 1)[-1]) from error
+        raise damaged(file, str(error).split("\n")[0].split("  ", 1)[-1].rstrip(".")) from error
     if not isinstance(lock, dict) or not isinstance(lock.get("recipe"), dict):
         raise damaged(file, "it holds no recipe")
     return lock

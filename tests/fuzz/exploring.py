@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,14 @@ import pytest
 from contained import Outcome, contained
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+# what a case would import otherwise, each anew in its own process
+for module in (
+    *("align.cli.check", "align.cli.check_model", "align.cli.check_rows", "align.cli.evaluate", "align.cli.overview"),
+    *("align.training.run", "align.training.finish", "align.train", "align.runs.record", "align.eval.log_read"),
+    *("transformers.models.llama.modeling_llama", "peft", "pyarrow.parquet", "sklearn.metrics"),
+):
+    importlib.import_module(module)
 
 
 def cases(count: int) -> pytest.MarkDecorator:

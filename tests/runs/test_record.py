@@ -132,7 +132,7 @@ def test_a_damaged_file_is_left_out_and_named(name: str, content: str, tmp_path:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("recipe.lock.yaml", "{: [", "while parsing a flow node"),
+        ("recipe.lock.yaml", "{: [", "not valid YAML: while parsing a flow node"),
         ("recipe.lock.yaml", "recipe: 3", "it holds no recipe"),
         ("recipe.lock.yaml", "[]", "it holds no recipe"),
         ("verdict.json", "{", "it holds no JSON object"),
