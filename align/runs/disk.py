@@ -17,6 +17,7 @@ _FULL = {
     errno.EDQUOT: "the quota of this disk is used up",
     errno.EFBIG: "the file would be larger than files may be here (ulimit -f)",
 }
+_ODD = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # something else stands where a file should
 _SHUT = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 # how libraries that write by themselves (safetensors, Arrow) give the number of an error
 _NUMBER = re.compile(r"(?:os error|[Ee]rrno) (\d+)")
@@ -51,6 +52,8 @@ def _answer(error: Exception, run: Path | None) -> UserError | None:
     answer = None
     if run is not None and number == errno.ENOENT and not run.exists():
         answer = UserError(f"{run} is gone: it was moved or removed while the run wrote to it. Put it back.{again}")
+    elif number in _ODD and file is not None:
+        answer = UserError(f"{file} cannot be used: {os.strerror(number)}. Mend that.{again}")
     elif number in _SHUT:
         answer = UserError(f"{place or 'The output'} cannot be written: {os.strerror(number)}. Mend that.{again}")
     if answer is not None:

@@ -29,7 +29,7 @@ class Lines:
 
     def read(self) -> list[dict[str, Any]]:
         """All of them, those among them that came since the last call."""
-        if not self.file.exists():
+        if not self.file.is_file():
             return []
         # as bytes, since a text of a model may hold characters that str.splitlines takes for the end of a line
         with open(self.file, "rb") as lines:
@@ -139,7 +139,7 @@ def _kind(lock: Mapping[str, Any]) -> Kind:
 
 def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     """The mapping in a file, or None; a sentence goes to ``notes`` where there is a file and no mapping in it."""
-    if not file.exists():
+    if not file.is_file():
         return None
     if (value := json_object(file.read_bytes())) is not None:
         return value

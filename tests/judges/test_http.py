@@ -189,6 +189,17 @@ def test_the_key_is_sent_and_never_leaks(
         assert KEY[:8] not in text
 
 
+@pytest.mark.parametrize("one", ["{}", "%{:02X}", "%{:02x}"])
+def test_a_key_in_another_spelling_is_blotted_out(one: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_TEST_KEY", KEY)
+    spelled = "".join(one.format(char if one == "{}" else ord(char)) for char in KEY)
+    mixed = f"%{ord(KEY[0]):02x}" + KEY[1:]
+    reply: Reply = (400, {}, {"error": f"bad ?key={spelled}&again={mixed}"})
+    said = r"status 400: bad \?key=\*\*\*&again=\*\*\*\."
+    with FaultyServer(reply=lambda path, body: reply) as server, pytest.raises(UserError, match=said):
+        client(server).post("/x", [{"n": 1}], usable)
+
+
 def test_no_key_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGN_TEST_KEY", raising=False)
     with FaultyServer(reply=doubled) as server:

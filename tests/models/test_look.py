@@ -162,3 +162,47 @@ def test_a_generation_config_that_is_of_no_use(
     for fine in ({"eos_token_id": [2, 3]}, {}, {"temperature": 0.6}):  # the last is mended later
         (tmp_path / "m" / "generation_config.json").write_text(json.dumps(fine))
         look(Model(id=str(tmp_path / "m")), None)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_weights_that_exist_only_as_a_pickle_are_not_opened(adapter: bool, folder: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "harm",)
+
+    place, file = tmp_path / "m", "adapter_model.bin" if adapter else "pytorch_model.bin"
+    shutil.copytree(folder / "plain", place)
+    (place / "model.safetensors").unlink()
+    if adapter:
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder / "plain")}))
+    torch.save({"x": Evil()}, place / file)
+    with pytest.raises(UserError) as error:
+        look(Model(id=str(place)), None)
+    assert str(error.value) == (
+        f"{place} holds its weights as a pickle ({file}), which may hold a program and is never read. Save them as "
+        "safetensors where you trust them: save_pretrained of a current transformers or peft does."
+    )
+    assert not (tmp_path / "harm").exists()
+    torch.load(place / file, weights_only=False)  # it would have
+    assert (tmp_path / "harm").exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run_and_that_is_said(folder: Path, tmp_path: Path) -> None:
+    place, said = tmp_path / "m", list[str]()
+    shutil.copytree(folder / "plain", place)
+    (place / "evil.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')")
+    config = json.loads((place / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (place / "config.json").write_text(json.dumps(config))
+    look(Model(id=str(place)), None, say=said.append)
+    assert said == [
+        f"note: {place} brings Python code of its own (auto_map), which is not run: LlamaForCausalLM of transformers is"
+    ]
+    (place / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
+    with pytest.raises(UserError) as error:
+        look(Model(id=str(place)), None)
+    assert str(error.value) == (
+        f"model.id: {str(place)!r} needs Python code of its own (auto_map in config.json), and code of a model is "
+        "never run. Name a model of an architecture that transformers has."
+    )
+    assert not (tmp_path / "harm").exists()

@@ -71,3 +71,16 @@ def test_folders_of_the_machine_stay_out(path: str, said: str) -> None:
     assert f"align train {said}" in text
     assert "nats/answer" in text
     assert "(`dpo`: " in text
+
+
+def test_names_and_lines_stay_text() -> None:
+    """A file's name, a verdict and a command may hold what means something to Markdown or HTML."""
+    evil = "[a](http://x)<img src=x>`|\n# title\n\u202e"
+    more = {"data": [f"{evil}.jsonl"], "verdict": ["fine", "```", "<b>"], "settings": {"k": evil}}
+    text = model_card(CardFacts(evil, Objective(), base_model="m`[a](b)", **more))
+    shown = "\\[a\\](http://x)&lt;img src=x>\\`\\| # title <U+202E>".replace("<U", "&lt;U")
+    assert f"# {shown}\n" in text
+    assert f"- {shown}.jsonl\n" in text
+    assert f"- k: {shown}\n" in text
+    assert "Fine-tuned from `m[a](b)`, trained with" in text
+    assert "````\nfine\n```\n<b>\n````\n" in text  # the fence is longer than what is in it

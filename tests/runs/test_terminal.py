@@ -112,3 +112,10 @@ def test_only_a_terminal_gets_broken_lines(monkeypatch: pytest.MonkeyPatch, caps
     screen = Screen()
     echo(f"one\n{WIDE}", file=screen)
     assert [len(line) for line in screen.getvalue().split("\n")] == [3, 74, 61, 0]
+
+
+def test_what_would_act_on_the_terminal_is_shown_by_number(capsys: pytest.CaptureFixture[str]) -> None:
+    echo("\x1b[32mfine\x1b[0m \x1b]0;title\x07\x1b[2Ja\u202eb\rc\nd")
+    assert capsys.readouterr().out == (
+        "\x1b[32mfine\x1b[0m <U+001B>]0;title<U+0007><U+001B>[2Ja<U+202E>b<U+000D>c\nd\n"
+    )
