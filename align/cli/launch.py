@@ -25,7 +25,7 @@ def _launch(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
     if not (args.on and args.dry_run):  # a command that is only shown may be for a machine that has the model
         require_model(recipe.model, recipe.base)
-    choice = None if args.on else placed(recipe, args.processes)
+    choice = placed(recipe, args.processes) if args.on is None else None
     chosen = configuration(choice.name if choice else args.on)
     processes = choice.processes if choice else _count(chosen, args)
     given = {"--resume": args.resume, "--allow-code": args.allow_code, "--anyway": args.anyway}

@@ -80,7 +80,7 @@ def one_of(*arguments: Argument) -> OneOf:
 # for every verb that reads a recipe
 RECIPE = (
     path("file", metavar="FILE", help="a recipe file, or a name that align list recipes prints"),
-    argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a key, such as train.max_steps=20"),
+    argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="set a key, such as train.max_steps=20"),
 )
 ALLOW_CODE = flag("--allow-code", "run Python code that the recipe names: an objective's class, a judge's function")
 ANYWAY = flag("--anyway", "start also where the plan says that it does not fit")

@@ -45,7 +45,7 @@ class Configuration:
 
     @property
     def processes(self) -> int:
-        return int(self.content.get("num_processes", 1))
+        return self.content.get("num_processes", 1)
 
     def count(self, processes: int | None, devices: int) -> int:
         """How many processes are started: so many, else one for each accelerator, on a CPU what the file says.
@@ -56,7 +56,7 @@ class Configuration:
         if not self.on_cpu and not devices:
             raise UserError(
                 f"--on {self.name} is for accelerators, and this machine has none. On a CPU: cpu1, cpu2-ddp, "
-                "cpu2-fsdp2, cpu2-zero2 or cpu2-zero3."
+                "cpu2-fsdp2, cpu2-zero2 or cpu2-zero3. The command for another machine: --dry-run --processes N."
             )
         count = processes or (self.processes if self.on_cpu else devices)
         if self.content["distributed_type"] == "NO" and count != 1:
@@ -85,9 +85,23 @@ def configuration(name: str) -> Configuration:
         content = parse_file(file, file.name).value
     except UserError as error:
         raise UserError(f"--on {name}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict) or "distributed_type" not in content:
-        raise UserError(f"--on {name}: this is no configuration of accelerate (it names no distributed_type).")
+    if problem := _problem(content):
+        raise UserError(f"--on {name}: {problem}.")
     return Configuration(name, file, content)
+
+
+def _problem(content: Any) -> str | None:
+    """What is wrong with a configuration's keys that are read here; accelerate looks at the others."""
+    if not isinstance(content, dict) or "distributed_type" not in content:
+        return "this is no configuration of accelerate (it names no distributed_type)"
+    processes, on_cpu, deepspeed = (content.get(key) for key in ("num_processes", "use_cpu", "deepspeed_config"))
+    if "num_processes" in content and (type(processes) is not int or processes < 1):
+        return f"num_processes is {processes!r}; expected a whole number of 1 or more"
+    if not isinstance(on_cpu, bool | None):
+        return f"use_cpu is {on_cpu!r}; expected true or false"
+    if not isinstance(deepspeed, dict | None):
+        return f"deepspeed_config is {deepspeed!r}; expected keys and values below it"
+    return None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def test_a_command_for_another_machine_is_shown(recipe: str, capsys: pytest.Capt
     ("words", "said"),
     [
         (["--on", "zero33"], "--on zero33: no such configuration or file. Did you mean 'zero3'? All: cpu1, cpu2-ddp, "),
+        (["--on", ""], "--on : no such configuration or file. All: cpu1, cpu2-ddp, "),
         (["--processes", "0"], "--processes 0: expected a whole number of 1 or more."),
         (["model.id=nothing"], "model.id: 'nothing': no such folder"),
     ],

@@ -79,7 +79,13 @@ def test_how_many_processes() -> None:
     assert configuration("zero3").count(None, 4) == 4
     assert configuration("zero3").count(2, 4) == 2
     for name, processes, devices, said in (
-        ("zero3", None, 0, "--on zero3 is for accelerators, and this machine has none. On a CPU: cpu1, cpu2-ddp, "),
+        (
+            "zero3",
+            None,
+            0,
+            "--on zero3 is for accelerators, and this machine has none. On a CPU: cpu1, cpu2-ddp, cpu2-fsdp2, "
+            "cpu2-zero2 or cpu2-zero3. The command for another machine: --dry-run --processes N.",
+        ),
         ("zero3", 8, 1, "--processes 8: this machine has 1 accelerator, and each process needs one."),
         ("cpu1", 2, 0, "--on cpu1 starts one process, and --processes says 2: take cpu2-ddp."),
     ):
@@ -94,10 +100,23 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
     mine.write_text(yaml.safe_dump(content))
     words = command(configuration(str(mine)), 2, ["r.yaml"]).words
     assert "--deepspeed_config_file" not in words  # its path is the user's own, from the working directory
-    for text, said in (("[1", "cannot be read as YAML"), ("a: 1", "no configuration of accelerate")):
+    start = "distributed_type: MULTI_CPU\n"
+    for text, said in (
+        ("[1", "cannot be read as YAML (while parsing a flow sequence "),
+        ("a: 1", "this is no configuration of accelerate (it names no distributed_type)."),
+        (start + "num_processes: two", "num_processes is 'two'; expected a whole number of 1 or more."),
+        (start + "num_processes: 0", "num_processes is 0; expected a whole number of 1 or more."),
+        (start + "num_processes: true", "num_processes is True; expected a whole number of 1 or more."),
+        (start + "num_processes:", "num_processes is None; expected a whole number of 1 or more."),
+        (start + "use_cpu: 'yes'", "use_cpu is 'yes'; expected true or false."),
+        (start + "deepspeed_config: zero3", "deepspeed_config is 'zero3'; expected keys and values below it."),
+    ):
         mine.write_text(text)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError) as caught:
             configuration(str(mine))
+        assert str(caught.value).startswith(f"--on {mine}: {said}")
+    mine.write_text(start + "use_cpu:\n")  # as an empty line of a file that was written by hand
+    assert configuration(str(mine)).count(None, 2) == 2
     with pytest.raises(UserError) as caught:
         configuration("zero33")
     assert str(caught.value).startswith("--on zero33: no such configuration or file. Did you mean 'zero3'? All: cpu1, ")
