@@ -20,7 +20,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+if TYPE_CHECKING:
+    from align.plan.plan import Plan
+    from align.plan.shares import Launch
 
 MIB = 2**20
 # Bytes from which on glibc asks the system for a piece of memory of its own, and gives it back when it is freed. By
@@ -50,6 +56,15 @@ CONFIGURATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "npo and kl": (SMALL, {"objective": [BOTH[0], {"name": "kl", "branch": "retain"}]}),
     "rmu": (SMALL, {"objective": {"name": "rmu", "layer": 3}}),
 }
+
+
+def _llama(
+    hidden: int, inner: int, layers: int, heads: int, keys: int, words: int, *, tied: bool = False, kind: str = "llama"
+) -> dict[str, Any]:
+    """A published configuration, as config.json says it."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    sizes = dict(zip(names, (hidden, inner, layers, heads, keys), strict=True))
+    return {"model_type": kind, **sizes, "vocab_size": words, "tie_word_embeddings": tied}
 
 
 def rows(count: int, words: int, seed: int = 0) -> list[dict[str, str]]:
@@ -148,10 +163,82 @@ def measure(name: str, heap: bool) -> dict[str, Any]:
     return out
 
 
+# name: (configuration, its published number of weights); larger ones are planned, not run
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "Llama 3.2 1B": (_llama(2048, 8192, 16, 32, 8, 128256, tied=True), 1_235_814_400),
+    "Llama 3.1 8B": (_llama(4096, 14336, 32, 32, 8, 128256), 8_030_261_248),
+    "Llama 2 7B": (_llama(4096, 11008, 32, 32, 32, 32000), 6_738_415_616),
+    "Llama 3.1 70B": (_llama(8192, 28672, 80, 64, 8, 128256), 70_553_706_496),
+    "Qwen2.5 7B": (_llama(3584, 18944, 28, 28, 4, 152064, kind="qwen2"), 7_615_616_512),
+}
+# what runs on an H200 took, in GiB of tensors (2026-11-26), all on made-up rows with the lengths of UltraFeedback
+SEEN = (
+    ("Llama 3.2 1B", "all weights, float32 with bf16 autocast", {}, 41.0),
+    ("Llama 2 7B", "LoRA 16, bf16 weights, checkpointing", {"lora": True}, 71.3),
+)
+
+
+def published(name: str, lora: bool, on: Launch, device: str = "H200") -> Plan:
+    """The plan of DPO with a model of its published shape: 8 made-up pairs with the lengths of UltraFeedback."""
+    from rows import batches
+
+    from align.data.load import Data
+    from align.plan.device import named
+    from align.plan.plan import plan_of
+    from align.recipe import Recipe
+
+    config, _ = PUBLISHED[name]
+    pairs = [row for batch in batches("uf", 4, config["vocab_size"]) for row in batch]
+    data = Data(Dataset.from_list(pairs), None, lambda epoch: range(len(pairs)), None)
+    train = {"per_device_train_batch_size": 8, "max_steps": 4, "bf16": True, "activation_checkpointing": lora}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        recipe = {
+            "name": "published",
+            "model": {"id": folder, **({"dtype": "bfloat16", "lora": {"rank": 16}} if lora else {})},
+            "data": {"train": {"path": "none.jsonl"}, "max_length": None},
+            "objective": {"name": "dpo"},
+            "reference": {"store": False},
+            "watch": {"probe_pairs": 0},
+            "train": train,
+        }
+        return plan_of(Recipe.from_dict(recipe), data, on, named(device))
+
+
+def print_published() -> None:
+    """Sizes, and the plans of larger models."""
+    from align.plan.shares import Launch
+
+    print("| model | weights | published |\n|---|---|---|")
+    one = Launch("one process", 1, "one")
+    for name, (_, count) in PUBLISHED.items():
+        found = published(name, False, one).memory.weights.sum("elements")
+        print(f"| {name} | {found:,} | {count:,} |", flush=True)
+    print("\n| run on an H200 | planned tensors, GiB | seen, GiB | ratio |\n|---|---|---|---|")
+    for name, how, options, seen in SEEN:
+        plan = published(name, options.get("lora", False), one)
+        tensors = (plan.memory.total - plan.memory.parts["context and fragmentation"]) / 2**30
+        print(f"| {name}, {how} | {tensors:.1f} | {seen} | {tensors / seen:.2f} |", flush=True)
+        print("  " + ", ".join(f"{part} {size / 2**30:.1f}" for part, size in plan.memory.parts.items() if size))
+    print("\n| planned on 80 GiB | GiB a process |\n|---|---|")
+    for name, lora, on in (
+        ("Llama 3.1 8B", True, one),
+        ("Llama 3.1 8B", False, Launch("fsdp2", 8, "fsdp2")),
+        ("Llama 3.1 8B", False, Launch("zero3", 8, "zero3")),
+        ("Qwen2.5 7B", True, one),
+        ("Llama 3.1 70B", True, Launch("fsdp2", 8, "fsdp2")),
+        ("Llama 3.1 70B", False, Launch("fsdp2", 64, "fsdp2")),
+    ):
+        plan = published(name, lora, on, "80GiB")
+        how = "LoRA 16, bf16" if lora else "all weights"
+        print(f"| {name}, {how}, {on.name} x {on.processes} | {plan.memory.total / 2**30:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names of configurations, separated by ;")
     parser.add_argument("--heap", action="store_true", help="let glibc keep what is freed, as it does by default")
+    parser.add_argument("--published", action="store_true", help="plans of models that do not run here")
     parser.add_argument("--json", action="store_true", help="all numbers instead of a table")
     for hidden in ("--child", "--save"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
@@ -163,6 +250,8 @@ def main() -> None:
     if args.save:
         save(args.save / "model", args.words, bool(args.tied))
         return None
+    if args.published:
+        return print_published()
     chosen = args.only.split(";") if args.only else list(CONFIGURATIONS)
     if not args.json:
         print("| configuration | planned, MiB | measured, MiB | ratio | fullest at |\n|---|---|---|---|---|")
