@@ -9,8 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.engine.fused import Finish
-from align.engine.head import HeadJob, block_rows, grad_logits
-from align.engine.reads import LogProb, Read
+from align.engine.head import HeadJob, ReferenceHead, block_rows, grad_logits
+from align.engine.reads import LogProb, Read, evaluate
 from align.engine.tiles import tile_shape
 from align.plan.trace import Live
 
@@ -70,19 +70,18 @@ def whole_rows(head: Head, tokens: int, reads: tuple[Read, ...], device: str) ->
     rows = min(tokens, block_rows(device, head.vocabulary))
     states, weight = tokens * head.width, head.vocabulary * head.width
     cast = head.factor * weight * (head.factor != head.weight)
-    block = _block(head, rows, reads)
+    seen, block = _block(head, rows, reads)
     keeps = head.hidden * states + 8 * tokens
     backward = cast + block + head.hidden * states
+    backward += 4 * rows * head.vocabulary * (tokens > rows)  # the last block's gradient is there as the next one comes
     if head.trained:
         backward += 4 * weight + head.weight * weight * (head.weight != 4)
         backward += 4 * weight * (head.factor != 4)  # a product of 16-bit factors is made before it is added
-    return Taken(keeps, keeps + cast + block, backward)
+    return Taken(keeps, keeps + cast + seen, backward)
 
 
-def _block(head: Head, rows: int, reads: tuple[Read, ...]) -> int:
-    """The most that one block of rows holds while its gradient is made."""
-    from align.engine.head import ReferenceHead
-
+def _block(head: Head, rows: int, reads: tuple[Read, ...]) -> tuple[int, int]:
+    """The most that one block of rows holds while it is read, and while its gradient is made."""
     types = {2: torch.bfloat16, 4: torch.float32}
     with FakeTensorMode():
         hidden = torch.empty(rows, head.width, dtype=types[head.hidden])
@@ -92,9 +91,12 @@ def _block(head: Head, rows: int, reads: tuple[Read, ...]) -> int:
         reference = ReferenceHead(hidden, weight, None, Finish()) if compares else None
         job = HeadJob(targets, reads, Finish(), reference)
         upstream = torch.empty(len(reads), rows)
-        with Live() as live:
+        with Live() as forward, torch.no_grad():
+            logits = hidden.float() @ weight.t()
+            evaluate(reads, logits, targets, reference and reference.logits(slice(0, rows), torch.float32))
+        with Live() as backward:
             grad_logits(hidden, weight, None, job, slice(0, rows), upstream, torch.float32)
-    return live.peak
+    return forward.peak, backward.peak
 
 
 def taken(head: Head, tokens: int, reads: tuple[Read, ...], device: str) -> Taken:

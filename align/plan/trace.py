@@ -172,7 +172,7 @@ def _one(layer: nn.Module, call: _Call, autocast: torch.dtype | None) -> Layer:
     with nullcontext() if autocast is None else FakeTensorMode(allow_non_fake_inputs=True):
 
         def here(x: Any) -> Any:
-            return torch.empty_like(x, device=device) if isinstance(x, Tensor) else x
+            return torch.empty(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else x
 
         layer.to_empty(device=device)
         layer.train()
