@@ -21,7 +21,7 @@ GPUS = (8, 64, 512)
 NODE = 8  # GPUs of one machine
 WITHIN, BETWEEN = 450e9, 50e9  # bytes a second that a GPU sends: NVLink of an H100, and 400 Gbit/s InfiniBand
 MEMORY = 80 * 2**30
-ROOM = 0.7  # of the memory for what stays, as align.runs.placement has it
+ROOM = 0.7  # of the memory for what stays; the rest is for activations, which are not computed here
 TOKENS, SPEED = 8192, 4e14  # tokens of a GPU's micro-batch, and FLOP a second that it sustains (0.4 of an H100's bf16)
 RANK = 16
 

@@ -44,7 +44,7 @@ CONFIGURATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "full, 64k words": (LARGE, {}),
     "full, tied, 64k words": (LARGE, {"tied": True}),
     "full, checkpointing": (SMALL, {"train.activation_checkpointing": True, "train.per_device_train_batch_size": 8}),
-    "full, store complete": (SMALL, {"again": True, "watch.probe_answers": 0}),
+    "full, store complete": (SMALL, {"again": True, "watch.probe_answers": 0, "train.max_steps": 4}),
     "full, accumulated": (SMALL, {"train.gradient_accumulation_steps": 2}),
     "full, bf16 autocast": (SMALL, {"train.bf16": True}),
     "full, SGD": (SMALL, {"train.optim": "sgd"}),

@@ -100,11 +100,12 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     from align.cli.terms_export import EXPORTS
     from align.cli.terms_online import ONLINE
     from align.cli.terms_own_text import OWN_TEXT
+    from align.cli.terms_plan import PLAN
     from align.cli.terms_reward import REWARD
     from align.cli.terms_stability import STABILITY
     from align.cli.terms_unlearning import UNLEARNING
 
-    terms = TERMS | OWN_TEXT | UNLEARNING | ONLINE | REWARD | CONSISTENCY | STABILITY | COMPARISON | EXPORTS
+    terms = TERMS | OWN_TEXT | UNLEARNING | ONLINE | PLAN | REWARD | CONSISTENCY | STABILITY | COMPARISON | EXPORTS
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()

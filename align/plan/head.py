@@ -93,7 +93,8 @@ def _block(head: Head, rows: int, reads: tuple[Read, ...]) -> tuple[int, int]:
         upstream = torch.empty(len(reads), rows)
         with Live() as forward, torch.no_grad():
             logits = hidden.float() @ weight.t()
-            evaluate(reads, logits, targets, reference and reference.logits(slice(0, rows), torch.float32))
+            other = None if reference is None else reference.logits(slice(0, rows), torch.float32)
+            evaluate(reads, logits, targets, other)
         with Live() as backward:
             grad_logits(hidden, weight, None, job, slice(0, rows), upstream, torch.float32)
     return forward.peak, backward.peak

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved_model import save_model
 from small_run import recipe, small_world
+from zoo import tiny_model
 
 from align.data.load import Data, load_data
 from align.data.tokens.tokenize import load_tokenizer
@@ -83,16 +83,14 @@ def test_less_takes_less(world: Path, data: Data, less: dict[str, Any], more: di
 
 
 def test_more_processes_hold_less_each_where_weights_are_shared_out(world: Path, data: Data) -> None:
-    totals = [
-        total(world, data, Launch("fsdp2", n, "fsdp2"), train={"per_device_train_batch_size": 1}) for n in (2, 4, 8)
-    ]
+    train = {"per_device_train_batch_size": 1}
+    totals = [total(world, data, Launch("fsdp2", n, "fsdp2"), train=train) for n in (2, 4, 8)]
     assert totals == sorted(totals, reverse=True)
-    ddp = total(world, data, Launch("ddp", 2, "ddp"), train={"per_device_train_batch_size": 1})
-    assert ddp > total(world, data, ONE, train={"per_device_train_batch_size": 1})  # buckets
+    assert total(world, data, Launch("ddp", 2, "ddp"), train=train) > total(world, data, train=train)  # buckets
 
 
 def test_changes_are_plans_of_the_changed_recipe(tmp_path: Path, world: Path, data: Data) -> None:
-    save_model(tmp_path / "wide", vocab_size=20_000)
+    tiny_model(vocab_size=20_000).save_pretrained(tmp_path / "wide")
     start = made(world, model={"id": str(tmp_path / "wide")}, train={"bf16": False})
     small = Device("a small one", "cuda", 2**40, 627 * 2**20, 2**18, 1e12)  # 27 MiB beside the context
     plan = plan_of(start, data, ONE, small)
