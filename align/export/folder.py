@@ -61,7 +61,7 @@ class Export:
 def complete(
     folder: Path, source: Source, *, merged: bool = False, card: str | None = None, notes: Sequence[str] = ()
 ) -> Export:
-    """Make an export of a folder that holds weights and tokenizer: licence, card, digests; nothing else stays in it.
+    """Make an export of a folder that holds weights and tokenizer: licence, card, digests.
 
     Args:
         source: what the folder is, or was made of.
@@ -72,8 +72,6 @@ def complete(
     Raises:
         UserError: where the folder has no weights.
     """
-    for file in [one for one in folder.rglob("*") if one.is_file() and not belongs(one.relative_to(folder))]:
-        file.unlink()
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (no *.safetensors), so it cannot be exported.")
     kind: Kind = "merged" if merged else "adapter" if source.adapter else "model"
