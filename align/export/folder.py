@@ -79,7 +79,7 @@ def complete(
     licence = licence_of(source.base, source.revision)
     stated = licence_file(Path(str(source.base))) if local and kind != "adapter" else None
     if stated is not None:
-        shutil.copyfile(stated, folder / stated.name)
+        copy_beside(stated.parent, folder, (stated.name,))
     weights = digests(folder, sorted(path.name for path in folder.glob("*.safetensors")), sync=True)
     about: dict[str, Any] = {
         "kind": kind,
@@ -91,7 +91,7 @@ def complete(
         "files": weights,
     }
     there = folder / CARD
-    text = card or (read_text(there) if there.is_file() else bare_card(folder.name))
+    text = card or (read_text(there) if there.is_file() else bare_card(source.folder.resolve().name))
     write_atomically(there, exported_card(text, about))
     rights = there.stat().st_mode
     for file in folder.rglob("*"):

@@ -51,6 +51,12 @@ def test_an_adapter_is_written_as_it_is(place: Path, capsys: pytest.CaptureFixtu
     assert re.fullmatch(r"Done\.  here/mine   6 files, \d\.\d MB, float32; licence of the base model: not stated", done)
     written = (place / "here" / "mine" / "adapter_model.safetensors").read_bytes()
     assert written == (place / "made" / "adapter_model.safetensors").read_bytes()
+    (place / "made" / "README.md").unlink()  # peft's
+    assert main(["export", "made", "--no-load-check"]) == 0
+    assert (
+        "\n# made\n\nExported with align from a folder without a model card."
+        in Path("made-export/README.md").read_text()
+    )
 
 
 def test_a_mistake_is_a_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

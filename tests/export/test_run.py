@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,16 @@ def test_what_fails_leaves_nothing(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a link to a file outside of its folder, /etc/hostname"):
         export_run(broken, say=silent, **FREE)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    shutil.copytree(world / "model", tmp_path / "base")
+    (tmp_path / "base" / "LICENSE").unlink()
+    (tmp_path / "base" / "LICENSE").symlink_to("/etc/hostname")
+    (broken / "chat_template.jinja").unlink()
+    settings = json.loads((broken / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "base")
+    (broken / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"base/LICENSE is a link to a file outside of its folder"):
+        export_run(broken, merge=True, say=silent, **FREE)
+    assert {path.name for path in tmp_path.iterdir()} == {"broken", "base"}
 
 
 # ---- what cannot be exported
@@ -231,6 +242,10 @@ def test_what_cannot_be_asked(world: Path, tmp_path: Path) -> None:
     lock = tmp_path / "quantised" / "recipe.lock.yaml"
     lock.write_text(lock.read_text().replace("load_in: null", "load_in: 4bit"))
     assert find(tmp_path / "quantised").load_in == "4bit"
+    export_run(tmp_path / "quantised", say=silent, **FREE)  # as it is, it needs no quantised base
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(UserError, match=r"model\.load_in needs bitsandbytes: pip install bitsandbytes"):
+            export_run(tmp_path / "quantised", merge=True, say=silent, **FREE)
 
 
 # ---- cards and licences
