@@ -11,13 +11,13 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from align.data.rows.files import SUFFIXES, file_kind
 from align.errors import UserError
-from align.export.names import ABOUT, BESIDE, CARD, PAPERS, WEIGHTS, belongs
+from align.export.names import ABOUT, BESIDE, CARD, DOCUMENTS, WEIGHTS, belongs
 from align.export.private import without_home, without_secrets
 from align.runs.damage import json_object
 from align.runs.files import digest_of
@@ -27,7 +27,7 @@ Kind = Literal["model", "dataset"]
 
 _CONTENTS = (*WEIGHTS, *BESIDE, ABOUT)
 # what is read for secrets and for folders of this machine
-_READ = ("*.md", "*.jinja", "additional_chat_templates/*.jinja", "*config.json", ABOUT, *PAPERS)
+_READ = ("*.md", "*.jinja", "additional_chat_templates/*.jinja", "*config.json", ABOUT, *DOCUMENTS)
 _SMALL = 10 << 20  # bytes; the Hub keeps larger files apart from git, and a card or a configuration is none of them
 _PICTURES = (".png", ".svg")  # go where the card shows them
 
@@ -103,7 +103,7 @@ def listing(place: Path) -> Listing:
             f"{folder} holds neither a model (config.json or {ADAPTER}) nor rows ({', '.join(SUFFIXES)}): name a run, "
             "a folder that align export wrote, or a data set."
         )
-    return _listed(place.resolve().name, "dataset", folder, [*names, *_fitting(folder, PAPERS)])
+    return _listed(place.resolve().name, "dataset", folder, [*names, *_fitting(folder, DOCUMENTS)])
 
 
 def card_of(file: Path) -> Path:
@@ -121,7 +121,19 @@ def _of_model(name: str, folder: Path) -> Listing:
     if CARD in names:
         card = _entry(CARD, folder / CARD, folder.resolve())[0].read()
         names += [name for name in _names(folder) if name.endswith(_PICTURES) and f"({name})".encode() in card]
-    return _listed(name, "model", folder, names)
+    found = _listed(name, "model", folder, names)
+    return replace(found, notes=(*found.notes, *_base_here(folder / ADAPTER)))
+
+
+def _base_here(config: Path) -> list[str]:
+    """A sentence where an adapter names a folder of this machine as the model that it is for."""
+    base = (json_object(config.read_bytes()) or {}).get("base_model_name_or_path") if config.is_file() else None
+    if not isinstance(base, str) or not (Path(base).is_absolute() or Path(base).is_dir()):
+        return []
+    return [
+        f"{ADAPTER} names its base model as {base}, a folder of this machine: others cannot load it so. Push the "
+        "merged model instead (align export RUN --merge)"
+    ]
 
 
 def _of_file(file: Path) -> Listing:

@@ -12,11 +12,11 @@ ABOUT = "export.json"  # the digests of the others, written last: a folder that 
 CARD = "README.md"
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER)
-# what belongs to an export beside weights and their configuration: tokenizers, templates, papers
-PAPERS = (CARD, "LICEN[CS]E*", "NOTICE*")
+# what belongs to an export beside weights and their configuration: tokenizers, templates, documents
+DOCUMENTS = (CARD, "LICEN[CS]E*", "NOTICE*")
 BESIDE = (
     "generation_config.json",
-    *PAPERS,
+    *DOCUMENTS,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

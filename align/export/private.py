@@ -12,7 +12,7 @@ from align.errors import UserError
 # secrets that are known by their beginnings: Hugging Face, OpenAI and those who write theirs alike, GitHub, AWS, Slack,
 # Google; private keys; a password in an address
 _SHAPES = re.compile(
-    rb"\bhf_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}"
+    rb"\bhf_[A-Za-z0-9]{30,}|\bsk-(?=[\w-]*\d)[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}"
     rb"|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bAIza[\w-]{35}"
     rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s:@]+:[^/\s:@]+@"
 )

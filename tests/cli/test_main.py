@@ -16,7 +16,7 @@ from align import __version__
 from align.cli.main import main
 from align.objectives import OBJECTIVES
 
-VERBS = ("train", "launch", "check", "list", "explain", "eval", "export", "chat", "doctor")
+VERBS = ("train", "launch", "check", "list", "explain", "eval", "export", "chat", "push", "doctor")
 SUITES = ("tofu", "muse", "relearn")
 
 

@@ -72,6 +72,7 @@ def test_a_picture_goes_where_the_card_shows_it(tmp_path: Path) -> None:
     [
         ("README.md", f"# mine\n\nexport HF_TOKEN={_TOKEN}\n".encode(), "README.md:3 holds what looks like a secret"),
         ("config.json", b'{"judge": "https://me:swordfish@host/v1"}', "config.json:1 holds what looks like a secret"),
+        ("README.md", b"key sk-proj-" + b"a1" * 12, "README.md:1 holds what looks like a secret"),
         ("chat_template.jinja", b"-----BEGIN RSA PRIVATE KEY-----", "chat_template.jinja:1 holds what looks like"),
         ("README.md", b"# a\n\n\nkey: plain-but-ours\n", "README.md:4 holds the value of JUDGE_KEY"),
     ],
@@ -119,6 +120,23 @@ def test_the_digests_of_an_export_are_those_of_what_goes(tmp_path: Path, monkeyp
     digest = hashlib.sha256(b"align train ~/r.yaml\n").hexdigest()
     assert sent == {"README.md": {"bytes": 21, "sha256": digest}, "config.json": files["config.json"]}
     assert found["export.json"].sha256 == hashlib.sha256(found["export.json"].read()).hexdigest()
+
+
+def test_an_adapter_for_a_folder_of_this_machine_is_said(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", **{"adapter_config.json": b'{"base_model_name_or_path": "some/model"}'})
+    assert listing(folder).notes == ()
+
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/models/base"}')
+
+    assert listing(folder).notes == (
+        "adapter_config.json names its base model as /models/base, a folder of this machine: others cannot load it so. "
+        "Push the merged model instead (align export RUN --merge)",
+    )
+
+
+def test_what_only_looks_like_a_secret_is_none(tmp_path: Path) -> None:
+    card = b"# sk-learn-and-other-classifiers-in-one\n\nhttps://huggingface.co/me@home hf_short sk-1\n"
+    assert listing(model(tmp_path / "m", **{"README.md": card})).card == card.decode()
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_within_is_not(tmp_path: Path) -> None:
