@@ -228,6 +228,20 @@ def test_a_commit_of_someone_else_is_not_undone(hub: HubServer, folder: Path) ->
     assert hub.files(REPO) == {**FILES, "config.json": b"{}", "notes.txt": b"theirs"}
 
 
+def test_a_commit_between_the_look_and_ours_is_seen(hub: HubServer, folder: Path) -> None:
+    pushed(folder)
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"1" * (1 << 20))
+
+    def meanwhile(line: str) -> None:
+        if line.startswith("uploaded") and hub.files(REPO)["tokenizer.json"] == b"{}":
+            hub.put(REPO, {"tokenizer.json": b"theirs"})
+
+    Push(listing(folder), Target(REPO), meanwhile, pause=0.01).run()
+
+    assert ("commit", "412") in hub.seen
+    assert hub.files(REPO) == {name: (folder / name).read_bytes() for name in FILES}
+
+
 def test_no_login_and_one_that_may_not_write(
     hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
