@@ -129,8 +129,18 @@ def check_adapter(key: str, name: str, source: str, *, reward: bool) -> None:
         source: where the adapter is; ``name`` is what it is called.
         reward: whether the model that it shall be put on is a reward model.
     """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
     from peft import PeftConfig
 
+    if not Path(source).is_dir():
+        try:
+            hf_hub_download(source, "adapter_model.safetensors", local_files_only=bool(hub_options(source)))
+        except EntryNotFoundError as error:
+            raise UserError(
+                f"{key}: {name} has no adapter_model.safetensors, on the Hub or in the local cache. Pickled weights "
+                "(adapter_model.bin) are never read."
+            ) from error
     scored = PeftConfig.from_pretrained(source, **hub_options(source)).task_type == "SEQ_CLS"
     if scored and not reward:
         raise UserError(

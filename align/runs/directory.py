@@ -155,7 +155,7 @@ class RunDirectory:
         file = self.path / METRICS
         records = []
         # only a line feed ends a line: texts of a model may hold characters that str.splitlines takes for one
-        for line in file.read_bytes().split(b"\n") if file.exists() else []:
+        for line in file.read_bytes().split(b"\n") if file.is_file() else []:
             value = json_object(line)
             if value is not None and any(counts(value.get(place)) for place in ("step", "round")):
                 records.append(value)

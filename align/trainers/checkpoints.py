@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.errors import UserError
+from align.errors import UserError, loading, told
 from align.limits import JSON
 from align.outside import json_file
 from align.runs import checkpoints
@@ -67,6 +68,27 @@ def _outline(folder: Path, run_id: str | None) -> tuple[Checkpoint | None, str]:
         return checkpoints.read(folder, run_id), ""
     except checkpoints.Damaged as error:
         return None, str(error)
+
+
+_NUMBER = (int, float)
+_STATE: Mapping[str, Any] = {
+    **dict.fromkeys(("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen"), int),
+    **dict.fromkeys(("epoch", "total_flos", "logging_steps", "eval_steps", "save_steps"), _NUMBER),
+    **{"log_history": list, "stateful_callbacks": dict, "best_metric": (*_NUMBER, NoneType)},
+    **{"best_global_step": (int, NoneType), "train_batch_size": (int, NoneType)},
+}
+
+
+def _check_state(checkpoint: Checkpoint) -> None:
+    """Raises ValueError where ``trainer_state.json`` is none."""
+    state = TrainerState(**json_file(checkpoint.path / "trainer_state.json", JSON))
+    wrong = [name for name, kind in _STATE.items() if not isinstance(getattr(state, name), kind)]
+    if not wrong and state.global_step != checkpoint.step:
+        wrong = ["global_step"]
+    if not wrong and not all(isinstance(one, dict) for one in state.log_history):
+        wrong = ["log_history"]
+    if wrong:
+        raise ValueError(f"trainer_state.json has a {wrong[0]} that no run has")
 
 
 class Part(Protocol):
@@ -119,12 +141,35 @@ class CheckpointMixin(_Trainer):
         self._resumed = found.path if found else None
         if found is None:
             return super().train(None, *args, **kwargs)
+        with self._taking_up():
+            _check_state(found)
         self.args.eval_on_start = False  # the start was long ago
         fsdp = backend(self.accelerator) == "fsdp2"
         same = fsdp == (found.backend == "fsdp2")
         layout = nullcontext(found.path) if same else converted(found.path, self, to_fsdp=fsdp)
         with weights_only(), layout as folder:
             return super().train(str(folder), *args, **kwargs)
+
+    def _taking_up(self) -> AbstractContextManager[None]:
+        """Within, transformers takes up a checkpoint: its digests say that it is whole, not that it makes sense."""
+        return loading(
+            lambda error: (
+                f"{self._resumed} cannot be gone on from ({told(error)}): it is not what this program writes. Remove "
+                "it, and the run goes on from an older one."
+            )
+        )
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._taking_up():
+            super()._load_from_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._taking_up():
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._taking_up():
+            super()._load_rng_state(checkpoint)
 
     def _complete(self, named: str | bool) -> Checkpoint:
         """A checkpoint to go on from. Raises UserError."""
@@ -199,9 +244,10 @@ class _Edges(TrainerCallback):
         trainer = self.trainer
         if trainer._resumed is None:
             return
-        trainer.take_up(progress_of(trainer._resumed)["sums"])
-        for part in trainer.parts:
-            part.load(trainer._resumed)
+        with trainer._taking_up():
+            trainer.take_up(progress_of(trainer._resumed)["sums"])
+            for part in trainer.parts:
+                part.load(trainer._resumed)
         if state.best_global_step:
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
             state.best_model_checkpoint = str(best)  # the directory may have been moved since

@@ -74,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_world(tmp_path_factory.mktemp("world"))
 
 
-@cases(45)
+@cases(52)
 def test_recipe_files(count: int, world: Path, tmp_path: Path) -> None:
     def case(content: bytes, place: Path) -> Callable[[], int]:
         (place / "r.yaml").write_bytes(content)
@@ -84,7 +84,7 @@ def test_recipe_files(count: int, world: Path, tmp_path: Path) -> None:
     assert {outcome.code for outcome in outcomes} >= {1, 2}, "some get as far as their rows, most are refused before"
 
 
-@cases(10)
+@cases(12)
 def test_overrides(count: int, world: Path, tmp_path: Path) -> None:
     recipe = json.dumps(recipes(world)[0])
     paths = st.lists(st.sampled_from([*KEYS, "0", "7", ""]), min_size=1, max_size=4).map(".".join)

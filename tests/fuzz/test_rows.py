@@ -21,6 +21,7 @@ from small_run import small_world
 from tiny import tiny_tokenizer
 
 from align.cli.main import main
+from align.data.tokens import templates
 
 PAIR = {"prompt": "Which is blue?", "chosen": "The sea.", "rejected": "A stone."}
 TALK = {"prompt": [user("Which is blue?")], "chosen": [assistant("The sea.")], "rejected": [assistant("A stone.")]}
@@ -140,7 +141,7 @@ def recipe(model: Path, objective: str, rows: str, **more: Any) -> str:
     return json.dumps(values)
 
 
-@cases(45)
+@cases(47)
 def test_files_of_rows(count: int, model: Path, tmp_path: Path) -> None:
     def case(example: tuple[str, str, bytes], place: Path) -> Callable[[], int]:
         objective, name, content = example
@@ -152,9 +153,11 @@ def test_files_of_rows(count: int, model: Path, tmp_path: Path) -> None:
     assert {outcome.code for outcome in outcomes} >= {0, 1, 2}
 
 
-@cases(14)
-def test_chat_templates(count: int, model: Path, tmp_path: Path) -> None:
-    templates = st.lists(st.sampled_from(PIECES), min_size=1, max_size=3, unique=True).map("".join)
+@cases(8)
+def test_chat_templates(count: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if count == 8:  # most of the time is waited for those that never end
+        monkeypatch.setattr(templates, "TEMPLATE_SECONDS", 1.0)
+    texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=3, unique=True).map("".join)
 
     def case(template: str, place: Path) -> Callable[[], int]:
         (place / "t.jinja").write_text(template)
@@ -162,4 +165,4 @@ def test_chat_templates(count: int, model: Path, tmp_path: Path) -> None:
         (place / "r.yaml").write_text(recipe(model, "dpo", "rows.jsonl", chat_template="t.jinja"))
         return lambda: main(["check", "r.yaml"])
 
-    explore(templates, count, tmp_path, case)
+    explore(texts, count, tmp_path, case)

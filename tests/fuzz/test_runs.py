@@ -126,7 +126,7 @@ def copied(source: Path, place: Path) -> None:
     shutil.copytree(source, place, dirs_exist_ok=True)
 
 
-@cases(6)
+@cases(3)
 def test_runs_that_go_on(count: int, run: Path, tmp_path: Path) -> None:
     def case(how: Damage, place: Path) -> Callable[[], int]:
         copied(run, place)
@@ -137,7 +137,7 @@ def test_runs_that_go_on(count: int, run: Path, tmp_path: Path) -> None:
     explore(wanted, count, tmp_path, case, may_write=("out",))
 
 
-@cases(5)
+@cases(4)
 def test_models(count: int, world: Path, run: Path, tmp_path: Path) -> None:
     def case(how: Damage, place: Path) -> Callable[[], int]:
         copied(world / "model", place / "m")
@@ -149,7 +149,7 @@ def test_models(count: int, world: Path, run: Path, tmp_path: Path) -> None:
     explore(damages(world / "model"), count, tmp_path, case, may_write=("out",))
 
 
-@cases(5)
+@cases(4)
 def test_reports(count: int, run: Path, tmp_path: Path) -> None:
     def case(how: Damage, place: Path) -> Callable[[], int]:
         copied(run, place)
