@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from align.models.subject import Subject
 
 QuestionKey = Literal["question", "paraphrased_question"]
+_CALLED = {"ra": "real author", "wf": "world fact"}
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,24 @@ def evaluate(
     return TofuLog(logs, scores, attacks, subject.name, sets.rows, notes=sets.notes, limit=sets.limit)
 
 
+def _row(name: str) -> str:
+    """What a row of a set is called in messages."""
+    return f"{_CALLED.get(name, name)} row"
+
+
 def _question(fact: Fact, key: QuestionKey, name: str, row: int) -> str:
     # the background sets have no paraphrased questions, in TOFU and here
     if key == "question" or (name in ("ra", "wf") and fact.paraphrased_question is None):
         return fact.question
     if fact.paraphrased_question is None:
-        raise UserError(f"{name} row {row} has no paraphrased_question; evaluate with the question itself.")
+        raise UserError(f"{_row(name)} {row} has no paraphrased_question; evaluate with the question itself.")
     return fact.paraphrased_question
 
 
 def _losses(subject: Subject, name: str, questions: Sequence[str], facts: Sequence[Fact]) -> SetLog:
     """Losses of the answer, of its paraphrase and of the wrong ones."""
     answers = [[f.answer, *([] if f.paraphrased_answer is None else [f.paraphrased_answer]), *f.wrong] for f in facts]
-    found = _answers(subject, questions, answers, (LogProb(),), f"{name} row")
+    found = _answers(subject, questions, answers, (LogProb(),), _row(name))
     losses = np.array([[mean_loss(a.values) for a in row] for row in found])
     paraphrased = facts[0].paraphrased_answer is not None
     wrong = losses[:, 1 + paraphrased :]
@@ -177,7 +183,7 @@ def _with_generations(
     prompts: list[list[int]] = []
     for name, questions in asked.items():
         texts = [prompt_of(question, chat) for question in questions]
-        prompts += encode_prompts(subject.tokenizer, texts, system=subject.system, where=f"{name} row")
+        prompts += encode_prompts(subject.tokenizer, texts, system=subject.system, where=_row(name))
     answers = subject.generate(prompts, sets.new_tokens)
     out: dict[str, SetLog] = {}
     start = 0

@@ -239,19 +239,24 @@ def _first(sets: TofuSets, rows: int) -> TofuSets:
 # ---- the generated world
 
 
-def _seed(given: str | dict[str, Any]) -> int:
-    """The seed of ``world``, ``world:SEED`` or ``{seed: SEED, size: {...}}``."""
-    text = str(given.get("seed", 0)) if isinstance(given, dict) else given.partition(":")[2] or "0"
+def _seed_and_size(given: str | dict[str, Any]) -> tuple[int, dict[str, int] | None]:
+    """Of ``world``, ``world:SEED`` or ``{seed: SEED, size: {...}}``."""
+    named = given if isinstance(given, dict) else {"seed": given.partition(":")[2] or "0"}
+    if unknown := sorted(set(named) - {"kind", "seed", "size"}):
+        raise UserError(
+            f"world: {', '.join(unknown)} is not understood; expected {{seed: 0, size: {{people: 24, forgotten: 6}}}}."
+        )
+    text = str(named.get("seed", 0))
     if not text.isdigit():
         raise UserError(f"The seed of the generated world is a whole number, as in world:0; found {text!r}.")
-    return int(text)
+    return int(text), named.get("size")
 
 
 def _from_world(split: str, given: str | dict[str, Any], rows: Rows, limit: int | None) -> TofuSets:
     """The world's own people for TOFU's authors."""
     if split != "forget":
         raise UserError(f"The generated world has one split to forget, called forget; found {split!r}.")
-    seed, size = _seed(given), given.get("size") if isinstance(given, dict) else None
+    seed, size = _seed_and_size(given)
     found: dict[str, list[Fact]] = {}
     for key, kind in _WORLD.items():
         found[key] = _facts(world.rows(kind, seed, size), f"world/{kind}", _columns(key))

@@ -186,6 +186,13 @@ def test_paraphrased_questions_reference_and_gradient_norms(sets: TofuSets) -> N
         evaluate(subject, bare, generate=False, question_key="paraphrased_question")
 
 
+def test_a_row_is_called_by_what_it_asks_about(sets: TofuSets) -> None:
+    for key, called in (("ra", "real author"), ("wf", "world fact"), ("retain", "retain")):
+        facts = [*sets.sets[key][:1], replace(sets.sets[key][1], question="Who? " * 400)]
+        with pytest.raises(UserError, match=rf"^{called} row 1 has \d+ tokens, but the model reads 512 at most\.$"):
+            evaluate(_subject(), replace(sets, sets={**sets.sets, key: facts}), generate=False)
+
+
 def test_an_answer_that_merges_with_the_prompt_moves_no_other(sets: TofuSets) -> None:
     """Where one answer makes the tokenizer split the prompt otherwise, the rest are scored as if it were not there."""
     backend = Tokenizer(models.BPE())

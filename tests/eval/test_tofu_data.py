@@ -147,6 +147,12 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_sets("forget10", str(tmp_path / "file.json"))
     with pytest.raises(UserError, match="whole number"):
         load_sets("forget", "world:x")
+    with pytest.raises(UserError) as caught:  # it belongs below size, and would leave the world as large as ever
+        load_sets("forget", Source(world={"seed": 0, "people": 2}))
+    said = "world: people is not understood; expected {seed: 0, size: {people: 24, forgotten: 6}}."
+    assert str(caught.value) == said
+    small = Source(world={"seed": 0, "size": {"people": 2, "forgotten": 1, "strangers": 1, "background": 1}})
+    assert {key: len(facts) for key, facts in load_sets("forget", small).sets.items()}["forget"] == 20
     with pytest.raises(UserError, match="one split to forget, called forget; found 'forget10'"):
         load_sets("forget10", "world")
     with pytest.raises(UserError, match=r"nobody/TOFU.*network is switched off"):
