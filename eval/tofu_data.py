@@ -241,7 +241,7 @@ def _first(sets: TofuSets, rows: int) -> TofuSets:
 
 def _seed_and_size(given: str | dict[str, Any]) -> tuple[int, dict[str, int] | None]:
     """Of ``world``, ``world:SEED`` or ``{seed: SEED, size: {...}}``."""
-    named = given if isinstance(given, dict) else {"seed": given.partition(":")[2] or "0"}
+    named: dict[str, Any] = given if isinstance(given, dict) else {"seed": given.partition(":")[2] or "0"}
     if unknown := sorted(set(named) - {"kind", "seed", "size"}):
         raise UserError(
             f"world: {', '.join(unknown)} is not understood; expected {{seed: 0, size: {{people: 24, forgotten: 6}}}}."
