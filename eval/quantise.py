@@ -1,12 +1,14 @@
 """Weights rounded to few bits, to ask whether what was forgotten comes back when a model is made smaller.
 
-Zhang et al. (arXiv 2410.16454) found that 4 bits bring answers back that unlearning had only moved a little. This is
-plain rounding to nearest (RTN) with one scale for each output channel, undone at once so that the model still computes
-in its own type. It is neither GPTQ nor AWQ nor bitsandbytes, whose weights differ and whose result may, too.
+Zhang et al. (arXiv 2410.16454) found that 4 bits bring answers back that unlearning had only moved a little. Two kinds
+of rounding are undone at once, so that the model still computes in its own type: plain rounding to nearest (RTN) with
+one scale for each output channel, and NF4 (Dettmers et al., arXiv 2305.14314), the 4 bits of bitsandbytes and QLoRA.
+Neither is GPTQ or AWQ, whose weights differ and whose result may, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +25,32 @@ class Rounded:
     share: float
 
 
-def round_weights(model: nn.Module, bits: int) -> Rounded:
-    """Round the weight of every linear layer in place, to ``bits`` bits and back.
+# the 16 values of NF4, as bitsandbytes has them: quantiles of a normal distribution, its largest at 1
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+_BLOCK = 64  # weights that share a scale in NF4
+
+Rounding = Callable[[Tensor], Tensor]  # of a weight [out, in]
+
+
+def round_weights(model: nn.Module, rounding: Rounding) -> Rounded:
+    """Round the weight of every linear layer in place by ``rounding``.
 
     Embeddings and the head stay as they are, as in common tools, and so do biases. An adapter must be merged before
     (``merge_adapter``): its own matrices are left alone.
@@ -43,7 +69,7 @@ def round_weights(model: nn.Module, bits: int) -> Rounded:
             # transformers' Conv1D, in GPT-2, keeps its weight as [in, out]
             turned = not isinstance(module, nn.Linear)
             weight = module.weight.T if turned else module.weight
-            weight.copy_(round_rows(weight, bits))
+            weight.copy_(rounding(weight))
     total = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name and id(p) not in spared)
     return Rounded(len(layers), sum(m.weight.numel() for _, m in layers) / total)
 
@@ -58,6 +84,19 @@ def round_rows(weight: Tensor, bits: int) -> Tensor:
     scale = wide.abs().amax(dim=1, keepdim=True) / top
     levels = (wide / torch.where(scale > 0, scale, 1.0)).round().clamp(-top, top)
     return (levels * scale).to(weight.dtype)
+
+
+def round_nf4(weight: Tensor) -> Tensor:
+    """``weight`` in NF4 and back, in its own type: each value goes to the nearest of 16, times its block's largest.
+
+    Blocks are 64 weights that follow one another, row by row. Scales stay in float32 (no double quantisation).
+    """
+    flat = weight.float().flatten()
+    filled = torch.nn.functional.pad(flat, (0, -len(flat) % _BLOCK)).view(-1, _BLOCK)
+    scale = filled.abs().amax(dim=1, keepdim=True)
+    code = torch.tensor(NF4, device=weight.device)
+    places = torch.bucketize(filled / torch.where(scale > 0, scale, 1.0), (code[1:] + code[:-1]) / 2)
+    return (code[places] * scale).flatten()[: len(flat)].view(weight.shape).to(weight.dtype)
 
 
 def _is_linear(module: nn.Module) -> bool:

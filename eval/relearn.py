@@ -27,7 +27,7 @@ from align.errors import Stopped, UserError
 from align.eval import tofu
 from align.eval.durability import AS_IT_IS, Attack, Durability, attacked, reading
 from align.eval.log import TofuLog
-from align.eval.quantise import round_weights
+from align.eval.quantise import round_nf4, round_rows, round_weights
 from align.eval.texts import encode_pairs
 from align.eval.tofu_data import Fact, TofuSets
 from align.models.load import load_checkpoint
@@ -37,10 +37,10 @@ STEPS, ROWS = 10, 20
 LEARNING_RATE = 1e-5  # of NPO (arXiv 2404.05868) and of open-unlearning, for models whose own rate is not known
 
 RELEARNED, PARAPHRASED = "relearned", "paraphrased"
-_BITS = {"8 bits": 8, "4 bits": 4}
+_ROUNDED = {"8 bits": partial(round_rows, bits=8), "4 bits": partial(round_rows, bits=4), "NF4": round_nf4}
 _BUDGET = 4096  # tokens of a micro-batch; more rows than fit are accumulated
 _UNTESTED = (
-    "other tools' rounding: GPTQ, AWQ, bitsandbytes",
+    "other tools' rounding: GPTQ, AWQ",
     "prompts made to break it: jailbreaks, prefixes of the answer, examples in context",
     "questions in other languages",
     "probing of activations",
@@ -148,13 +148,13 @@ def _states(
     say(f"{name}: relearning {len(drawn)} rows in {relearning.steps} steps")
     logs[RELEARNED] = measure(_relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, **asked))
     rounding = ""
-    for state, bits in _BITS.items():
+    for state, how in _ROUNDED.items():
         gc.collect()  # trainers hold themselves in cycles, and with them a model
         say(f"{name}: rounding its weights to {state}")
         subject = Subject.load(name, **asked, echo=_silent)
         if (merge := getattr(subject.model, "merge_adapter", None)) is not None:
             merge()
-        done = round_weights(subject.model, bits)
+        done = round_weights(subject.model, how)
         rounding = f"{done.layers} linear layers, {done.share:.1%} of the weights outside the embeddings"
         logs[state] = measure(subject)
         del subject
@@ -278,6 +278,7 @@ def _tested(relearning: Relearning, rounding: str, reworded: bool) -> tuple[str,
     return (
         f"relearning: {how}, learning rate {relearning.learning_rate:g}, judged on the other rows",
         f"8 and 4 bits: weights rounded to nearest, a scale for each output channel; {rounding}",
+        "NF4: the same layers in the 4 bits of bitsandbytes and QLoRA, a scale for 64 weights, not quantised itself",
         *(("paraphrased: the rows' own questions in other words",) if reworded else ()),
     )
 

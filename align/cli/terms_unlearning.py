@@ -55,7 +55,7 @@ UNLEARNING: dict[str, Explanation] = {
     ),
     "durability": Explanation(
         "Whether what was forgotten stays so.",
-        "align eval relearn RUN: a few steps on a few forgotten rows, weights rounded to 8 and 4 bits, questions in "
+        "align eval relearn RUN: a few steps on a few forgotten rows, weights in 8 and 4 bits and NF4, questions in "
         "other words; each forgotten row is compared with itself (docs/diagnostics.md).",
         "came back: the answers were hidden, not removed. Other attacks (other languages, probing, fine-tuning on "
         "other text) are not tried.",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from scipy.stats import norm
 from torch import nn
 from zoo import tiny_model
 
 from align.errors import UserError
-from align.eval.quantise import round_rows, round_weights
+from align.eval.quantise import NF4, round_nf4, round_rows, round_weights
 
 
 def test_two_rows_at_four_bits_by_hand() -> None:
@@ -41,11 +44,42 @@ def test_a_row_of_zeros_stays_and_the_type_is_kept() -> None:
     assert torch.equal(rounded, weight)
 
 
+def test_the_values_of_nf4_are_quantiles_of_a_normal_distribution() -> None:
+    """As QLoRA makes them: eight above 0 and seven below it, evenly spaced shares, the largest put to 1."""
+    outermost = (1 - 1 / (2 * 15) + 1 - 1 / (2 * 16)) / 2
+    above = norm.ppf(np.linspace(outermost, 0.5, 9)[:-1])
+    below = -norm.ppf(np.linspace(outermost, 0.5, 8)[:-1])
+    expected = np.sort(np.concatenate([above, [0.0], below]))
+    np.testing.assert_allclose(NF4, expected / expected.max(), rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (3, 50), (1, 7)])
+def test_every_weight_goes_to_the_nearest_value_of_its_block(shape: tuple[int, int]) -> None:
+    """Blocks of 64 go on from row to row, and the last one may be shorter."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 3
+    found = round_nf4(weight).flatten().numpy()
+    flat, code = weight.flatten().numpy(), np.array(NF4, dtype=np.float32)
+    for start in range(0, len(flat), 64):
+        block = flat[start : start + 64]
+        scale = np.abs(block).max()
+        nearest = code[np.abs(block[:, None] - scale * code).argmin(axis=1)] * scale
+        np.testing.assert_allclose(found[start : start + 64], nearest, rtol=1e-6, atol=1e-7)
+    assert torch.equal(round_nf4(torch.zeros(2, 64)), torch.zeros(2, 64))
+    assert round_nf4(weight.bfloat16()).dtype == torch.bfloat16
+
+
+def test_nf4_is_that_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed (extra qlora)")
+    weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(2))
+    theirs = functional.dequantize_4bit(*functional.quantize_4bit(weight, quant_type="nf4", blocksize=64))
+    torch.testing.assert_close(round_nf4(weight), theirs, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2"])
 def test_linear_layers_are_rounded_and_nothing_else(kind: str) -> None:
     model = tiny_model(kind)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    done = round_weights(model, 4)
+    done = round_weights(model, partial(round_rows, bits=4))
     touched = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     # of each layer; GPT-2 keeps its weights as [in, out]
     expected = {
@@ -65,13 +99,13 @@ def test_linear_layers_are_rounded_and_nothing_else(kind: str) -> None:
 
 
 def test_experts_outside_linear_layers_show_in_the_share() -> None:
-    assert round_weights(tiny_model("qwen3_moe"), 8).share < 0.9
+    assert round_weights(tiny_model("qwen3_moe"), round_nf4).share < 0.9
 
 
 def test_an_adapters_own_matrices_are_left_alone() -> None:
     model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    done = round_weights(model, 4)
+    done = round_weights(model, partial(round_rows, bits=4))
     touched = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert done.layers == len(touched) == 14
     assert not any("lora_" in name for name in touched)
@@ -85,4 +119,4 @@ def test_a_model_without_linear_layers_is_refused() -> None:
         get_output_embeddings = get_input_embeddings
 
     with pytest.raises(UserError, match="no linear layers"):
-        round_weights(Bare(), 8)
+        round_weights(Bare(), round_nf4)

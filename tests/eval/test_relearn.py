@@ -125,7 +125,7 @@ def test_the_paraphrase_asks_the_other_question(result: Durability, sets: TofuSe
 
 
 def test_a_control_that_is_the_model_itself_takes_everything_off(result: Durability) -> None:
-    assert [a.name for a in result.attacks] == ["relearned", "8 bits", "4 bits", "paraphrased"]
+    assert [a.name for a in result.attacks] == ["relearned", "8 bits", "4 bits", "NF4", "paraphrased"]
     for attack in result.attacks:
         for spans in (attack.excess, attack.above):
             assert {(s.value, s.low, s.high) for s in spans.values()} == {(0.0, 0.0, 0.0)}
@@ -202,7 +202,7 @@ def test_a_run_is_attacked_by_its_recipe_and_not_changed(tmp_path: Path, monkeyp
     assert found.readings["as it is"]["n"] == 40
     assert "forget_quality" not in found.readings["paraphrased"]  # the retain model was not asked so
     assert found.attacks[0].above["forget_probability"].n == 20
-    assert found.attacks[3].above == {}
+    assert found.attacks[4].above == {}
     assert any("relearning 20 rows in 2 steps" in line for line in said)
     written = run.path / "eval" / "durability.json"
     assert json.loads(written.read_text()) == json.loads(json.dumps(found.to_json()))
