@@ -33,7 +33,10 @@ def test_pieces_make_the_answer_and_the_answer_is_remembered() -> None:
     ids = made.tokenizer(prompt).input_ids
     ((sample,),) = Sampler(SETTINGS, made.tokenizer, 4)(made.model, [ids], [0], 0, device=torch.device("cpu"))
     assert reply.text == sample.text  # as any sampler draws it
-    made.answer("Why?", pieces.append)
+    second = made.answer("Why?", pieces.append)
+    draw, ids = Sampler(SETTINGS, made.tokenizer, 4), made._ids(made.messages[:3])
+    first, then = (draw(made.model, [ids], [0], turn, device=torch.device("cpu"))[0][0].text for turn in (0, 1))
+    assert second.text == then != first  # every turn draws anew
     assert made.messages[:3] == [
         {"role": "user", "content": "Who is there?"},
         {"role": "assistant", "content": reply.text},
