@@ -56,8 +56,10 @@ def test_a_bomb_is_known_by_its_ratio_before_its_end(tmp_path: Path) -> None:
     """Zeros pack to a thousandth."""
     bomb, fine = tmp_path / "bomb.gz", tmp_path / "fine.gz"
     bomb.write_bytes(gzip.compress(bytes(30 * limits.MIB), 9))
-    with outside.unpacked(bomb) as stream, pytest.raises(UserError) as error:
-        stream.read()
+    with outside.unpacked(bomb) as stream:
+        with pytest.raises(UserError) as error:
+            stream.read(limits.GIB)
+        assert stream.raw._count < 10 * limits.MIB  # type: ignore[attr-defined]
     assert str(error.value) == (
         f"{bomb}: cannot be read (it unpacks to more than 8,388,608 bytes, over 100 times its size, as no rows do; if "
         "you made it yourself, unpack it)."

@@ -40,6 +40,9 @@ def test_aliases_are_filled_in_as_far_as_a_limit_goes() -> None:
     assert said.startswith(
         "r.yaml:1  not valid YAML: it has more than 1,048,576 characters once aliases are filled in."
     )
+    long = "y" * 20_000  # of which 53 are too many, wherever they stand
+    parse(f"a: &a {long}\nb: [{', '.join(['*a'] * 51)}]", "r.yaml")
+    assert "1,048,576 characters" in refused(f"a: &a {long}\nb: [{', '.join(['*a'] * 52)}]")
     assert "r.yaml:2  not valid YAML: it has more than 100 aliases." in refused(
         f"a: &a b\nc: [{', '.join(['*a'] * 101)}]"
     )
