@@ -19,6 +19,7 @@ import huggingface_hub.constants as _hub
 _hub.HF_HUB_DISABLE_TELEMETRY = True  # read at import by the hub library, which may have come first
 
 import torch
+import transformers
 import trl
 from accelerate.state import DistributedType, PartialState
 from accelerate.utils import fsdp2_prepare_model
@@ -34,6 +35,7 @@ __all__ = [
     "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
+    "checkpoints_layers",
     "fixed",
     "fsdp2_prepare_model",
     "loaded_whole",
@@ -44,6 +46,11 @@ __all__ = [
 
 Config: TypeAlias = SFTConfig | RewardConfig
 
+_have = transformers.__version__
+if Version(_have) < Version("5.21"):
+    raise UserError(f"align needs transformers>=5.21 and found {_have}: pip install 'transformers>=5.21'.")
+if not hasattr(SFTTrainer, "loss_is_scaled_for_ga"):
+    raise UserError(f"transformers {_have} no longer lets a trainer scale its own accumulation, as align does.")
 if not Version("1.14") <= Version(trl.__version__) < Version("2"):
     raise UserError(f"align needs trl>=1.14,<2 and found {trl.__version__}: pip install 'trl>=1.14,<2'.")
 _OVERRIDDEN = ("compute_loss", "prediction_step", "log", "evaluate", "get_batch_samples", "get_train_dataloader")
@@ -51,8 +58,6 @@ for _name in (*_OVERRIDDEN, "_save_checkpoint", "_run_epoch", "_load_best_model"
     for _kind in (SFTTrainer, RewardTrainer):
         if not callable(getattr(_kind, _name, None)):
             raise UserError(f"trl {trl.__version__} no longer has {_kind.__name__}.{_name}, which align overrides.")
-if not hasattr(SFTTrainer, "loss_is_scaled_for_ga"):
-    raise UserError("align needs transformers>=5.19, whose Trainer lets a trainer scale its own accumulation.")
 
 
 def _fsdp_over_gloo() -> None:
@@ -86,18 +91,26 @@ def training_config(kind: Any = SFTConfig, **kwargs: Any) -> Any:
     Raises:
         UserError: where transformers refuses a value.
     """
-    # newer ones call checkpointing by another name, and warn of the old one even as TRL's own default
+    # transformers 5.23 calls checkpointing by another name, and warns of the old one even as TRL's own default
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
         if new in kind.__dataclass_fields__:
             given = kwargs.pop(old, kind.__dataclass_fields__[old].default)
             kwargs.setdefault(new, given)
+        elif new in kwargs:
+            kwargs[old] = kwargs.pop(new)
     if _deepspeed_on_cpu():
         kwargs.setdefault("ddp_backend", "gloo")  # accelerate knows a backend of its own for accelerators alone
     try:
         return fixed(kind(**{**kwargs, "max_length": None}))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"train: {error}") from error
+
+
+def checkpoints_layers(args: Any) -> bool:
+    """Whether the backward pass computes layers again, by the name that this transformers has for it."""
+    name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+    return bool(getattr(args, name))
 
 
 def _deepspeed_on_cpu() -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from align.compat import checkpoints_layers
 from align.runs.directory import RunDirectory
 from align.runs.memory import Memory, Shortage, amount, local, memory, tensor_bytes
 
@@ -218,7 +219,7 @@ def _longest(trainer: Any) -> int | None:
 def _others(trainer: Any, held: Holdings) -> Iterator[str]:
     """What else gives memory back, the cheapest first."""
     args, adapter = trainer.args, hasattr(trainer.model, "peft_config")
-    if not args.activation_checkpointing:
+    if not checkpoints_layers(args):
         yield "train.activation_checkpointing: true, which changes no result and computes layers twice (--resume)"
     if held.reference and trainer.stores_reference and trainer.reference.store is None:
         yield (

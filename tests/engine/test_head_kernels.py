@@ -60,6 +60,8 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(
 
     from align.engine import triton_kernels
 
+    if not hasattr(triton_kernels._absorb, "cache_key"):
+        pytest.skip("this Triton (torch 2.10's) compiles nothing in a process that interprets kernels")
     state = {"largest": "*fp32", "total": "*fp32", "chosen": "*fp32"}
     backward = {"normaliser": "*fp32", "upstream": "*fp32", "out": "*bf16"}
     numbers = {"first": "i32", "words": "i32", "scale": "fp32", "cap": "fp32"}

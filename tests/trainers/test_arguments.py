@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from align import DPO
+from align.compat import checkpoints_layers, training_config
 from align.errors import UserError
 from align.objectives.base import Objective, Term, Terms
 from align.trainers.arguments import refuse, trl_arguments
@@ -85,6 +86,18 @@ def test_a_best_metric_that_no_evaluation_yields(tmp_path: Path, sets: Any) -> N
     made = trainer(tmp_path, DPO(), metric_for_best_model=f"eval_{start}rewards/margins", **settings)
     made.train()
     assert made.state.best_metric == made.state.log_history[-2][f"eval_{start}rewards/margins"]
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_goes_by_the_older_name_and_the_newer(tmp_path: Path, name: str, on: bool) -> None:
+    """transformers 5.23 renamed it; either is understood before and since."""
+    kwargs = {name: on, f"{name}_kwargs": {"use_reentrant": on}}
+    args = training_config(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **kwargs)
+    assert checkpoints_layers(args) is on
+    newer = hasattr(args, "activation_checkpointing_kwargs")
+    found = args.activation_checkpointing_kwargs if newer else args.gradient_checkpointing_kwargs
+    assert found == {"use_reentrant": on}
 
 
 @dataclass(frozen=True)
