@@ -55,4 +55,6 @@ align check tiny.yaml > check.txt
 align train tiny.yaml > train.txt
 align launch tiny.yaml --on cpu2-ddp name=launched > launched.txt
 align report runs/tiny runs/launched > report.txt
+align export runs/tiny --merge --out merged > export.txt
+python "$ROOT/ci/wheel_push.py" "$ROOT/tests" merged
 echo "The wheel works in an empty environment."
