@@ -33,6 +33,8 @@ def _launch(args: argparse.Namespace) -> int:
     found = command(chosen, processes, [args.file, *args.overrides, *flags])
     if not args.json:
         print(*([f"{choice.name}: {choice.reason}"] if choice else []), found.line(), sep="\n", flush=True)
+        if chosen.on_cpu and chosen.deepspeed and not args.dry_run:
+            print("At its first start on a CPU DeepSpeed compiles for a minute or more, and says nothing.", flush=True)
     here = ["--on", chosen.name, "--processes", str(processes)]
     started = ["align", "launch", args.file, *args.overrides, *here, *flags]
     out = sys.stderr if args.json else None

@@ -44,6 +44,10 @@ class Configuration:
         return self.content.get("use_cpu") is True
 
     @property
+    def deepspeed(self) -> bool:
+        return self.content["distributed_type"] == "DEEPSPEED"
+
+    @property
     def processes(self) -> int:
         return self.content.get("num_processes", 1)
 
@@ -125,11 +129,10 @@ def command(chosen: Configuration, processes: int, training: Sequence[str]) -> C
         UserError: where a variable of the environment says something else.
     """
     words = ["--config_file", str(chosen.file), "--num_processes", str(processes)]
-    deepspeed = chosen.content["distributed_type"] == "DEEPSPEED"
-    named = deepspeed and (chosen.content.get("deepspeed_config") or {}).get("deepspeed_config_file")
+    named = chosen.deepspeed and (chosen.content.get("deepspeed_config") or {}).get("deepspeed_config_file")
     if named and chosen.name in configurations():  # such a path starts at the working directory
         words += ["--deepspeed_config_file", str(chosen.file.parent / Path(named).name)]
-    on_cpu = {"DS_ACCELERATOR": "cpu"} if deepspeed else {"ACCELERATE_USE_CPU": "true"}
+    on_cpu = {"DS_ACCELERATOR": "cpu"} if chosen.deepspeed else {"ACCELERATE_USE_CPU": "true"}
     variables = on_cpu if chosen.on_cpu else {}
     for key, value in os.environ.items():
         if key.startswith("ACCELERATE_USE_") and value.lower() not in ("false", variables.get(key)):
