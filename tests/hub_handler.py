@@ -224,7 +224,7 @@ def handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return {}
             repo = server.repos.get((self.part.get("kind") or "models", self.part["name"]))
             revision = self.part["revision"]
-            found = {} if repo is None else {**dict(zip(repo.commits, repo.commits, strict=True)), **repo.heads}
+            found = {} if repo is None else {**{sha: sha for sha in repo.commits}, **repo.heads}
             return {"X-Repo-Commit": found[revision]} if revision in found else {}
 
         def _resolve(self) -> tuple[int, dict[str, str], Any]:

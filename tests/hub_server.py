@@ -25,7 +25,7 @@ class HubServer:
     """A context manager; ``url`` is the address while it runs.
 
     Args:
-        tokens: who they belong to.
+        tokens: who they belong to; by default one of ada, who is of the organisation lab.
         plan: by kind of request (``whoami``, ``create``, ``info``, ``tree``, ``preupload``, ``batch``, ``put``,
             ``commit``, ``branch``, ``tag``, ``refs``, ``discussions``, ``resolve``, ...) the faults to come.
         part: bytes above which a large file goes in parts of so many.
@@ -40,7 +40,8 @@ class HubServer:
         part: int = 1 << 30,
         retry_after: int | None = None,
     ) -> None:
-        self.tokens, self.part, self.retry_after = dict(tokens), part, retry_after
+        self.tokens = dict(tokens or {"hf_" + "a" * 34: User("ada", orgs=("lab",))})
+        self.part, self.retry_after = part, retry_after
         self.plan = defaultdict(list, {kind: list(faults) for kind, faults in (plan or {}).items()})
         self.repos: dict[tuple[str, str], Repo] = {}  # by models or datasets, and id
         self.stored: dict[str, bytes] = {}  # large files by SHA-256, committed or not

@@ -29,7 +29,7 @@ def _push(args: argparse.Namespace) -> int:
     push = Push(listing(Path(args.what)), target, say)
     for line in shown(push):
         say(line)
-    if push.todo and not (args.yes or _agreed(push)):
+    if (push.todo or push.state.head is None) and not (args.yes or _agreed(push)):
         say("Nothing was pushed.")
         return Exit.FINDINGS
     done = push.run()

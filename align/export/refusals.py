@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import Any
 
-import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+# the HTTP library below huggingface_hub, whose errors come through: httpx2, or httpx in other versions
+HTTP: Any = import_module(
+    next(one.__module__.partition(".")[0] for one in HfHubHTTPError.__mro__ if one.__module__.startswith("httpx"))
+)
 AGAIN = (408, 425, 429)  # and all of 5xx: what may pass
 _SHOWN = 300  # characters of the Hub's words
 
@@ -22,7 +27,7 @@ def may_pass(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in AGAIN or status >= 500
-    return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol)
+    return isinstance(error, HTTP.TransportError) and not isinstance(error, HTTP.UnsupportedProtocol)
 
 
 def seen(error: BaseException) -> str:
@@ -30,7 +35,7 @@ def seen(error: BaseException) -> str:
     status = status_of(error)
     if status is not None:
         return f"the Hub answers with status {status}"
-    timed = isinstance(error, httpx2.TimeoutException)
+    timed = isinstance(error, HTTP.TimeoutException)
     return "the Hub does not answer in time" if timed else "the connection to the Hub broke"
 
 

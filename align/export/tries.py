@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import httpx2
 from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from align.errors import UserError
-from align.export.refusals import may_pass, refusal, seen, status_of
+from align.export.refusals import HTTP, may_pass, refusal, seen, status_of
 from align.runs.retry import retry_after
 
 Say = Callable[[str], Any]
@@ -26,9 +25,9 @@ TRIES = 6  # of one step; huggingface_hub tries each part of a large file as oft
 _LONGEST = 60.0  # seconds of a pause of our own
 _PATIENCE = 600.0  # seconds that the Hub may ask us to wait before we give up instead
 # seconds to connect, and without a byte until a connection counts as broken: a large commit takes a while
-_TIMEOUT = httpx2.Timeout(300.0, connect=30.0)
+_TIMEOUT = HTTP.Timeout(300.0, connect=30.0)
 # what huggingface_hub raises where the Hub refuses, the network fails, or an answer is not what it should be
-_FAILURES = (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError, KeyError)
+_FAILURES = (HfHubHTTPError, HTTP.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError, KeyError)
 
 
 def tried(
