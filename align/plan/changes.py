@@ -37,8 +37,8 @@ def changes(recipe: Recipe, data: Data, plan: Plan) -> list[Change]:
             now = plan_of(changed, data, plan.launch, plan.device)
         except UserError:  # such as a row that is longer than the budget
             continue
-        if now.need >= best.need:
-            continue
+        if now.need >= best.need or ("model.load_in" in values and not now.fits):
+            continue  # quantised weights cannot be shared out: they are of use where nothing else has to be
         so_far = f"{found[-1].text}, {text}" if found else text
         best, made = now, changed
         found.append(Change(so_far, now))
@@ -46,7 +46,7 @@ def changes(recipe: Recipe, data: Data, plan: Plan) -> list[Change]:
             return found
     for launch in _launches(plan):
         if made.model.load_in is not None:
-            break  # quantised weights cannot be shared out
+            break
         now = plan_of(made, data, launch, plan.device)
         if now.fits:
             words = f"align launch FILE --on {launch.name} --processes {launch.processes}"

@@ -81,7 +81,7 @@ def memory_of(
     Raises:
         UserError: where the model cannot be made without weights.
     """
-    model = policy(recipe)
+    model = policy(recipe, device.kind)
     switch_dropout_off(model)
     weights = weigh(model, recipe.model.load_in)
     run = _Run(recipe, args, batches, launch, device, model, weights, stored)
@@ -125,14 +125,18 @@ class _Run:
         self.held: Held = held(weights, launch, how, self._reference(), self.autocast is not None)
 
     def _reference(self) -> int:
-        """Bytes of a frozen copy; in one process and under DDP it is kept no wider than it computes."""
+        """Bytes of a frozen copy; in one process and under DDP layers are kept no wider than they compute.
+
+        Embedding and head are where rounding loses nothing, which weights alone tell: they are counted as they are.
+        """
         if not self.copied:
             return 0
-        added = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if self.recipe.model.lora else 0
-        elements = self.weights.sum("elements") - added
-        size = self.weights.sum("bytes") - 4 * added
+        trained = self.weights.sum("trained_bytes") if self.recipe.model.lora is not None else 0
+        size = self.weights.sum("bytes") - trained  # an adapter is not copied
         narrow = self.autocast is not None and self.launch.kind in ("one", "ddp")
-        return min(size, 2 * elements) if narrow and self.recipe.reference.sync_every is None else size
+        if not narrow or self.recipe.reference.sync_every is not None:
+            return size
+        return size - sum(max(0, part.bytes - 2 * part.elements) for part in self.weights.layers)
 
     def layers(self) -> tuple[list[Layer], bool]:
         """What each layer takes, and whether its code was followed."""

@@ -17,6 +17,7 @@ from align.plan.memory import Memory, memory_of
 from align.plan.shares import Kind, Launch, kind_of
 from align.plan.speed import Time, time_of
 from align.plan.stored import is_stored
+from align.runs.launch import launched_with_fsdp
 
 if TYPE_CHECKING:
     from align.data.load import Data
@@ -127,17 +128,16 @@ def arguments_on(recipe: Recipe, device: Device) -> Any:
 
 def launched(args: Any) -> Launch:
     """How this process was launched, by the environment that accelerate left."""
-    processes, env = args.world_size, os.environ
-    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        stage = env.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        offload = "cpu" in (env.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),)
-        named = env.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
-        kind: Kind = "offload" if offload else "zero3" if stage == "3" or "zero3" in named else "zero2"
-    elif env.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    processes = args.world_size
+    kind: Kind = "ddp" if processes > 1 else "one"
+    if launched_with_fsdp():
         kind = "fsdp2"
-    else:
-        kind = "ddp" if processes > 1 else "one"
-    return Launch(kind, processes, kind)
+    elif os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        kind = "zero3" if stage == "3" or "zero3" in os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "") else "zero2"
+        if os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE") == "cpu":
+            kind = "offload"
+    return Launch("one process" if kind == "one" else kind, processes, kind)
 
 
 def on(name: str, content: Mapping[str, Any], processes: int) -> Launch:

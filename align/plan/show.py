@@ -53,8 +53,8 @@ def table(plan: Plan, dropped: Sequence[str] = ()) -> Iterator[str]:
 def where(plan: Plan) -> str:
     """Launch and device."""
     count = plan.launch.processes
-    many = "1 process" if count == 1 else f"{count} processes"
-    return f"{many} ({plan.launch.name}), {plan.device.name} of {amount(plan.device.total)}"
+    many = "1 process" if plan.launch.kind == "one" else f"{count} processes under {plan.launch.name}"
+    return f"{many}, {plan.device.name} of {amount(plan.device.total)}"
 
 
 def verdict(plan: Plan) -> str:

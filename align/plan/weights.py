@@ -12,7 +12,6 @@ from torch import nn
 
 from align.engine.scoring import causal_model
 from align.errors import UserError
-from align.models.load import usual_type
 from align.models.look import put_on, structure
 from align.models.policy import lora_config
 
@@ -65,8 +64,11 @@ class Weights:
         return sum(getattr(part, what) for part in self.parts)
 
 
-def policy(recipe: Recipe) -> Any:
+def policy(recipe: Recipe, device: str) -> Any:
     """The recipe's policy without weights: in the types that it is kept in, with its adapter, and what is trained set.
+
+    Args:
+        device: the type of the device that is planned for, on which types depend.
 
     Raises:
         UserError: where the model cannot be looked at, or its architecture not be made without weights.
@@ -77,7 +79,7 @@ def policy(recipe: Recipe) -> Any:
         raise UserError(
             f"model.id: {section.id} does not tell its size without its weights, so nothing can be planned."
         )
-    model.to(_kept_in(recipe, model))
+    model.to(_kept_in(recipe, model, device))
     if section.lora is not None:
         model.requires_grad_(False)
         return put_on(model, _adapter(recipe, reward))
@@ -108,11 +110,11 @@ def _adapter(recipe: Recipe, reward: bool) -> Any:
     return config
 
 
-def _kept_in(recipe: Recipe, model: Any) -> torch.dtype:
-    """The type of the weights that are not an adapter's."""
+def _kept_in(recipe: Recipe, model: Any, device: str) -> torch.dtype:
+    """The type of the weights that are not an adapter's; see ``models.policy.load_model``."""
     name = recipe.model.dtype
-    if name == "auto" and recipe.model.load_in is None:
-        name = "float32" if recipe.model.lora is None else usual_type()
+    if name == "auto" and recipe.model.load_in is None and (recipe.model.lora is None or device == "cpu"):
+        name = "float32"
     if name == "auto":
         return getattr(model.config, "dtype", None) or torch.float32
     return getattr(torch, name)

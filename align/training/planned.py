@@ -75,8 +75,8 @@ def compared(recipe: Recipe, found: Planned, cost: Mapping[str, Any]) -> dict[st
         "planned": {
             "memory_bytes": total if on_cpu else total - plan.memory.parts["context and fragmentation"],
             "measured_memory_bytes": cost["peak_memory_bytes"] - (found.held if on_cpu else 0),
-            "seconds": round(plan.time.seconds, 1),
-            "measured_seconds": round(seconds, 1),
+            "seconds": plan.time.seconds,
+            "measured_seconds": round(seconds, 3),
             "steps": plan.batches.steps,
             "measured_steps": cost["steps"],
         }

@@ -44,7 +44,7 @@ def huge(world: Path, tmp_path: Path) -> list[str]:
 def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", file]) == Exit.OK
     out = capsys.readouterr().out
-    assert re.search(r"^Plan  tiny      1 process \(one process\), cpu of \d+\.\d GiB$", out, re.MULTILINE)
+    assert re.search(r"^Plan  tiny      1 process, cpu of \d+\.\d GiB$", out, re.MULTILINE)
     assert re.search(r"^  batch      8 rows a step in 1 micro-batch, the largest of \d+ tokens$", out, re.MULTILINE)
     assert "  steps      10 over 40 rows, " in out
     assert re.search(r"^    total +0\.\d\d    of \d+\.\d GiB free: fits$", out, re.MULTILINE)
@@ -87,7 +87,7 @@ def test_json_has_the_changes_and_no_table(
 def test_for_a_machine_that_is_not_here(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", file, "--on", "fsdp2", "--processes", "8", "--device", "A100-40GB"]) == Exit.OK
     out = capsys.readouterr().out
-    assert "8 processes (fsdp2), A100-40GB of 39.4 GiB" in out
+    assert "8 processes under fsdp2, A100-40GB of 39.4 GiB" in out
     assert "64 rows a step in 1 micro-batch on each of 8 processes" in out
 
 

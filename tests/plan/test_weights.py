@@ -34,7 +34,7 @@ def weights(folder: Path, model: dict[str, Any]) -> Weights:
             "objective": {"name": "simpo"},
         }
     )
-    return weigh(policy(recipe), recipe.model.load_in)
+    return weigh(policy(recipe, "cuda"), recipe.model.load_in)
 
 
 @pytest.mark.parametrize(
