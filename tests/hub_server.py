@@ -86,6 +86,8 @@ class HubServer:
     def here(self, patch: Any, home: Path, token: str | None = "") -> None:
         """Let ``huggingface_hub`` in this process talk to this server; ``patch`` is pytest's ``monkeypatch``."""
         patch.setattr(constants, "ENDPOINT", self.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + template)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
