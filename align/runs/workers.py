@@ -55,6 +55,7 @@ def main(words: Sequence[str]) -> int:
 def _launch(words: Sequence[str]) -> tuple[int, str]:
     """The exit code, and what is to be said of it."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
@@ -63,6 +64,8 @@ def _launch(words: Sequence[str]) -> tuple[int, str]:
         return outcome({rank: failure.exitcode for rank, failure in error.failures.items()})
     except subprocess.CalledProcessError as error:  # of one process
         return outcome({0: error.returncode})
+    except SignalException:  # `align launch` is gone; the processes were told, and have said how they ended
+        return outcome({})
     except Exception as error:  # of accelerate, before any process was started
         return Exit.USAGE, f"accelerate cannot start this ({told(error)})."
     return Exit.OK, ""

@@ -231,3 +231,5 @@ def test_processes_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
         began = time.monotonic()
         assert sorted(running.stdout.read().splitlines()) == ["rank 0 saved", "rank 1 saved"]
         assert time.monotonic() - began < 30
+        assert running.stderr is not None
+        assert sorted(running.stderr.read().splitlines()) == ["rank 0 speaks", "rank 1 speaks"]
