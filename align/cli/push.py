@@ -29,7 +29,7 @@ def _push(args: argparse.Namespace) -> int:
     push = Push(listing(Path(args.what)), target, say)
     for line in shown(push):
         say(line)
-    if (push.todo or push.state.head is None) and not (args.yes or _agreed(push)):
+    if (push.todo or push.state.head is None) and not (args.yes or _agreed(push, args.json)):
         say("Nothing was pushed.")
         return Exit.FINDINGS
     done = push.run()
@@ -61,9 +61,9 @@ def shown(push: Push) -> list[str]:
     return lines
 
 
-def _agreed(push: Push) -> bool:
+def _agreed(push: Push, for_scripts: bool) -> bool:
     """Ask. Raises UserError where nobody can answer."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if for_scripts or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError("Nobody can be asked here whether to push this: say --yes if it is meant.")
     return input(f"Push {len(push.todo)} files to {push.repo}? [y/N] ").strip().lower() in ("y", "yes")
 
