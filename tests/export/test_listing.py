@@ -165,12 +165,12 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     os.mkfifo(folder / "vocab.json")
 
-    with pytest.raises(UserError, match=r"vocab\.json cannot be read \(it is no plain file\)\."):
+    with pytest.raises(UserError, match=r"/vocab\.json"):
         listing(folder)
 
 
 def test_pickles_are_not_pushed(tmp_path: Path) -> None:
-    folder = model(tmp_path / "m", **{"pytorch_model.bin": b"pickle"})
+    folder = model(tmp_path / "m", **{"weights.bin": b"pickle"})
     (folder / "model.safetensors").unlink()
 
     with pytest.raises(UserError, match="holds no weights as safetensors, and others are not pushed: they are pickles"):
