@@ -19,7 +19,7 @@ PATH = 4096  # a whole path
 ENTRIES = 100_000  # files and folders of a model or a run, which is looked through before it is read
 
 # rows
-ROW = 16 * MIB  # all Harry Potter books are 7 MiB; to tokenise a row takes 60 times its bytes
+ROW = 4 * MIB  # about a million tokens; to tokenise a prompt with two answers takes 200 times its bytes
 ARRAY = 1 * GIB  # a JSON file that is no JSON lines is read whole
 WHOLE_NUMBER_BITS = 64  # Arrow has no longer ones
 UNPACKED_RATIO = 100  # unpacked bytes for each packed one; text packs to a fifth
@@ -37,4 +37,4 @@ STORE_HEADER = 1 * MIB  # of a file of the reference store
 TEMPLATE_SECONDS = 4.0  # for one conversation, by the clock: on a busy machine, too
 TEMPLATE_MEAN_SECONDS = 0.1  # for each of many
 TEMPLATE_MEMORY = 512 * MIB
-RENDERED_CHARACTERS = 32 << 20  # of one conversation: twice the largest row
+RENDERED_CHARACTERS = 8 << 20  # of one conversation: twice the largest row

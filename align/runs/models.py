@@ -149,7 +149,13 @@ def require_model(section: Model, base: Path | None) -> None:
         raise UserError(f"model.id: {section.id!r}: no such folder.{hint} It is a run, a folder, or a Hub id.")
     from huggingface_hub import try_to_load_from_cache
 
-    cached = isinstance(try_to_load_from_cache(name, "config.json", revision=section.revision), str)
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=section.revision), str)
+    except ValueError:  # of the Hub's client
+        raise UserError(
+            f"model.id: {section.id!r}: no such folder, and the Hub has no such names: letters, digits, '-', '_' and "
+            f"'.', as in NAME or OWNER/NAME.{hint}"
+        ) from None
     if not cached and not hub_answers():
         raise UserError(
             f"model.id: {section.id!r}: no such folder, it is not in the local cache, and the Hub cannot be reached."

@@ -206,3 +206,12 @@ def test_code_that_comes_with_a_model_is_not_run_and_that_is_said(folder: Path, 
         "never run. Name a model of an architecture that transformers has."
     )
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_name_that_the_hub_cannot_have(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        require_model(Model(id="\x1eÞ"), tmp_path)
+    assert str(error.value) == (
+        "model.id: '\\x1eÞ': no such folder, and the Hub has no such names: letters, digits, '-', '_' and '.', as in "
+        "NAME or OWNER/NAME."
+    )

@@ -24,12 +24,12 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.jsonl.gz"])
-def test_a_row_of_more_than_16_mib(name: str, tmp_path: Path) -> None:
+def test_a_row_of_more_than_4_mib(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     text = (os.urandom(ROW // 2 + 1).hex() if name.endswith(".gz") else "a" * (ROW + 1)) + "\n"
     text = "prompt\n" + text if "csv" in name else ROWS + text
     path.write_bytes(gzip.compress(text.encode(), 1) if name.endswith(".gz") else text.encode())
-    assert refused(path) == ":2: the row has more than 16 MiB; split its text into rows."
+    assert refused(path) == ":2: the row has more than 4 MiB; split its text into rows."
 
 
 def test_nesting_and_long_numbers(tmp_path: Path) -> None:
@@ -48,9 +48,9 @@ def test_nesting_and_long_numbers(tmp_path: Path) -> None:
 
 
 def test_one_text_in_very_many_rows_of_a_parquet_file(tmp_path: Path) -> None:
-    """A dictionary holds a text once; its rows would be 20 GB here."""
+    """A dictionary holds a text once; its rows would be 15 GB here."""
     path = tmp_path / "x.parquet"
-    text = pa.array(["a" * 4 * MIB])
+    text = pa.array(["a" * 3 * MIB])
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), text)
     pq.write_table(pa.table({"prompt": column}), path, compression="zstd", dictionary_pagesize_limit=1 << 30)
     assert path.stat().st_size < MIB
@@ -60,10 +60,10 @@ def test_one_text_in_very_many_rows_of_a_parquet_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_parquet_row_of_more_than_16_mib(tmp_path: Path) -> None:
+def test_a_parquet_row_of_more_than_4_mib(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"prompt": [os.urandom(ROW // 2 + 1).hex()]}), path)
-    assert refused(path) == ": a row has more than 16 MiB; split its text into rows."
+    assert refused(path) == ": a row has more than 4 MiB; split its text into rows."
 
 
 def test_dictionaries_and_lists_of_them_are_read_as_what_they_stand_for(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ MEMORY = "needs more than 512 MiB of memory for one conversation"
         ("{{ 'a' * 99999999999 }}", MEMORY),
         ("{{ 'a'|center(9999999999) }}", MEMORY),
         (DOUBLING, MEMORY),
-        (LONG, "makes more than 33,554,432 characters of one conversation"),
+        (LONG, "makes more than 8,388,608 characters of one conversation"),
         ("a" * (1 << 20 | 1), "has more than 1,048,576 characters"),
     ],
     ids=["loops", "times", "centre", "doubling", "long", "large"],
