@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from align.data.rows.formats import BadRow
 from align.data.tokens.arguments import rendering
 from align.data.tokens.ids import ids_of
@@ -87,7 +89,7 @@ def _group(tokenizer: PreTrainedTokenizerBase, requests: list[Request]) -> list[
     try:
         arguments = rendering(tokenizer, first.tools or None, first.kwargs)
         template = arguments.pop("chat_template", None) or tokenizer.get_chat_template(tools=first.tools or None)
-    except ValueError as error:
+    except (ValueError, jinja2.TemplateError) as error:  # such as a comment without an end
         return [_refused(str(error))] * len(requests)
     arguments = {
         **tokenizer.special_tokens_map,

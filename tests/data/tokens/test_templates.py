@@ -8,10 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny import CHATML, CHATML_MARKED
+from tiny import CHATML, CHATML_MARKED, tiny_tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.data.tokens import templates
+from align.data.tokens.arguments import keep_arguments
+from align.data.tokens.chat import Request, render
 from align.data.tokens.templates import Refusal, Text, rendered
 from align.errors import UserError
 
@@ -85,6 +87,17 @@ def test_a_template_that_fails_refuses_one_conversation(template: str, reason: s
     assert fine == Text("", [])
     assert isinstance(bad, Refusal)
     assert bad.reason.startswith(reason)
+
+
+def test_a_template_without_grammar_refuses_every_conversation() -> None:
+    """Also where a date is to be written into it, for which it is taken apart before it is rendered."""
+    tokenizer = tiny_tokenizer()
+    for template, reason in (("{# no end", "Missing end of comment tag"), ("{% for %}", "Expected an expression, got")):
+        tokenizer.chat_template = template
+        for arguments in ({}, {"strftime_now": "2024-07-26"}):
+            keep_arguments(tokenizer, arguments)
+            (found,) = render(tokenizer, [Request(TALK)])
+            assert str(found).startswith(f"the chat template refuses the conversation ({reason}")
 
 
 def test_files_and_python_are_out_of_reach(tmp_path: Path) -> None:
