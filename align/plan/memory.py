@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from align.compat import checkpoints_layers
 from align.engine.reads import Hidden, Read
 from align.engine.scoring import causal_model
 from align.models.batches import BATCH, sequence_bytes
@@ -218,7 +219,7 @@ class _Run:
             around if tied else around - own,
             own,
             tied,
-            bool(self.args.activation_checkpointing),
+            checkpoints_layers(self.args),
             accumulated,
             kept,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from align.compat import checkpoints_layers
 from align.runs.files import cache_folder
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def time_of(recipe: Recipe, args: Any, batches: Batches, memory: Memory, launch:
         tokens["evaluations"] = evaluations * batches.evaluated
     each = memory.weights.sum("elements") - memory.weights.embedding.elements * (not memory.weights.tied)
     lora = recipe.model.lora is not None
-    policy = (4 if lora else 6) + 2 * bool(args.activation_checkpointing)
+    policy = (4 if lora else 6) + 2 * checkpoints_layers(args)
     flops = float(each * (policy * tokens["policy"] + 2 * (tokens.get("reference", 0) + tokens.get("evaluations", 0))))
     before = seen(device.name, shape_of(memory, lora))
     if before:
