@@ -12,6 +12,7 @@ from torch import nn
 
 from align.engine.scoring import causal_model
 from align.errors import UserError
+from align.models.load import check_adapter
 from align.models.look import put_on, structure
 from align.models.policy import lora_config
 
@@ -103,6 +104,7 @@ def _adapter(recipe: Recipe, reward: bool) -> Any:
     name = located(lora.adapter, recipe.base)
     try:
         with quiet_hub():
+            check_adapter("model.lora.adapter", repr(lora.adapter), name, reward=reward)
             config = PeftConfig.from_pretrained(name, **hub_options(name))
     except (OSError, ValueError) as error:
         raise UserError(f"model.lora.adapter: {lora.adapter!r} cannot be read ({error}).") from error

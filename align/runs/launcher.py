@@ -88,7 +88,7 @@ def configuration(name: str) -> Configuration:
     try:
         content = parse_file(file, file.name).value
     except UserError as error:
-        raise UserError(f"--on {name}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"--on {name}: {str(error).splitlines()[0]}") from error
     if problem := _problem(content):
         raise UserError(f"--on {name}: {problem}.")
     return Configuration(name, file, content)

@@ -219,7 +219,7 @@ def _empty(folder: Path) -> None:
     ("damage", "sentence"),
     [
         (_pieces, r"holds its weights in pieces \(pytorch_model_fsdp_0\), which only the processes that wrote them"),
-        (_pickle, r"has no adapter_model\.safetensors: other files of weights, such as pickles, are not read"),
+        (_pickle, r"holds its weights as a pickle \(adapter_model\.bin\), which may hold a program and is never read"),
         (_several, r"holds the adapters its own, second, and an export is of one"),
         (_empty, r"holds no model: neither adapter_config\.json nor config\.json with model\.safetensors"),
     ],

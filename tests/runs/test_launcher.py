@@ -102,7 +102,7 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
     assert "--deepspeed_config_file" not in words  # its path is the user's own, from the working directory
     start = "distributed_type: MULTI_CPU\n"
     for text, said in (
-        ("[1", "cannot be read as YAML (while parsing a flow sequence "),
+        ("[1", "mine.yaml:1  not valid YAML: while parsing a flow sequence "),
         ("a: 1", "this is no configuration of accelerate (it names no distributed_type)."),
         (start + "num_processes: two", "num_processes is 'two'; expected a whole number of 1 or more."),
         (start + "num_processes: 0", "num_processes is 0; expected a whole number of 1 or more."),
