@@ -154,7 +154,7 @@ def test_relearn_prints_json_alone_and_writes_it(capsys: pytest.CaptureFixture[s
     assert code == 0
     assert json.loads((place / "found.json").read_text()) == found
     assert [a["name"] for a in found["attacks"]] == ["relearned", "8 bits", "4 bits", "NF4", "paraphrased"]
-    assert [a["rows"] for a in found["attacks"]] == [36, 40, 40, 40]
+    assert [a["rows"] for a in found["attacks"]] == [36, 40, 40, 40, 40]
     assert found["learning_rate"] == 1e-5
     assert len(found["relearned_rows"]) == 4
     assert found["readings"]["as it is"]["utility"] >= 0
