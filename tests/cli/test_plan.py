@@ -35,7 +35,7 @@ def huge(world: Path, tmp_path: Path) -> list[str]:
         if part.suffix != ".safetensors":
             (folder / part.name).write_bytes(part.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    sizes = {"hidden_size": 16384, "intermediate_size": 57344, "num_hidden_layers": 20, "num_attention_heads": 128}
     config |= {**sizes, "num_key_value_heads": 8, "head_dim": 128}
     (folder / "config.json").write_text(json.dumps(config))
     return [f"model.id={folder}", "model.dtype=auto"]
@@ -77,9 +77,9 @@ def test_json_has_the_changes_and_no_table(
     assert main(["plan", file, *huge(world, tmp_path), "--device", "80GiB", "--json"]) == Exit.DOES_NOT_FIT
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is False
-    # 80 layers of 8192 wide, as Llama 3.1 70B, with a small vocabulary
-    layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192
-    assert 80 * layer < found["weights"]["all"] < 80 * layer + 10**8
+    # 20 layers of 16384 wide, as many weights as Llama 3.1 70B with a small vocabulary
+    layer = 2 * 16384 * 16384 + 2 * 16384 * 1024 + 3 * 16384 * 57344 + 2 * 16384
+    assert 20 * layer < found["weights"]["all"] < 20 * layer + 10**8
     assert found["memory"]["total"] > 16 * found["weights"]["all"]
     assert [one["fits"] for one in found["changes"]] == [False] * (len(found["changes"]) - 1) + [True]
 
