@@ -186,6 +186,7 @@ def test_generation_ends_where_an_answer_ends(smollm2: Path) -> None:
     assert "<|" not in france.text
 
 
+@pytest.mark.slow  # half a minute
 def test_npo_forgets_what_it_is_told_to(smollm2: Path, tmp_path: Path) -> None:
     made = recipe(
         smollm2,
