@@ -103,7 +103,13 @@ def recipe_of(folder: Path, model: Path, words: int, changes: dict[str, Any]) ->
         "objective": changes.get("objective", {"name": "dpo"}),
         "reference": {"store_dir": str(folder / "store")},
         "watch": {"report": False, "probe_pairs": 0},
-        "train": {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1},
+        "train": {
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "use_cpu": True,
+            "logging_steps": 1,
+            "activation_checkpointing": False,  # it is on by default
+        },
     }
     if "objective" in changes:
         for name in ("forget", "retain"):

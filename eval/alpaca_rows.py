@@ -8,8 +8,8 @@ difficulty wherever it stands in a file.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ import numpy as np
 from align.data.rows.files import read_rows
 from align.errors import UserError
 from align.eval.alpaca_figures import Anchors
+from align.outside.files import Refused, opened, unpacked
+from align.outside.limits import TEXTS
 
 HUB = "tatsu-lab/alpaca_eval"  # where the authors publish difficulties and anchors
 DIFFICULTY, ANCHORS = "instruction_difficulty.csv", "df_gamed.csv"
@@ -194,8 +196,11 @@ def _found(name: str, file: str, option: str) -> Path:
 def _table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file as text, gzipped or not; a column may be without a name, as pandas leaves an index."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            rows = [{key or "": value or "" for key, value in row.items()} for row in csv.DictReader(file)]
+        with unpacked(path) if path.suffix == ".gz" else opened(path, TEXTS) as file:
+            table = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in table]
+    except Refused:
+        raise
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}).") from error
     if not rows:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from align.data.rows.files import read_rows
 from align.data.tokens.preparation import plural
 from align.errors import UserError
 from align.eval.alpaca_eval import AlpacaResult, figures
@@ -23,6 +24,8 @@ from align.eval.alpaca_judge import agreement, annotator, is_switched, prefer
 from align.eval.alpaca_rows import annotations_of, read_outputs
 from align.judges.judge import CompareJudge, Judging
 from align.models.load import checkpoint_tokenizer
+from align.outside.files import json_file
+from align.outside.limits import JSON
 from align.recipe.sampling import Sampling
 from align.recipe.sections import Source
 from align.runs.files import write_atomically
@@ -102,8 +105,7 @@ def _write_prompts(setup: Setup, model: str, file: Path, say: Say) -> None:
 def _write_outputs(setup: Setup, model: str, drawn: Path, file: Path) -> None:
     """The official layout from what ``align sample`` wrote."""
     found: dict[str, str] = {}
-    for line in drawn.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(drawn):
         asked, reply = row["prompt"], row["completion"]
         # the last turn: a system message may stand before it
         found[asked if isinstance(asked, str) else asked[-1]["content"]] = (
@@ -138,10 +140,11 @@ def judged(setup: Setup, outputs: Outputs, judge: Judging, world: World, say: Sa
     texts = setup.instructions
     parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
     files = [_verdicts(setup, part, outputs, judge) for part in parts]
-    mine = [i for i in range(world.rank, len(parts), world.size) if not files[i].is_file()]
-    before = sum(file.is_file() for file in files)
-    if before:
-        say(f"judged before: {before:,} of {len(parts):,} parts")
+    there = [_kept(file, part) is not None for file, part in zip(files, parts, strict=True)]
+    world.together(lambda: None)  # all have looked before one writes
+    mine = [i for i in range(world.rank, len(parts), world.size) if not there[i]]
+    if any(there):
+        say(f"judged before: {sum(there):,} of {len(parts):,} parts")
 
     def work() -> None:
         with Work("answers judged", sum(len(parts[i]) for i in mine)) as shown:
@@ -152,7 +155,7 @@ def judged(setup: Setup, outputs: Outputs, judge: Judging, world: World, say: Sa
                 shown.add(len(parts[i]))
 
     world.together(work)
-    found = [value for file in files for value in json.loads(file.read_text())]
+    found = [value for file, part in zip(files, parts, strict=True) for value in _kept(file, part) or ()]
     return [_row(setup, text, outputs, judge, value) for text, value in zip(texts, found, strict=True)]
 
 
@@ -161,6 +164,17 @@ def _verdicts(setup: Setup, part: Sequence[str], outputs: Outputs, judge: Judgin
     compared = [[text, outputs[text]["output"], setup.reference[text]["output"]] for text in part]
     key = hashlib.sha256(json.dumps([annotator(judge), compared]).encode()).hexdigest()
     return setup.folder / "judged" / f"{key[:24]}.json"
+
+
+def _kept(file: Path, part: Sequence[str]) -> list[float | None] | None:
+    """The verdicts of a part; None where there are none, or none that can be read: then it is judged again."""
+    try:
+        found = json_file(file, JSON)
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, list) and len(found) == len(part)
+    sound = whole and all(one is None or (isinstance(one, int | float) and 0 <= one <= 1) for one in found)
+    return found if sound else None
 
 
 def _texts(outputs: Outputs, instructions: Sequence[str]) -> list[str]:

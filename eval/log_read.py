@@ -17,8 +17,8 @@ import numpy as np
 from align.errors import UserError
 from align.eval.log import EPSILON, MUSE_SETS, ROUGES, SCORES, SETS, MuseLog, SetLog, TofuLog
 from align.eval.mia import ATTACKS
-from align.limits import LOG
-from align.outside import Refused, opened, parsed, unpacked
+from align.outside.files import Refused, opened, parsed, unpacked
+from align.outside.limits import LOG
 
 _TEXT = ("input", "ground_truth", "generation")
 _ORIGINAL = {"avg_gt_loss": "loss", "avg_paraphrased_loss": "para_loss", "average_perturb_loss": "wrong_loss",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from align.data.rows.files import SUFFIXES, file_kind, file_stem, read_rows
 from align.data.rows.sources import did_you_mean
 from align.errors import UserError
-from align.outside import parsed
+from align.outside.files import parsed
 
 Kind = Literal["rm_bench", "rewardbench", "rewardbench2", "m_rewardbench"]
 

@@ -15,8 +15,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from local_server import LocalServer
 
 FAULTS = ("timeout", "busy", "broken", "garbled", "half", "dropped", "trickle", "other", "slow")
 SLEEP = 0.8  # seconds; more than the timeout that tests give their clients, save for "slow"
@@ -37,7 +39,7 @@ def mixed(seed: int, most: int = 4) -> Callable[[str, int], str]:
     )
 
 
-class FaultyServer:
+class FaultyServer(LocalServer):
     """A context manager; ``url`` is the address while it runs.
 
     Args:
@@ -50,6 +52,8 @@ class FaultyServer:
         ids: whether token ids are returned.
         models: names that are served.
     """
+
+    below = "/v1"
 
     def __init__(
         self,
@@ -77,17 +81,8 @@ class FaultyServer:
         """How many POSTs came in."""
         return self.asked.total()
 
-    def __enter__(self) -> FaultyServer:
-        self._http = _Quiet(("127.0.0.1", 0), _handler(self))
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return _handler(self)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -144,15 +139,6 @@ class FaultyServer:
                 choice |= {"token_ids": ids, "logprobs": {"token_logprobs": [-(i % 7) - 0.5 for i in ids]}}
             found.append(choice)
         return found[::-1]
-
-
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False  # threads that sleep are not waited for
-    request_queue_size = 64
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away in the middle are what the tests are about."""
 
 
 def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:

@@ -12,16 +12,17 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from hub_handler import handler
 from hub_repos import LFS, File, Refused, Repo, User
 from huggingface_hub import constants
+from local_server import LocalServer
 
 
-class HubServer:
+class HubServer(LocalServer):
     """A context manager; ``url`` is the address while it runs.
 
     Args:
@@ -52,17 +53,8 @@ class HubServer:
         self.held = threading.Event()
         self.lock = threading.RLock()
 
-    def __enter__(self) -> HubServer:
-        self._http = _Quiet(("127.0.0.1", 0), handler(self))
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return handler(self)
 
     # ---- what tests ask and say
 
@@ -218,12 +210,3 @@ class HubServer:
             answer = {"pullRequestUrl": f"{self.url}/{name}/discussions/{number}"}
         sha = repo.commit(head, header["summary"], files, base)
         return {"commitUrl": f"{self.url}/{name}/commit/{sha}", "commitOid": sha, **answer}
-
-
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away in the middle are what the tests are about."""

@@ -78,3 +78,18 @@ def test_what_cannot_fit_ends_before_a_weight_is_loaded(world: Path, huge: Path,
     # started anyway it comes to the weights, which are not there
     with pytest.raises(UserError, match=r"model\.id: .* cannot be loaded"):
         run(made, anyway=True, echo=lambda line: None)
+
+
+def test_a_plan_that_cannot_be_made_costs_no_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.training import planned
+
+    def broken(*_: object) -> None:
+        raise AttributeError("a library has changed")
+
+    monkeypatch.setattr(planned, "plan_of", broken)
+    lines: list[str] = []
+    made = recipe(world, tmp_path, train={"max_steps": 1, "save_steps": 1, "eval_steps": 1})
+    run(made, echo=lines.append)
+    assert "plan: none (AttributeError: a library has changed)" in lines
+    assert not (made.output_dir / "plan.json").exists()
+    assert (made.output_dir / "model" / "export.json").is_file()

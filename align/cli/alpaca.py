@@ -122,11 +122,10 @@ def _early(args: argparse.Namespace, setup: Setup, world: World, say: Any) -> Ju
     settings = judge_of(args.judge)
     if settings.endpoint is None:
         return early_judge(settings, base=Path(), allow_code=args.allow_code, device=world.device, say=say)
-    judge = _judge(args, setup, world, say)
-    if world.rank == 0:
-        from align.eval.alpaca_judge import require_letters
+    from align.eval.alpaca_judge import require_letters
 
-        require_letters(judge)
+    judge = _judge(args, setup, world, say)
+    world.together(lambda: require_letters(judge) if world.rank == 0 else None)
     return judge
 
 

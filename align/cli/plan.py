@@ -46,6 +46,16 @@ def _plan(args: argparse.Namespace) -> int:
     return Exit.OK if plan.fits else Exit.DOES_NOT_FIT
 
 
+def undrawn() -> Data:
+    """The rows of a recipe in rounds, which are pairs of samples that are still to be drawn: a stream without lengths.
+
+    Each of them is then counted as long as it may be.
+    """
+    from align.data.load import Data
+
+    return Data(iter(()), None, None, None)  # type: ignore[arg-type]
+
+
 def prepared(recipe: Recipe) -> tuple[Data, list[str]]:
     """The recipe's rows as a run prepares them, and what became of those that were left out or cut."""
     from align.data.load import load_data
@@ -111,7 +121,7 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
 
     def need(launch: Launch) -> Need:
         if not rows:
-            rows.append(prepared(recipe)[0])
+            rows.append(prepared(recipe)[0] if recipe.rounds is None else undrawn())
         found = plan_of(recipe, rows[0], launch, here(torch.device(torch.accelerator.current_accelerator() or "cpu")))
         return Need(found.memory.total, found.memory.host)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from align.errors import UserError
-from align.outside import name_problem
+from align.outside.files import name_problem
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,8 +13,8 @@ from align.errors import UserError
 from align.judges.calls import Calls
 from align.judges.http import Client
 from align.judges.judge import CompareJudge
-from align.limits import TEXTS
-from align.outside import read_text
+from align.outside.files import read_text
+from align.outside.limits import TEXTS
 from align.runs.files import cache_folder
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from align.data.rows.sources import did_you_mean, quiet_hub
 from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError, loading, told
-from align.limits import JSON
-from align.outside import json_file
+from align.outside.files import json_file
+from align.outside.limits import JSON
 from align.recipe.sections import Model
 from align.runs.models import ADAPTER, hub_options, model_of
 

@@ -27,8 +27,9 @@ CHIPS: dict[str, tuple[float, int, float]] = {
 _UNITS = {"GIB": 2**30, "GB": 10**9, "MIB": 2**20, "MB": 10**6}
 _OTHER = (108, 312e12)  # multiprocessors and rate of a device of which the memory alone is known: an A100's
 
-# Measured with benchmarks/plan.py: what a process of a CPU grows by beside tensors (threads, code that is loaded late),
-# and what freed pieces of memory that are not given back add. On CUDA the context, and what the allocator's blocks add.
+# What a process of a CPU grows by beside tensors (threads, code that is loaded late), and what freed pieces of memory
+# that are not given back add: measured with benchmarks/plan.py. On CUDA the context, and what the allocator's blocks
+# add: assumed, and not measured yet.
 _GROWTH = {"cpu": 20 * 2**20, "cuda": 600 * 2**20}
 _LOST = {"cpu": 0.02, "cuda": 0.03}
 

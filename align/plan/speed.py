@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from align.recipe import Recipe
 
 FILE = "speeds.jsonl"
-# share of a chip's rate that runs reach: on an H200 0.37 with all weights and 0.54 with LoRA, over the matrix rate that
-# was measured, 0.8 of the maker's (docs/benchmarks.md)
+# share of a chip's rate that runs reach: early runs on an H200 (2026-11-26) came to 0.37 with all weights and 0.54 with
+# LoRA, over the matrix rate that was measured, 0.8 of the maker's
 _REACHED = {"full": 0.30, "lora": 0.43}
 _REACHED_ON_CPU = 0.5  # of a matrix product that is measured here
 _REMEMBERED = 20  # of the last runs

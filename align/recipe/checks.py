@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from align.limits import LARGEST
 from align.objectives.base import LABELLED, MISMATCH, reads_labels
+from align.outside.limits import LARGEST
 from align.recipe.checks_online import online_checks
 from align.recipe.checks_reward import reward_checks
 from align.recipe.checks_unlearning import branches_of, objective_of, unlearning_checks

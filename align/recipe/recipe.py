@@ -27,7 +27,7 @@ from pydantic import (
 
 from align.errors import UserError
 from align.objectives import OBJECTIVES, Objective
-from align.outside import name_problem
+from align.outside.files import name_problem
 from align.recipe.checks import cross_checks, impossible_values
 from align.recipe.locked import unlocked
 from align.recipe.messages import ALIASES, Problem, did_you_mean, dotted, sentence

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from align.outside import name_problem
+from align.outside.files import name_problem
 from align.recipe.messages import expected
 from align.recipe.template_arguments import argument_problem
 

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from align.errors import UserError
-from align.limits import ALIASES, DOCUMENT_CHARACTERS, NESTING, RECIPE
-from align.outside import read_text
+from align.outside.files import read_text
+from align.outside.limits import ALIASES, DOCUMENT_CHARACTERS, NESTING, RECIPE
 from align.recipe.messages import Path, Problem, did_you_mean, dotted, shown
 
 # keys below which one mapping stands for a list of one

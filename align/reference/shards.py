@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from align.limits import STORE_HEADER
-from align.outside import opened, parsed
+from align.outside.files import opened, parsed
+from align.outside.limits import STORE_HEADER
 
 KEY = 32  # bytes that name a row
 _KINDS = {"keys": ("U8", np.uint8), "ends": ("I64", np.int64), "values": ("F32", np.float32)}

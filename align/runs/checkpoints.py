@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from align.limits import JSON
-from align.outside import json_file
+from align.outside.files import json_file
+from align.outside.limits import JSON
 from align.runs.files import digest_of, sync_folder, write_atomically
 
 MARKER = "complete.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError, told
-from align.outside import parsed
+from align.outside.files import parsed
 from align.recipe.yaml import parse_file
 
 _LAST = 2**53  # beyond it not every whole number is a float, and no run has so many steps

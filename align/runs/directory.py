@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from align.errors import UserError
-from align.outside import only_files
+from align.outside.files import only_files
 from align.recipe import Recipe
 from align.runs import checkpoints
 from align.runs.damage import counts, damaged, json_object, read_lock

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.outside import only_files
+from align.outside.files import only_files
 from align.recipe.messages import did_you_mean
 from align.runs.directory import LOCK
 from align.runs.result import MODEL

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from align.errors import UserError
 from align.objectives.base import WeightedSum
-from align.outside import only_files
+from align.outside.files import only_files
 from align.recipe.messages import did_you_mean
 from align.recipe.objective import parse_objective
 from align.report.record import Kind, RunRecord, kind_of

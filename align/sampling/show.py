@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from align.data.rows.sources import did_you_mean
 from align.data.tokens.preparation import plural
 from align.errors import UserError
-from align.outside import parsed
+from align.outside.files import parsed
 
 Order = Literal["first", "best", "worst"]
 

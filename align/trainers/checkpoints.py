@@ -19,8 +19,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import UserError, loading, told
-from align.limits import JSON
-from align.outside import json_file
+from align.outside.files import json_file
+from align.outside.limits import JSON
 from align.runs import checkpoints
 from align.runs.checkpoints import Checkpoint
 from align.runs.damage import reading

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from align.data.load import Data
-from align.errors import DoesNotFit, UserError
+from align.errors import DoesNotFit, told
 from align.plan.changes import changes
 from align.plan.device import here
 from align.plan.plan import FILE, Plan, launched, plan_of
@@ -32,7 +32,7 @@ def planned(
 ) -> Planned:
     """Plan a run whose rows are prepared, before its weights are loaded. Every process calls it; the first one plans.
 
-    Where the model cannot be looked at that is said, and there is no plan; nor is there one on other processes.
+    Where none can be made that is said, and the run goes on without; nor is there one on other processes.
 
     Raises:
         DoesNotFit: on all processes, where it is clearly too large and ``anyway`` is not set.
@@ -42,8 +42,8 @@ def planned(
     if world.rank == 0:
         try:
             plan = plan_of(recipe, data, launched(args), here(args.device), args)
-        except UserError as error:
-            say(f"plan: none ({error})")
+        except Exception as error:  # a plan is a help, and what is wrong with the run itself is met and said by the run
+            say(f"plan: none ({told(error)})")
         else:
             found = Planned(plan, memory(args.device).held)
             directory.write_json(FILE, plan.to_json())

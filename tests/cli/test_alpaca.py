@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_what_was_judged_before_a_kill_is_not_asked_again(place: Path, capsys: p
         assert "judged before: 1 of 2 parts" in out
         assert server.requests == 1 + 20
         assert max(server.asked.values()) == 1
+
+
+def test_damaged_verdicts_are_judged_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--outputs", "outputs.json", "--reference", "reference.json")
+    words = (*words, "--judge", "function:judging_alpaca:longest", "--allow-code", "--json")
+    code, first, err = call(capsys, *words)
+    assert code == 0, err
+    kept = sorted((place / "alpaca-eval/judged").iterdir())
+    assert len(kept) == 2
+    for text in ("[0.5", "[7, 7]", "{}"):
+        kept[0].write_text(text)
+        code, again, err = call(capsys, *words)
+        assert (code, again) == (0, first)
+        assert "judged before: 1 of 2 parts" in err
 
 
 def test_a_judge_that_names_neither_letter_is_found_before_anything_is_judged(
@@ -233,6 +248,9 @@ def test_difficulties_as_pandas_writes_them_and_broken_ones(place: Path, capsys:
     from align.eval.alpaca_rows import read_difficulty
 
     assert read_difficulty("plain.csv") == {0: 0.25, 1: -1.5}
+    os.mkfifo(place / "pipe.csv")
+    code, _, err = call(capsys, "--annotations", "a.json", "--difficulty", "pipe.csv")
+    assert (code, err) == (2, "--difficulty pipe.csv: there is no such file.\n")
     for text, sentence in (
         ("index,instruction_difficulty\n0,hard\n", "instruction_difficulty must be a number, and one is 'hard'."),
         ("index,other\n0,1\n", "expected the columns index and instruction_difficulty; it has 'index', 'other'."),

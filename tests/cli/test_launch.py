@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from round_runs import make_world, write_recipe
 from saved_model import save_model
 
 from align.cli.main import main
@@ -41,6 +42,19 @@ def test_what_fits_is_chosen_and_said(recipe: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith(
         "cpu2-ddp: there is no accelerator, and several processes were asked for\n"
     )
+
+
+def test_rounds_are_placed_before_their_pairs_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on two GPUs: the rows are prompts alone, and every pair counts as long as it may be."""
+    monkeypatch.setattr("align.runs.memory.accelerators", lambda: (80 << 30, 80 << 30))
+    file = str(write_recipe(make_world(tmp_path), tmp_path / "out", train={"use_cpu": False}))
+    assert main(["launch", file, "--allow-code", "--dry-run"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("ddp: it takes 2")  # 20 MiB of a process itself, and a tiny model
+    assert first.endswith(" MiB on each of 2 GPUs of 80.0 GiB")
+    assert second.endswith(f"{FOLDER}/ddp.yaml --num_processes 2 -m align.train {file} --allow-code")
 
 
 def test_a_command_for_another_machine_is_shown(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

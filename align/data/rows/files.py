@@ -13,8 +13,8 @@ from typing import Any, AnyStr, BinaryIO
 
 from align.data.rows.parquet import parquet_rows
 from align.errors import UserError
-from align.limits import ARRAY, MIB, ROW
-from align.outside import Refused, long_number, opened, parsed, unpacked
+from align.outside.files import Refused, long_number, opened, parsed, unpacked
+from align.outside.limits import ARRAY, MIB, ROW
 
 Row = dict[str, Any]
 

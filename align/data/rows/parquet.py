@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from align.errors import UserError
-from align.limits import MIB, NESTING, ROW
-from align.outside import may_unpack, too_packed
+from align.outside.files import may_unpack, too_packed
+from align.outside.limits import MIB, NESTING, ROW
 
 _AT_ONCE = 64 * MIB  # of rows that become Python values together
 _BATCH = 1024  # rows

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.outside import parsed
+from align.outside.files import parsed
 
 Row = dict[str, Any]
 

@@ -70,7 +70,7 @@ def render(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> l
     """Render and tokenise conversations, many at a time. One that the template refuses gives a ``BadRow``.
 
     Raises:
-        UserError: where the template goes beyond what ``align.limits`` allows.
+        UserError: where the template goes beyond what ``align.outside.limits`` allows.
     """
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):

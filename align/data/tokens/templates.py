@@ -2,8 +2,8 @@
 
 A template is a program that somebody else wrote. transformers' sandbox keeps it away from Python and from files, but
 knows no limit on loops, memory or output. So a forked process renders, under a limit on its memory, and its parent ends
-it where a conversation takes too long. Limits: ``align.limits``. Systems other than Linux cannot fork safely: there the
-sandbox is all that there is.
+it where a conversation takes too long. Limits: ``align.outside.limits``. Systems other than Linux cannot fork safely:
+there the sandbox is all that there is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from typing import Any, NamedTuple
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.errors import UserError
-from align.limits import MIB, RENDERED_CHARACTERS, TEMPLATE, TEMPLATE_MEAN_SECONDS, TEMPLATE_MEMORY, TEMPLATE_SECONDS
+from align.outside.limits import (
+    MIB,
+    RENDERED_CHARACTERS,
+    TEMPLATE,
+    TEMPLATE_MEAN_SECONDS,
+    TEMPLATE_MEMORY,
+    TEMPLATE_SECONDS,
+)
 
 _TOGETHER = 0.05  # seconds of rendering whose texts are sent together
 _IDLE = 2.0  # seconds between two looks of a waiting process at whether its parent lives
@@ -49,7 +56,7 @@ def rendered(template: str, conversations: Sequence[Any], arguments: Mapping[str
     """Render conversations with transformers' ``render_jinja_template``, whose ``arguments`` they share.
 
     Raises:
-        UserError: where one takes more time or memory, or gives more text, than ``align.limits`` allows.
+        UserError: where one takes more time or memory, or gives more text, than ``align.outside.limits`` allows.
     """
     if len(template) > TEMPLATE:
         raise _beyond(f"has more than {TEMPLATE:,} characters")

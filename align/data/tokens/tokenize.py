@@ -30,9 +30,9 @@ from align.data.tokens.preparation import Preparation, plural
 from align.data.tokens.table import encode_table
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError, loading, told
-from align.limits import TEMPLATE
 from align.objectives.base import reads_labels
-from align.outside import read_text
+from align.outside.files import read_text
+from align.outside.limits import TEMPLATE
 from align.runs.models import hub_options, located
 from align.runs.parallel import cores
 

@@ -18,8 +18,8 @@ from align.data.tokens.preparation import plural
 from align.data.tokens.refusals import REFUSALS
 from align.data.tokens.tokenize import prepare
 from align.errors import UserError
-from align.limits import TEXTS
-from align.outside import parsed, read_text
+from align.outside.files import parsed, read_text
+from align.outside.limits import TEXTS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

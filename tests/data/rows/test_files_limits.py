@@ -12,7 +12,7 @@ import pytest
 
 from align.data.rows.files import read_rows
 from align.errors import UserError
-from align.limits import MIB, ROW
+from align.outside.limits import MIB, ROW
 
 ROWS = '{"prompt": "a", "chosen": "b"}\n'
 

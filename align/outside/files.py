@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from align.errors import UserError
-from align.limits import ENTRIES, MIB, NAME, NESTING, PATH, UNPACKED_FREE, UNPACKED_RATIO, WHOLE_NUMBER_BITS
+from align.outside.limits import ENTRIES, MIB, NAME, NESTING, PATH, UNPACKED_FREE, UNPACKED_RATIO, WHOLE_NUMBER_BITS
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",

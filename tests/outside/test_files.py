@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from align import limits, outside
 from align.errors import UserError
+from align.outside import files as outside
+from align.outside import limits
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a socket", "a device"])
