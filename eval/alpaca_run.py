@@ -88,7 +88,7 @@ def answers(setup: Setup, model: str, world: World, say: Say) -> Outputs:
             seed=setup.seed,
             template_arguments=setup.template_arguments,
         )
-        sample(job, resume=manifest(drawn).is_file(), say=say)
+        sample(job, resume=manifest(drawn).is_file(), again="when it is made again", say=say)
     world.together(lambda: _write_outputs(setup, model, drawn, file) if world.rank == 0 else None)
     return of_set(read_outputs(file), setup, str(file))
 

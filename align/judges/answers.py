@@ -56,7 +56,10 @@ class Answers:
         """What to say of them where a call fails."""
         if self.folder is None:
             return ""
-        return f" The answers so far are kept in {self.folder}: the same call again goes on from there (with --resume)."
+        return (
+            f" The answers so far are kept in {self.folder}: the same call again goes on from there (with --resume, "
+            "where the command has it)."
+        )
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

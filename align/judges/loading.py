@@ -80,8 +80,8 @@ def _asked_for(
 def judging() -> AbstractContextManager[None]:
     """Answers memory that runs out while a judge is loaded or asked."""
     cure = (
-        "Take a judge with fewer weights, or with narrower ones (judge.dtype: bfloat16), or go on with --resume where "
-        "more memory is free: what was drawn and judged by then is kept."
+        "Take a judge with fewer weights, or with narrower ones (judge.dtype: bfloat16), or go on where more memory "
+        "is free (with --resume, where the command has it): what was drawn and judged by then is kept."
     )
     return answered(explained("while answers were judged", cure))
 

@@ -51,11 +51,12 @@ Say = Callable[[str], Any]
 PART = 32  # prompts of a part; a constant, so that a resume finds the same parts
 
 
-def sample(job: Job, *, resume: bool = False, say: Say = echo) -> Result | None:
+def sample(job: Job, *, resume: bool = False, again: str = "with --resume", say: Say = echo) -> Result | None:
     """Do a job and write its data set. Under a launcher every process calls it; all but the first return None.
 
     Args:
         resume: go on with a call that was interrupted; its settings must have been the same.
+        again: how the caller goes on with one, as the end of a sentence.
         say: takes a sentence for people.
 
     Raises:
@@ -64,7 +65,7 @@ def sample(job: Job, *, resume: bool = False, say: Say = echo) -> Result | None:
     from accelerate.utils import gather_object
 
     world = World.here()
-    work = _Work(job, world, say if world.rank == 0 else _silent)
+    work = _Work(job, world, say if world.rank == 0 else _silent, again)
     world.together(lambda: work.prepare(resume))
     world.together(work.begin)  # all have looked before one writes
     world.together(work.draw)
@@ -78,8 +79,8 @@ def sample(job: Job, *, resume: bool = False, say: Say = echo) -> Result | None:
 class _Work:
     """One call on one process. ``extras`` are by row; ``tokens`` were drawn by this process within ``seconds``."""
 
-    def __init__(self, job: Job, world: World, say: Say) -> None:
-        self.job, self.world, self.say = job, world, say
+    def __init__(self, job: Job, world: World, say: Say, again: str) -> None:
+        self.job, self.world, self.say, self.again = job, world, say, again
         self.tokens, self.seconds = 0, 0.0
         self.judge: Judging | None = None
         self.now = world.shared(dated({}))
@@ -111,7 +112,7 @@ class _Work:
         """Start the folder of parts, on the first process."""
         if self.world.rank == 0:
             self.parts.begin(self.settings)
-        self.say(f"what is done is kept in {self.parts.folder}: a call that is interrupted goes on with --resume")
+        self.say(f"what is done is kept in {self.parts.folder}: a call that is interrupted goes on {self.again}")
 
     @property
     def count(self) -> int:

@@ -157,6 +157,7 @@ def test_a_model_answers_and_a_function_judges(place: Path, model: Path, capsys:
         ours, theirs = len(row["output_2"]), len(row["output_1"])
         assert row["preference"] == 1 + (ours > theirs) + (ours == theirs) / 2
     assert "limited to 18 rows: no result" in out
+    assert "a call that is interrupted goes on when it is made again" in out
     before = (place / "here/model_outputs.json").stat().st_mtime_ns
     code, out, _ = call(capsys, *words, "--max-new-tokens", "5", "--out", "here", "--limit", "18")
     assert code == 0
