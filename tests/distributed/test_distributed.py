@@ -162,7 +162,11 @@ def test_what_two_processes_read_of_the_policy_is_what_one_reads(launch: Launch,
 
 
 def _near(mine: Any, theirs: Any, where: str) -> None:
-    """Numbers of two JSON values to 1e-4, all else exactly."""
+    """Numbers of two JSON values to 1e-3, all else exactly.
+
+    The ends of an interval to 1e-2: with a few pairs many resamples of a bootstrap have the mean of the pairs
+    themselves, and rounding in the seventh digit says on which side of it they are counted.
+    """
     if isinstance(theirs, dict):
         assert mine.keys() == theirs.keys(), where
         for key in theirs:
@@ -172,7 +176,8 @@ def _near(mine: Any, theirs: Any, where: str) -> None:
         for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
             _near(a, b, f"{where}[{i}]")
     elif isinstance(theirs, float):
-        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4), where
+        end = where.endswith((".low", ".high"))
+        assert mine == pytest.approx(theirs, rel=1e-2 if end else 1e-3, abs=1e-4), where
     else:
         assert mine == theirs, where
 
