@@ -5,7 +5,8 @@
     python benchmarks/plan.py --published         larger models by their published sizes, and what a GPU showed
 
 Measured is the process's highest resident memory less what it held before its model was made; two optimizer steps.
-glibc is told to give freed memory back, so that it is tensors that are measured; --heap leaves that out.
+glibc is told to give freed memory back, and torch to keep none of the kernels that it compiles for 16 bits, so that
+tensors are measured; --heap leaves both out.
 Models have random weights, rows are made up. Peaks of a run differ by a few MiB from one time to the next.
 """
 
@@ -29,9 +30,15 @@ if TYPE_CHECKING:
     from align.plan.shares import Launch
 
 MIB = 2**20
-# Bytes from which on glibc asks the system for a piece of memory of its own, and gives it back when it is freed. By
-# default that size grows as pieces are freed, and much of what was freed stays with the process.
-GIVEN_BACK = "262144"
+TENSORS_ALONE = {
+    # Bytes from which on glibc asks the system for a piece of memory of its own, and gives it back when it is freed. By
+    # default that size grows as pieces are freed, and much of what was freed stays with the process.
+    "MALLOC_MMAP_THRESHOLD_": "262144",
+    # oneDNN compiles a kernel for each shape of a product in 16 bits, half a MiB of it and more, and keeps 1,024 of
+    # them; torch keeps as many again
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1",
+    "LRU_CACHE_CAPACITY": "1",
+}
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
 SHAPE |= {"num_key_value_heads": 4}
 SMALL, LARGE = 8_000, 64_000  # words
@@ -151,7 +158,7 @@ def child(file: Path) -> None:
 def measure(name: str, heap: bool) -> dict[str, Any]:
     """One configuration in a fresh process, and before it once more where its store is to be complete."""
     words, changes = CONFIGURATIONS[name]
-    env = {**os.environ, **({} if heap else {"MALLOC_MMAP_THRESHOLD_": GIVEN_BACK})}
+    env = {**os.environ, **({} if heap else TENSORS_ALONE)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         options = ["--words", str(words), "--tied", str(int("tied" in changes))]
@@ -243,7 +250,7 @@ def print_published() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names of configurations, separated by ;")
-    parser.add_argument("--heap", action="store_true", help="let glibc keep what is freed, as it does by default")
+    parser.add_argument("--heap", action="store_true", help="let glibc and torch keep what they keep by default")
     parser.add_argument("--published", action="store_true", help="plans of models that do not run here")
     parser.add_argument("--json", action="store_true", help="all numbers instead of a table")
     for hidden in ("--child", "--save"):
