@@ -13,6 +13,7 @@ from align.recipe import Recipe
 if TYPE_CHECKING:
     from align.data.load import Data
 
+_FROZEN = (("elements", "trained"), ("bytes", "trained_bytes"))
 _PROCESSES = (2, 4, 8, 16, 32, 64)
 
 
@@ -67,12 +68,20 @@ def _settings(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]
     if plan.memory.copied and recipe.watch.probe_answers and recipe.reference.store:
         text = "watch.probe_answers=0 once the store has all reference rows"
         yield text, {"watch.probe_answers": 0}
+    elif plan.memory.phase == "sampling" and recipe.watch.probe_answers and recipe.evaluate is None:
+        yield "watch.probe_answers=0", {"watch.probe_answers": 0}
     if model.lora is None and model.train_only is None:
         yield "model.lora={}", {"model.lora": {}}
-    elif model.dtype == "float32":
+    elif model.lora is not None and _frozen_are_wide(plan):
         yield "model.dtype=bfloat16", {"model.dtype": "bfloat16"}
     if plan.device.kind != "cpu" and model.load_in is None and model.train_only is None:
         yield "model.load_in=4bit", {"model.load_in": "4bit"}
+
+
+def _frozen_are_wide(plan: Plan) -> bool:
+    """Whether weights that an adapter leaves as they are take more than 16 bits."""
+    count, size = (plan.memory.weights.sum(whole) - plan.memory.weights.sum(of) for whole, of in _FROZEN)
+    return size > 2 * count
 
 
 def _launches(plan: Plan) -> Iterator[Launch]:

@@ -44,6 +44,7 @@ class Device:
         room: what a process may take of it beside what it has already.
         area: logits in a tile of the head.
         flops: operations a second of matrix products, by its maker; None on a CPU, where it is measured.
+        known: whether the chip is one of ``CHIPS``, or a CPU; else its rate is that of an A100.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Device:
     room: int
     area: int
     flops: float | None
+    known: bool = True
 
     def overhead(self, held: int) -> int:
         """What is taken beside tensors where these take ``held`` bytes."""
@@ -70,7 +72,7 @@ def named(text: str) -> Device:
     if found is None or not re.fullmatch(r"\d+(\.\d+)?", found[1]) or not float(found[1]):
         raise UserError(f"--device {text}: expected a memory such as 80GiB, or one of cpu, {', '.join(CHIPS)}.")
     total = int(float(found[1]) * _UNITS[found[2].upper()])
-    return Device(text, "cuda", total, total, area_of(_OTHER[0], total), _OTHER[1])
+    return Device(text, "cuda", total, total, area_of(_OTHER[0], total), _OTHER[1], known=False)
 
 
 def here(device: torch.device) -> Device:
@@ -82,4 +84,5 @@ def here(device: torch.device) -> Device:
         return Device("cpu", "cpu", now.total, now.free, tile_area(device), None)
     name = torch.get_device_module(device).get_device_name(device) if device.type == "cuda" else device.type
     known = next((chip for chip in CHIPS if chip.split("-")[0] in name), None)
-    return Device(name, "cuda", now.total, now.room, tile_area(device), CHIPS[known][2] if known else _OTHER[1])
+    flops = CHIPS[known][2] if known else _OTHER[1]
+    return Device(name, "cuda", now.total, now.room, tile_area(device), flops, known is not None)

@@ -71,7 +71,7 @@ def verdict(plan: Plan) -> str:
 def cures(found: Sequence[Change]) -> Iterator[str]:
     """The changes, a line each."""
     if not found:
-        yield "No change of this recipe was found that needs less: take a smaller model."
+        yield "None of the changes that are tried needs less (docs/plan.md): take a smaller model."
         return
     yield "What needs less, the smallest change first:" if found[-1].plan.fits else "Nothing fits; what needs less:"
     width = max(len(one.text) for one in found)

@@ -74,7 +74,10 @@ def time_of(recipe: Recipe, args: Any, batches: Batches, memory: Memory, launch:
     elif device.flops is not None:
         share = _REACHED["lora" if lora else "full"]
         rate = share * device.flops
-        source = f"{share:.0%} of what its maker says of {device.name}; no run of this shape was seen here"
+        chip = (
+            f"what its maker says of {device.name}" if device.known else "an A100's rate, since the chip is not known"
+        )
+        source = f"{share:.0%} of {chip}; no run of this shape was seen here"
     else:
         rate = _REACHED_ON_CPU * product_rate()
         source = f"{_REACHED_ON_CPU:.0%} of a matrix product measured now; no run of this shape was seen here"

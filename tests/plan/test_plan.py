@@ -119,6 +119,20 @@ def test_changes_are_plans_of_the_changed_recipe(tmp_path: Path, world: Path, da
     assert "model.lora={}" in found[-1].text
 
 
+def test_changes_of_a_run_whose_samples_are_the_most(tmp_path: Path, world: Path, data: Data) -> None:
+    tiny_model(vocab_size=20_000).save_pretrained(tmp_path / "wide")
+    settings: dict[str, Any] = {"id": str(tmp_path / "wide"), "lora": {"rank": 2}}
+    start = made(world, model=settings, watch={"probe_pairs": 2, "probe_answers": 4})
+    plan = plan_of(start, data, ONE, Device("none", "cuda", 2**40, 1, 2**18, 1e12, known=False))
+    assert plan.memory.phase == "sampling"
+    texts = [one.text for one in changes(start, data, plan)]
+    assert any(text.endswith("watch.probe_answers=0") for text in texts)
+    assert any(text.endswith("watch.probe_answers=0, model.dtype=bfloat16") for text in texts)  # the file has float32
+    narrow = made(world, model=settings | {"dtype": "bfloat16"}, watch={"probe_pairs": 2, "probe_answers": 4})
+    assert not any("dtype" in one.text for one in changes(narrow, data, plan_of(narrow, data, ONE, plan.device)))
+    assert plan.time.source == "43% of an A100's rate, since the chip is not known; no run of this shape was seen here"
+
+
 def test_a_device_by_name_or_memory() -> None:
     assert named("80GiB").total == 80 * 2**30
     assert named("24GB").total == 24 * 10**9
