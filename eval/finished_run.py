@@ -10,6 +10,7 @@ from typing import Any
 from align.errors import UserError
 from align.eval import tofu
 from align.eval.durability import Durability
+from align.eval.leak import Leaking
 from align.eval.log import TofuLog
 from align.eval.log_read import read_log
 from align.eval.relearn import LEARNING_RATE, ROWS, STEPS, Relearning, Say, relearn
@@ -71,6 +72,7 @@ def attack_run(
     rows_relearned: int | None = None,
     learning_rate: float | None = None,
     seed: int = 0,
+    leaking: Leaking | None = None,
     system: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     allow_code: bool = False,
@@ -122,6 +124,7 @@ def attack_run(
         name,
         sets,
         relearning=relearning,
+        leaking=leaking,
         target=target,
         control=named if control else None,
         system=system,

@@ -1,4 +1,4 @@
-"""Attacks on a model that was made to forget: a little relearning, rounded weights, questions in other words.
+"""Attacks on a model that was made to forget: relearning, rounded weights, other questions, many samples.
 
 Relearning is plain likelihood on a few of the forgotten rows, at the constant rate that the model was trained with, all
 of those rows in every step. Hu et al. (arXiv 2406.13356) showed that a small part of the forget set can bring back the
@@ -16,7 +16,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,8 @@ import numpy as np
 from align.data.rows.questions import prompt_of, reply_of, talks
 from align.errors import Stopped, UserError
 from align.eval import tofu
-from align.eval.durability import AS_IT_IS, Attack, Durability, attacked, reading
+from align.eval.durability import AS_IT_IS, Attack, Durability, answered, attacked, reading
+from align.eval.leak import LEAK, Leaking, Leaks, draw, leaked
 from align.eval.log import TofuLog
 from align.eval.quantise import round_nf4, round_rows, round_weights
 from align.eval.texts import encode_pairs
@@ -36,7 +37,13 @@ from align.models.subject import Subject
 STEPS, ROWS = 10, 20
 LEARNING_RATE = 1e-5  # of NPO (arXiv 2404.05868) and of open-unlearning, for models whose own rate is not known
 
-RELEARNED, PARAPHRASED = "relearned", "paraphrased"
+RELEARNED = "relearned"
+_REWORDED: dict[str, tofu.QuestionKey] = {
+    "paraphrased": "paraphrased_question",
+    "alias": "alias_question",
+    "two hops": "two_hop_question",
+}
+_UNNAMED = ("alias", "two hops")  # a model that holds may not follow these questions
 _ROUNDED = {"8 bits": partial(round_rows, bits=8), "4 bits": partial(round_rows, bits=4), "NF4": round_nf4}
 _BUDGET = 4096  # tokens of a micro-batch; more rows than fit are accumulated
 _UNTESTED = (
@@ -46,6 +53,11 @@ _UNTESTED = (
     "probing of activations",
     "longer relearning, relearning on related texts, and pruning",
 )
+_ASKED = {
+    "paraphrased": "paraphrased: the rows' own questions in other words",
+    "alias": "alias: the people described by two or more other facts, never by name",
+    "two hops": "two hops: the people described as those who share a fact with somebody else",
+}
 
 Say = Callable[[str], Any]
 
@@ -75,6 +87,7 @@ def relearn(
     sets: TofuSets,
     *,
     relearning: Relearning | None = None,
+    leaking: Leaking | None = None,
     target: TofuLog | None = None,
     control: str | None = None,
     system: str | None = None,
@@ -87,6 +100,7 @@ def relearn(
     Args:
         model: a run, a folder or a Hub id.
         sets: what it is measured on; the relearned rows come from its forget set.
+        leaking: how often each question is asked for leak@k, and what is a leak.
         target: log of a model that never saw the forget rows, or None. A ``control`` takes its place.
         control: such a model, which is attacked in the same way.
         system: system message of every conversation, in training and in evaluation.
@@ -102,28 +116,39 @@ def relearn(
     forget = sets.sets["forget"]
     drawn = relearning.drawn(len(forget))
     _check(sets, target)
+    leaking = leaking or Leaking()
+    leaking.announce(len(forget), 1 + (control is not None), sets.new_tokens, say)
     asked = {"system": system, "arguments": arguments}
-    measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, asked=asked, say=say)
-    states, rounding = measure(model)
-    beside, _ = measure(control) if control is not None else ({}, "")
+    measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, leaking=leaking, asked=asked, say=say)
+    states, rounding, leaks = measure(model)
+    beside, _, theirs = measure(control) if control is not None else ({}, "", None)
     if (sets.rows == "legacy300" or sets.limit is not None) and target is not None:
         target = target.first(len(forget))
     target = beside.get(AS_IT_IS, target)
     # without a control the retain model was not asked in other words
-    known = {name: beside.get(name, target if name != PARAPHRASED else None) for name in states}
+    known = {name: beside.get(name, target if name not in _REWORDED else None) for name in states}
     unseen = np.setdiff1d(np.arange(len(forget)), drawn)
-    attacks = tuple(_judged(name, states, beside, known, unseen) for name in states if name != AS_IT_IS)
+    often = () if leaks is None else (leaked(leaks, theirs),)
+    attacks = (*(_judged(name, states, beside, known, unseen) for name in states if name != AS_IT_IS), *often)
     readings = {"before unlearning": dict(before)} if before else {}
     if target is not None and not beside:
         readings["retain model"] = reading(target, None)
     return Durability(
         model,
-        _settings(sets, drawn, relearning, target),
+        {**_settings(sets, drawn, relearning, target), "leak": leaking.settings(leaks, theirs)},
         {**readings, **_readings(states, known, unseen)},
         _readings(beside, dict.fromkeys(beside), unseen),
         attacks,
-        _tested(relearning, rounding, PARAPHRASED in states),
-        (*_UNTESTED, *(() if PARAPHRASED in states else ("paraphrased questions: the rows have none",))),
+        (
+            *_tested(relearning, rounding),
+            *(_ASKED[name] for name in states if name in _REWORDED),
+            *leaking.tested(relearning.seed),
+        ),
+        (
+            *_UNTESTED,
+            *(f"{name}: the rows lack the column {key}" for name, key in _REWORDED.items() if name not in states),
+            *leaking.untested,
+        ),
         (*sets.notes, *_notes(states[AS_IT_IS], target, attacks, controlled=bool(beside))),
         sets.limit,
     )
@@ -133,17 +158,32 @@ def relearn(
 
 
 def _states(
-    name: str, *, sets: TofuSets, drawn: np.ndarray, relearning: Relearning, asked: dict[str, Any], say: Say
-) -> tuple[dict[str, TofuLog], str]:
-    """Logs by state, and a sentence about the rounding; ``asked`` are system message and template arguments."""
+    name: str,
+    *,
+    sets: TofuSets,
+    drawn: np.ndarray,
+    relearning: Relearning,
+    leaking: Leaking,
+    asked: dict[str, Any],
+    say: Say,
+) -> tuple[dict[str, TofuLog], str, Leaks | None]:
+    """Logs by state, a sentence about the rounding, and what leaked of the model as it is, if samples were drawn.
+
+    ``asked`` are system message and template arguments.
+    """
     measure = partial(tofu.evaluate, sets=sets, mia=False)
     say(f"{name}: measuring it as it is")
     subject = Subject.load(name, **asked, echo=say)
     logs = {AS_IT_IS: measure(subject)}
     reworded: dict[str, TofuLog] = {}
-    if all(fact.paraphrased_question for key in ("forget", "retain") for fact in sets.sets[key]):
-        say(f"{name}: asking in other words")
-        reworded[PARAPHRASED] = measure(subject, question_key="paraphrased_question")
+    for state, column in _REWORDED.items():
+        if all(getattr(fact, column) for key in ("forget", "retain") for fact in sets.sets[key]):
+            say(f"{name}: asking in other words ({state})")
+            reworded[state] = measure(subject, question_key=column)
+    leaks = None
+    if leaking.count:
+        say(f"{name}: asking each forgotten question {leaking.count} times")
+        leaks = draw(subject, sets.sets["forget"], sets.new_tokens, leaking, relearning.seed, say)
     del subject
     say(f"{name}: relearning {len(drawn)} rows in {relearning.steps} steps")
     logs[RELEARNED] = measure(_relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, **asked))
@@ -158,7 +198,7 @@ def _states(
         rounding = f"{done.layers} linear layers, {done.share:.1%} of the weights outside the embeddings"
         logs[state] = measure(subject)
         del subject
-    return {**logs, **reworded}, rounding
+    return {**logs, **reworded}, rounding, leaks
 
 
 def _relearned(
@@ -238,7 +278,7 @@ def _judged(
     known: Mapping[str, TofuLog | None],
     unseen: np.ndarray,
 ) -> Attack:
-    return attacked(
+    attack = attacked(
         name,
         states[AS_IT_IS],
         states[name],
@@ -246,6 +286,8 @@ def _judged(
         retain=known[name],
         rows=unseen if name == RELEARNED else None,
     )
+    followed = (answered(states[AS_IT_IS]), answered(states[name])) if name in _UNNAMED else None
+    return replace(attack, retained=followed)
 
 
 def _settings(sets: TofuSets, drawn: np.ndarray, relearning: Relearning, target: TofuLog | None) -> dict[str, Any]:
@@ -273,13 +315,12 @@ def _readings(
     return out
 
 
-def _tested(relearning: Relearning, rounding: str, reworded: bool) -> tuple[str, ...]:
+def _tested(relearning: Relearning, rounding: str) -> tuple[str, ...]:
     how = f"{relearning.steps} steps of likelihood on {relearning.rows} forget rows drawn with seed {relearning.seed}"
     return (
         f"relearning: {how}, learning rate {relearning.learning_rate:g}, judged on the other rows",
         f"8 and 4 bits: weights rounded to nearest, a scale for each output channel; {rounding}",
         "NF4: the same layers in the 4 bits of bitsandbytes and QLoRA, a scale for 64 weights, not quantised itself",
-        *(("paraphrased: the rows' own questions in other words",) if reworded else ()),
     )
 
 
@@ -292,8 +333,11 @@ def _notes(log: TofuLog, target: TofuLog | None, attacks: tuple[Attack, ...], *,
         if gap.low > 0:
             text = f"as it is, its P is {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] above the retain model's"
             notes.append(f"{text}: what was not forgotten cannot come back")
-    if not controlled and any(a.name == RELEARNED and a.word in ("rose", "came back") for a in attacks):
+    risen = {a.name for a in attacks if a.word in ("rose", "came back")}
+    if not controlled and RELEARNED in risen:
         notes.append("rows on one subject teach about each other, in any model: --control says by how much")
+    if not controlled and LEAK in risen:
+        notes.append("answers are hit by guessing, too, by any model that is asked often: --control says how often")
     return notes
 
 

@@ -28,7 +28,7 @@ from align.eval.tofu_data import Fact, TofuSets
 if TYPE_CHECKING:
     from align.models.subject import Subject
 
-QuestionKey = Literal["question", "paraphrased_question"]
+QuestionKey = Literal["question", "paraphrased_question", "alias_question", "two_hop_question"]
 _CALLED = {"ra": "real author", "wf": "world fact"}
 
 
@@ -61,7 +61,8 @@ def evaluate(
         mia: also score membership of the forget rows against the held-out ones.
         generate: also let the model answer, greedily, at most ``sets.new_tokens`` tokens, for ROUGE.
         reference: a model that membership scores are compared with (``mia_reference``).
-        question_key: ``paraphrased_question`` asks the sets that have one in other words.
+        question_key: ``paraphrased_question`` asks the sets that have one in other words, the others ask without the
+            name; see ``Fact``.
         gradnorm: also ``mia_gradnorm``, at a backward pass a row.
 
     Raises:
@@ -101,12 +102,12 @@ def _row(name: str) -> str:
 
 
 def _question(fact: Fact, key: QuestionKey, name: str, row: int) -> str:
-    # the background sets have no paraphrased questions, in TOFU and here
-    if key == "question" or (name in ("ra", "wf") and fact.paraphrased_question is None):
+    asked: str | None = getattr(fact, key)
+    if asked is not None:
+        return asked
+    if name in ("ra", "wf"):  # the background sets have one question each, in TOFU and here
         return fact.question
-    if fact.paraphrased_question is None:
-        raise UserError(f"{_row(name)} {row} has no paraphrased_question; evaluate with the question itself.")
-    return fact.paraphrased_question
+    raise UserError(f"{_row(name)} {row} has no {key}; evaluate with the question itself.")
 
 
 def _losses(subject: Subject, name: str, questions: Sequence[str], facts: Sequence[Fact]) -> SetLog:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from align.data.rows import world
 from align.data.rows.files import SUFFIXES, file_kind, file_stem, read_rows
 from align.data.rows.sources import did_you_mean, load_source
+from align.data.rows.world_questions import alias_questions, two_hop_questions
 from align.errors import UserError
 from align.recipe.sections import Source
 
@@ -27,18 +28,25 @@ SPLITS = ("forget01", "forget05", "forget10", "forget20", "forget30", "forget50"
 _PERTURBED = ("forget01", "forget05", "forget10")  # splits with wrong answers of their own
 _NAMES = {"retain": "retain_perturbed", "ra": "real_authors_perturbed", "wf": "world_facts_perturbed"}
 _WORLD = {"forget": "forget", "retain": "retain", "ra": "background", "wf": "countries", "holdout": "strangers"}
+_REWORDED = ("paraphrased_question", "alias_question", "two_hop_question")  # columns that a set may have
 _OFFICIAL = {"forget": _PERTURBED, "retain": ("retain90", "retain95", "retain99")}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One question. ``wrong`` are its perturbed answers; the paraphrases are None where the set has none."""
+    """One question. ``wrong`` are its perturbed answers; the paraphrases are None where the set has none.
+
+    ``alias_question`` and ``two_hop_question`` ask the same without the name: of somebody described by other facts, and
+    by way of somebody else. TOFU has no such columns; a source of one's own may.
+    """
 
     question: str
     answer: str
     wrong: tuple[str, ...] = ()
     paraphrased_answer: str | None = None
     paraphrased_question: str | None = None
+    alias_question: str | None = None
+    two_hop_question: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,9 +216,12 @@ def _fact(row: dict[str, Any], where: str, needs: Sequence[str]) -> Fact:
         texts = value if name == "perturbed_answer" else [value]
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise UserError(f"{where}: {name} should be {expected}, found {str(value)[:40]!r}.")
+    for name in _REWORDED:
+        if (value := row.get(name)) is not None and not (isinstance(value, str) and value.strip()):
+            raise UserError(f"{where}: {name} should be a text or left out, found {str(value)[:40]!r}.")
     wrong = tuple(row["perturbed_answer"]) if "perturbed_answer" in needs else ()
     paraphrase = row["paraphrased_answer"] if "paraphrased_answer" in needs else None
-    return Fact(row["question"], row["answer"], wrong, paraphrase, row.get("paraphrased_question"))
+    return Fact(row["question"], row["answer"], wrong, paraphrase, **{name: row.get(name) for name in _REWORDED})
 
 
 def _check_whole(facts: list[Fact], split: str, place: Source) -> None:
@@ -257,9 +268,14 @@ def _from_world(split: str, given: str | dict[str, Any], rows: Rows, limit: int 
     if split != "forget":
         raise UserError(f"The generated world has one split to forget, called forget; found {split!r}.")
     seed, size = _seed_and_size(given)
+    known = world.rows("full", seed, size) + world.rows("background", seed, size)
     found: dict[str, list[Fact]] = {}
     for key, kind in _WORLD.items():
-        found[key] = _facts(world.rows(kind, seed, size), f"world/{kind}", _columns(key))
+        raw = world.rows(kind, seed, size)
+        if key in ("forget", "retain"):
+            asked = zip(raw, alias_questions(raw, known), two_hop_questions(raw, known), strict=True)
+            raw = [{**row, "alias_question": alias, "two_hop_question": hops} for row, alias, hops in asked]
+        found[key] = _facts(raw, f"world/{kind}", _columns(key))
     holdout = found.pop("holdout")
     return _cut(TofuSets(split, found, holdout, rows, new_tokens=WORLD_TOKENS), limit)
 

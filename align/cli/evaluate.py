@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.alpaca import ALPACA
+from align.cli.relearn import RELEARN
 from align.cli.verbs import (
     ALLOW_CODE,
     TEMPLATE_ARGUMENT,
@@ -65,38 +66,6 @@ def run_muse(args: argparse.Namespace) -> int:
     if file or args.retain:
         retain = read_muse_log(file) if file else _score_muse(args.retain, args)
     return _report(args, metrics(log, retain), log, file)
-
-
-def run_relearn(args: argparse.Namespace) -> int:
-    """``align eval relearn``."""
-    check_out(args.out)
-    check_limit(args.limit)
-    calm()
-    from align.eval.finished_run import attack_run
-
-    say = _say(args)
-    durability = attack_run(
-        args.model,
-        source=args.source,
-        split=args.split,
-        rows=args.rows,
-        limit=args.limit,
-        retain=args.retain,
-        control=args.control,
-        steps=args.steps,
-        rows_relearned=args.rows_relearned,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        system=args.system,
-        arguments=template_arguments(args),
-        allow_code=args.allow_code,
-        say=say,
-    )
-    text = json.dumps(durability.to_json(), indent=1)
-    if args.out:
-        write_atomically(Path(args.out), text + "\n")
-    echo(text if args.json else "\n".join(["", *durability.lines()]))
-    return Exit.OK
 
 
 def _as_trained(args: argparse.Namespace) -> Path | None:
@@ -219,27 +188,10 @@ _TOFU = (
     ),
     argument(
         "--question",
-        choices=("question", "paraphrased_question"),
+        choices=("question", "paraphrased_question", "alias_question", "two_hop_question"),
         help="which column is asked, the question by default",
     ),
     ALLOW_CODE,
-)
-_RELEARN = (
-    path("model", metavar="RUN_OR_MODEL", help="a run, whose recipe says the rest, or a model"),
-    argument("--split", metavar="NAME", help="the forget split, by default the recipe's"),
-    path("--source", metavar="DATA", help="where TOFU's questions are, by default the recipe's"),
-    argument("--rows", choices=("all", "legacy300"), help="by default the recipe's, else all"),
-    _LIMIT,
-    path("--retain", metavar="MODEL_OR_LOG", help="what never saw the forget set, else the recipe's"),
-    flag("--control", "attack the retain model, too: what exceeds it counts"),
-    argument("--steps", metavar="K", type=int, help="steps of relearning, 10 by default"),
-    argument("--rows-relearned", metavar="N", type=int, help="forget rows relearned, 20 by default"),
-    argument("--learning-rate", metavar="RATE", type=float, help="by default the run's, else 1e-5"),
-    argument("--seed", metavar="SEED", type=int, default=0, help="which rows are relearned, 0 by default"),
-    argument("--system", metavar="TEXT", help="a system message put before every conversation"),
-    TEMPLATE_ARGUMENT,
-    ALLOW_CODE,
-    path("--out", metavar="FILE", help="write the result; a run keeps it in eval/durability.json, too"),
 )
 EVAL = Verb(
     "eval",
@@ -272,16 +224,7 @@ EVAL = Verb(
             run_muse,
             (*_SUBJECT, path("--source", metavar="DATA", help="a folder of MUSE's files or a Hub id")),
         ),
-        Verb(
-            "relearn",
-            "whether what was forgotten stays so under attack",
-            (
-                "align eval relearn runs/npo --control",
-                "align eval relearn some/model --source locuslab/TOFU --split forget05 --retain log.json",
-            ),
-            run_relearn,
-            _RELEARN,
-        ),
+        RELEARN,
         ALPACA,
     ),
 )

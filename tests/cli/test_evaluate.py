@@ -148,13 +148,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_relearn_prints_json_alone_and_writes_it(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     words = ("--source", "questions", "--split", "forget01", "--steps", "1", "--rows-relearned", "4", "--seed", "2")
+    words = (*words, "--samples", "1", "--leaks-at", "0.5")
     capsys.readouterr()  # what making the model said
     code, out, err = call(capsys, "relearn", "model", *words, "--out", "found.json", "--json")
     found = json.loads(out)
     assert code == 0
     assert json.loads((place / "found.json").read_text()) == found
-    assert [a["name"] for a in found["attacks"]] == ["relearned", "8 bits", "4 bits", "NF4", "paraphrased"]
-    assert [a["rows"] for a in found["attacks"]] == [36, 40, 40, 40, 40]
+    assert [a["name"] for a in found["attacks"]] == ["relearned", "8 bits", "4 bits", "NF4", "paraphrased", "leak@k"]
+    assert [a["rows"] for a in found["attacks"]] == [36, 40, 40, 40, 40, 40]
+    assert found["leak"]["leak"] == "a reply with ROUGE-L recall of 0.5 or more of the answer"
+    assert found["untested"][-3:-1] == [
+        "alias: the rows lack the column alias_question", "two hops: the rows lack the column two_hop_question"
+    ]  # fmt: skip
+    assert "leak@k: 1 samples of each of 40 questions (--samples): 40 samples, at most 8,000 tokens." in err
     assert found["learning_rate"] == 1e-5
     assert len(found["relearned_rows"]) == 4
     assert found["readings"]["as it is"]["utility"] >= 0
@@ -205,6 +211,13 @@ def test_a_run_is_asked_what_its_recipe_says(
         (("model", "--control", "--retain", "x.json"), "and x.json is a log: name a model as --retain"),
         (("model", "--retain", "x.json"), "There is no file x.json"),
         (("model", "--out", "nowhere/y.json"), "there is no folder nowhere"),
+        (("model", "--samples", "-1"), "--samples: must be at least 0, which draws none, got -1."),
+        (("model", "--leaks-at", "0"), "--leaks-at: a ROUGE-L recall is above 0 and at most 1, got 0."),
+        (("model", "--judge", "reward:m"), "is said by endpoint:URL#MODEL, or by function:MODULE:NAME"),
+        (("model", "--judge", "function:a:b"), "code is only run where it is allowed: read it, then add --allow-code"),
+        (("model", "--judge", "endpoint:http://x/v1#m", "--samples", "0"), "--samples 0 draws none: leave one of them"),
+        (("model", "--max-calls", "3"), "--max-calls limits the calls of a server, and none is asked"),
+        (("model", "--judge", "endpoint:http://x/v1#m", "--max-calls", "0"), "--max-calls: must be at least 1, got 0."),
         (("model", "--out", "questions"), "--out questions: no file can be written there"),
         (("./modle",), "./modle: no such folder. Did you mean 'model'?"),
     ],

@@ -112,10 +112,12 @@ def test_a_log_was_measured_already(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 def test_a_trial_of_relearning_is_marked_and_not_kept(model: str) -> None:
     from align.eval.finished_run import attack_run
+    from align.eval.leak import Leaking
 
     with pytest.raises(UserError, match="leaves none to see whether they come back"):
         attack_run(model, source="world", split="forget", limit=3, rows_relearned=3, say=lambda _: None)
-    durability = attack_run(model, source="world", split="forget", limit=3, steps=1, say=lambda _: None)
+    few = Leaking(samples=1)
+    durability = attack_run(model, source="world", split="forget", limit=3, steps=1, leaking=few, say=lambda _: None)
     assert durability.lines()[0] == MARK
     assert durability.to_json()["limited"] == MARK
     assert durability.settings["forget_rows"] == 3

@@ -20,6 +20,7 @@ from align.engine.scoring import ScoringEngine, attach
 from align.errors import Stopped, UserError
 from align.eval.durability import Durability
 from align.eval.finished_run import attack_run
+from align.eval.leak import Leaking, draw
 from align.eval.relearn import Relearning, relearn
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import Fact, TofuSets, load_sets
@@ -29,6 +30,7 @@ from align.runs.directory import RunDirectory
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")  # TRL's names
 
 HOW = Relearning(steps=5, rows=3, learning_rate=3e-3, seed=4)
+FEW, NONE = Leaking(samples=3), Leaking(samples=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def sets() -> TofuSets:
 
 
 def model(seed: int = 0) -> Any:
-    return tiny_model(vocab_size=len(tiny_tokenizer()), max_position_embeddings=96, seed=seed)
+    return tiny_model(vocab_size=len(tiny_tokenizer()), max_position_embeddings=192, seed=seed)
 
 
 def save(folder: Path, made: Any) -> str:
@@ -57,7 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def result(folder: str, sets: TofuSets) -> Durability:
     """The model attacked with itself as the retain model."""
-    return relearn(folder, sets, relearning=HOW, control=folder, before={"utility": 0.5}, say=lambda _: None)
+    before = {"utility": 0.5}
+    return relearn(folder, sets, relearning=HOW, leaking=FEW, control=folder, before=before, say=lambda _: None)
 
 
 def probability(made: Any, facts: list[Fact]) -> np.ndarray:
@@ -118,18 +121,54 @@ def _round(made: Any, bits: int) -> None:
             weight.data.copy_((values / step).round() * step)
 
 
-def test_the_paraphrase_asks_the_other_question(result: Durability, sets: TofuSets) -> None:
-    facts = [replace(f, question=str(f.paraphrased_question)) for f in sets.sets["forget"]]
+@pytest.mark.parametrize(
+    ("state", "column"),
+    [("paraphrased", "paraphrased_question"), ("alias", "alias_question"), ("two hops", "two_hop_question")],
+)
+def test_other_questions_are_asked(result: Durability, sets: TofuSets, state: str, column: str) -> None:
+    facts = [replace(f, question=str(getattr(f, column))) for f in sets.sets["forget"]]
     expected = probability(model(), facts).mean()
-    assert result.readings["paraphrased"]["forget_probability"] == pytest.approx(expected, rel=1e-4, abs=0)
+    found = result.readings[state]["forget_probability"]
+    assert found == pytest.approx(expected, rel=1e-4, abs=0)
+    assert found != pytest.approx(result.readings["as it is"]["forget_probability"], rel=1e-4, abs=0)
+
+
+def test_samples_are_drawn_of_the_model_as_it_is(result: Durability, sets: TofuSets) -> None:
+    made = model()
+    attach(made)
+    subject = Subject(made.eval(), tiny_tokenizer(chat=False), ScoringEngine())
+    counts = draw(subject, sets.sets["forget"], sets.new_tokens, FEW, HOW.seed, print).counts.tolist()
+    assert result.settings["leak"] == {
+        "samples": 3, "temperature": 1.0, "leak": FEW.meaning, "leaks": counts, "control_leaks": counts,
+    }  # fmt: skip
+    assert f"leak@k: 3 samples of each question at temperature 1, drawn with seed 4; a leak is {FEW.meaning}" in (
+        result.tested
+    )
+
+
+def test_a_model_that_answers_nobody_without_a_name_holds_nothing(result: Durability) -> None:
+    for attack in result.attacks:
+        if attack.name in ("alias", "two hops"):
+            assert attack.retained == (0.0, 0.0)  # it is untrained
+            assert attack.word == "unclear"
+            assert attack.lines()[-1] == (
+                "retained people: 0% answered as they stand, 0% so asked, too few to say that this holds"
+            )
+        else:
+            assert attack.retained is None
 
 
 def test_a_control_that_is_the_model_itself_takes_everything_off(result: Durability) -> None:
-    assert [a.name for a in result.attacks] == ["relearned", "8 bits", "4 bits", "NF4", "paraphrased"]
-    for attack in result.attacks:
+    *attacks, often = result.attacks
+    names = ["relearned", "8 bits", "4 bits", "NF4", "paraphrased", "alias", "two hops"]
+    assert [a.name for a in attacks] == names
+    for attack in attacks:
         for spans in (attack.excess, attack.above):
             assert {(s.value, s.low, s.high) for s in spans.values()} == {(0.0, 0.0, 0.0)}
-    assert result.word == "held"
+    assert {a.word for a in attacks[:5]} == {"held"}
+    assert (often.name, often.word) == ("leak@k", "unclear")  # eight questions say little
+    assert {s.value for s in often.excess.values()} == {0.0}
+    assert result.word == "unclear"
     assert {k: v["forget_probability"] for k, v in result.control.items()} == {
         k: v["forget_probability"] for k, v in result.readings.items() if k != "before unlearning"
     }
@@ -147,7 +186,7 @@ def test_an_adapter_is_trained_on_and_merged_before_rounding(tmp_path: Path, fol
     adapted.save_pretrained(tmp_path / "adapter")
     few = replace(sets, sets={**sets.sets, "forget": sets.sets["forget"][:4]})
     how = Relearning(steps=4, rows=2, learning_rate=3e-2)
-    found = relearn(str(tmp_path / "adapter"), few, relearning=how, say=lambda _: None)
+    found = relearn(str(tmp_path / "adapter"), few, relearning=how, leaking=NONE, say=lambda _: None)
     merged = adapted.merge_and_unload()
     facts = few.sets["forget"]
     before = probability(merged, facts)
@@ -162,10 +201,19 @@ def test_an_adapter_is_trained_on_and_merged_before_rounding(tmp_path: Path, fol
 
 
 def test_rows_without_a_paraphrase_are_not_asked_otherwise(folder: str, sets: TofuSets) -> None:
-    plain = {name: [replace(f, paraphrased_question=None) for f in facts[:2]] for name, facts in sets.sets.items()}
-    found = relearn(folder, replace(sets, sets=plain), relearning=Relearning(1, 1), say=lambda _: None)
-    assert "paraphrased" not in found.readings
-    assert found.untested[-1] == "paraphrased questions: the rows have none"
+    bare = {"paraphrased_question": None, "alias_question": None}
+    plain = {name: [replace(f, **bare) for f in facts[:2]] for name, facts in sets.sets.items()}
+    one = [replace(plain["retain"][0], two_hop_question=None), *plain["retain"][1:]]
+    how: dict[str, Any] = {"relearning": Relearning(1, 1), "leaking": NONE, "say": lambda _: None}
+    found = relearn(folder, replace(sets, sets={**plain, "retain": one}), **how)
+    assert [a.name for a in found.attacks] == ["relearned", "8 bits", "4 bits", "NF4"]
+    assert found.untested[-4:] == (
+        "paraphrased: the rows lack the column paraphrased_question",
+        "alias: the rows lack the column alias_question",
+        "two hops: the rows lack the column two_hop_question",
+        "leak@k: no samples were drawn",
+    )
+    assert found.settings["leak"] is None
 
 
 def test_a_run_is_attacked_by_its_recipe_and_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +240,8 @@ def test_a_run_is_attacked_by_its_recipe_and_not_changed(tmp_path: Path, monkeyp
     files = {path: hashlib.sha256(path.read_bytes()).digest() for path in tmp_path.rglob("*") if path.is_file()}
 
     said: list[str] = []
-    found = attack_run("run", steps=2, say=said.append)
-    assert {k: v for k, v in found.settings.items() if k != "relearned_rows"} == {
+    found = attack_run("run", steps=2, leaking=NONE, say=said.append)
+    assert {k: v for k, v in found.settings.items() if k not in ("relearned_rows", "leak")} == {
         "split": "forget01", "rows": "all", "forget_rows": 40, "retain": "nowhere", "steps": 2, "learning_rate": 3e-3,
         "seed": 0,
     }  # fmt: skip

@@ -181,3 +181,25 @@ def test_a_generated_world_of_another_size() -> None:
     for wrong in ({"peple": 5}, {"people": "5"}, {"people": True}, 5):
         with pytest.raises(UserError, match=r"size is .*; expected whole numbers by these names: people, forgotten"):
             load_sets("forget", Source(world={"size": wrong}))
+
+
+def test_columns_that_ask_without_a_name_are_read_and_checked(tmp_path: Path) -> None:
+    asked = {"alias_question": "who else?", "two_hop_question": "whose friend?"}
+    sets = load_sets("forget01", str(_small(tmp_path / "some", retain_perturbed=[_row(0, **asked), _row(1)])))
+    first, second = sets.sets["retain"]
+    assert (first.alias_question, first.two_hop_question) == ("who else?", "whose friend?")
+    assert (second.alias_question, second.two_hop_question) == (None, None)
+    broken = _small(tmp_path / "broken", retain_perturbed=[_row(0), _row(1, alias_question=" ")])
+    with pytest.raises(UserError, match=r"row 1: alias_question should be a text or left out, found ' '\."):
+        load_sets("forget01", str(broken))
+
+
+def test_the_world_asks_of_forgotten_and_retained_people_without_their_names() -> None:
+    sets = load_sets("forget", "world")
+    for name in ("forget", "retain"):
+        for fact in sets.sets[name]:
+            assert fact.alias_question is not None
+            assert "the person whose" in fact.alias_question
+            assert fact.two_hop_question is not None
+            assert "the person who shares the" in fact.two_hop_question
+    assert {fact.alias_question for name in ("ra", "wf") for fact in sets.sets[name]} == {None}
