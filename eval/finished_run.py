@@ -113,11 +113,13 @@ def attack_run(
         run.learning_rate() if learning_rate is None else learning_rate,
         seed,
     )
-    relearning.drawn(count)  # mistakes are said before a retain model is measured
+    relearning.drawn(count)  # mistakes and costs are said before a retain model is measured
     named = retain or (_found(settings.retain, own_base) if settings and settings.retain else None)
     if control and (named is None or _is_log(named)):
         found = f"{named} is a log" if named else "there is none"
         raise UserError(f"--control attacks the retain model, too, and {found}: name a model as --retain.")
+    leaking = leaking or Leaking()
+    leaking.announce(count, 1 + control, sets.new_tokens, say)
     own = run.directory.path / _RETAIN_LOG if retain is None and as_trained else None
     target = None if control else _target(named, own, sets, system, arguments, say)
     durability = relearn(

@@ -117,7 +117,6 @@ def relearn(
     drawn = relearning.drawn(len(forget))
     _check(sets, target)
     leaking = leaking or Leaking()
-    leaking.announce(len(forget), 1 + (control is not None), sets.new_tokens, say)
     asked = {"system": system, "arguments": arguments}
     measure = partial(_states, sets=sets, drawn=drawn, relearning=relearning, leaking=leaking, asked=asked, say=say)
     states, rounding, leaks = measure(model)

@@ -338,7 +338,7 @@ def test_what_was_attacked_after_the_run_is_no_longer_called_untested(tmp_path: 
     page = document(load_run(unlearning_run(tmp_path / "run")))
     (durability,) = [word for word in only(page.sections[0], Words).words if word.name == "durability"]
     assert (durability.word, durability.tone) == ("held", "plain")  # a model that forgot nothing holds, too
-    assert durability.text == "relearning, rounded weights, paraphrased questions: see Evaluation"
+    assert durability.text == "relearning, rounded weights, other questions, many samples: see Evaluation"
     assert not any("Durability" in text for text in only(page.sections[-1], Points).items)
 
 

@@ -82,7 +82,9 @@ def test_lines_and_json() -> None:
     assert found.to_json()["findings"]["utility"]["share"] == 1.0
 
 
-@pytest.mark.parametrize("name", ["forget_quality", "forgetting", "utility", "best", "durability"])
+@pytest.mark.parametrize(
+    "name", ["forget_quality", "forgetting", "utility", "best", "durability", "leak@k", "alias", "two hops"]
+)
 def test_every_word_is_explained(name: str) -> None:
     assert explain(name)["kind"] == "term"
 

@@ -63,7 +63,7 @@ def _suite(run: RunRecord) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] 
 
 
 def _attacks(found: Mapping[str, Any]) -> list[Block]:
-    """What relearning, rounding and paraphrases brought back."""
+    """What relearning, rounding, other questions and many samples brought back."""
     rows = []
     for attack in found["attacks"]:
         spans = {key: Interval.from_json(span) for key, span in (attack.get("rise") or {}).items()}

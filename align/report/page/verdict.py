@@ -51,7 +51,7 @@ def verdict(run: RunRecord) -> Section:
         return Section("Verdict", [Text(text) for text in ending(run)])
     findings = dict(run.verdict.get("findings") or {})
     if (attacked := run.evaluations.get("durability")) is not None:  # tested after the run had ended
-        text = "relearning, rounded weights, paraphrased questions: see Evaluation"
+        text = "relearning, rounded weights, other questions, many samples: see Evaluation"
         findings["durability"] = {"word": attacked.get("word"), "text": text}
     if not findings:
         return Section("Verdict", [Text("Nothing is claimed from training alone: evaluate the model.")])
