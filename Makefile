@@ -29,7 +29,7 @@ RUN = PYTHONPATH=$(FLOORS):$$PYTHONPATH $(TEST_ENV) $(if $(wildcard $(STAMP)),$(
 help:
 	@echo "make quickstart   learn a small world, align a model three ways, forget in five ways (CPU, no download)"
 	@echo "make test         the fast tests        make test-all   all of them, recorded in docs/test-all.txt"
-	@echo "make lint         ruff, mypy, floors   make docs       docs/config.md, tables and a picture"
+	@echo "make lint         ruff, mypy, floors   make docs       docs/config.md, recipes/README.md, tables and a picture"
 	@echo "make test-cuda    the tests of a GPU   make bench      steps beside TRL's, on a GPU or on the CPU"
 	@echo "make gpu OUT=...  both, for a borrowed GPU without a network: see CONTRIBUTING.md"
 
@@ -106,6 +106,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m align.cli.config_page
+	HF_HUB_OFFLINE=1 $(BIN)/python -m align.cli.recipes_page
 	$(BIN)/python benchmarks/pulls.py
 	$(BIN)/python benchmarks/communication.py --write
 

@@ -24,10 +24,9 @@ def _plan(args: argparse.Namespace) -> int:
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes {args.processes}: expected a whole number of 1 or more.")
     recipe = load_recipe(args.file, args.overrides, allow_code=args.allow_code)
-    if recipe.rounds is not None:
-        raise UserError("align plan: a recipe with rounds: has as many trainings as rounds, and each plans itself.")
     require_model(recipe.model, recipe.base)
     from align.plan.changes import changes
+    from align.plan.longest import with_steps
     from align.plan.plan import plan_of
     from align.plan.show import cures, table
     from align.runs.quiet import quieten, without_device_notice
@@ -35,8 +34,15 @@ def _plan(args: argparse.Namespace) -> int:
     without_device_notice()
     quieten(True)
     device = _device(recipe, args.device)
-    data, said = prepared(recipe)
-    plan = plan_of(recipe, data, _launch(recipe, data, args, device), device)
+    pairs = None
+    if recipe.rounds is None:
+        data, said = prepared(recipe)
+    else:
+        data, said, pairs = _one_round(recipe)
+    launch = _launch(recipe, data, args, device)
+    if pairs is not None:
+        recipe = with_steps(recipe, pairs, launch.processes)
+    plan = plan_of(recipe, data, launch, device)
     found = [] if plan.fits else changes(recipe, data, plan)
     if args.json:
         cure = [{"change": one.text, "total": one.plan.memory.total, "fits": one.plan.fits} for one in found]
@@ -44,16 +50,6 @@ def _plan(args: argparse.Namespace) -> int:
     else:
         print(*table(plan, said), *([] if plan.fits else ["", *cures(found)]), sep="\n")
     return Exit.OK if plan.fits else Exit.DOES_NOT_FIT
-
-
-def undrawn() -> Data:
-    """The rows of a recipe in rounds, which are pairs of samples that are still to be drawn: a stream without lengths.
-
-    Each of them is then counted as long as it may be.
-    """
-    from align.data.load import Data
-
-    return Data(iter(()), None, None, None)  # type: ignore[arg-type]
 
 
 def prepared(recipe: Recipe) -> tuple[Data, list[str]]:
@@ -66,6 +62,25 @@ def prepared(recipe: Recipe) -> tuple[Data, list[str]]:
     tokenizer = load_tokenizer(recipe.model, base=recipe.base, arguments=dated(recipe.data.template_arguments))
     data = load_data(recipe, tokenizer, recipe.objective_value().branches, said.append)
     return data, [line.strip() for line in said]
+
+
+def _one_round(recipe: Recipe) -> tuple[Data, list[str], int]:
+    """Rows of the training of one round, what to say of them, and how many there are at most.
+
+    They are pairs of samples that are still to be drawn, so each is counted as long as it may be.
+    """
+    from align.plan.longest import longest_rows
+    from align.recipe.template_arguments import dated
+    from align.rounds.prompts import prompts_of
+
+    assert recipe.rounds is not None
+    said: list[str] = []
+    pairs = prompts_of(recipe, None, dated(recipe.data.template_arguments), said.append).each
+    said.append(
+        f"the training of one round of {recipe.rounds.count}, with at most {pairs:,} pairs; what sampling and judging "
+        "take is not in it"
+    )
+    return longest_rows(), [line.strip() for line in said], pairs
 
 
 def _device(recipe: Recipe, name: str | None) -> Device:
@@ -109,6 +124,7 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
     import torch
 
     from align.plan.device import here
+    from align.plan.longest import longest_rows
     from align.plan.placement import Machine, Need, place
     from align.plan.plan import plan_of
     from align.runs.memory import accelerators, memory
@@ -121,7 +137,7 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
 
     def need(launch: Launch) -> Need:
         if not rows:
-            rows.append(prepared(recipe)[0] if recipe.rounds is None else undrawn())
+            rows.append(prepared(recipe)[0] if recipe.rounds is None else longest_rows())
         found = plan_of(recipe, rows[0], launch, here(torch.device(torch.accelerator.current_accelerator() or "cpu")))
         return Need(found.memory.total, found.memory.host)
 

@@ -15,7 +15,7 @@ from align.data.batches.packing import Order, PackSampler, packs_for_budget, shu
 from align.data.batches.partners import partners
 from align.engine.layout import Branch, Example, Tree, TreeBatch
 from align.engine.reads import feeds_last
-from align.objectives.base import FRESH, sources_of
+from align.objectives.base import FRESH, reads_labels, sources_of
 from align.trainers.mixin import order_seed
 
 if TYPE_CHECKING:
@@ -197,7 +197,11 @@ def _stream(recipe: Recipe, objective: Objective, collator: TreeCollator, args: 
     """As if every row had as many tokens as it may, half of them its prompt's."""
     limit = recipe.data.max_length or _MADE_UP
     half = (0,) * max(1, limit // 2)
-    row = {"prompt_ids": half} | {f"{name}_ids": half for name in sources_of(objective.branches)}
+    row: dict[str, Any] = {"prompt_ids": half} | {f"{name}_ids": half for name in sources_of(objective.branches)}
+    if "retain" in objective.branches:  # a row of its own, with a prompt of its own
+        row["retain_prompt_ids"] = half
+    if reads_labels(objective.branches):  # a row has one labelled answer
+        row["undesirable_ids"] = None
     size = args.per_device_train_batch_size
     largest = collator.pack([_with_samples(recipe, objective, collator, row)] * size)
     steps = max(args.max_steps, 1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from align.data.rows.mixture import mix
+from align.data.rows.mixture import Mixture, mix
 from align.data.rows.sources import load_source, source_name
 from align.data.tokens.arguments import unused_arguments
 from align.data.tokens.prompts import prompt_rows
@@ -32,17 +32,25 @@ _SCHEMA = pa.schema(
 )
 
 
-def deal(
-    recipe: Recipe, dataset: Dataset | None, arguments: Mapping[str, Any], file: Path, say: Callable[[str], Any]
-) -> None:
-    """Write the prompts of all rounds, in a seeded order.
+class Prompts(NamedTuple):
+    """All prompts of a recipe, how many sources they come from, and how many each round gets."""
+
+    mixture: Mixture
+    sources: int
+    each: int
+
+
+def prompts_of(
+    recipe: Recipe, dataset: Dataset | None, arguments: Mapping[str, Any], say: Callable[[str], Any]
+) -> Prompts:
+    """The prompts that a recipe in rounds has.
 
     Args:
         dataset: rows to take them from; None for the recipe's sources.
         arguments: template arguments of the run.
 
     Raises:
-        UserError: where there are too few.
+        UserError: where there are too few for all rounds.
     """
     assert recipe.rounds is not None
     assert recipe.sampling is not None
@@ -70,10 +78,19 @@ def deal(
             f"{count} rounds of {each:,} fresh prompts each need {count * each:,}, and there are {len(mixture):,}. "
             "Lower rounds.prompts or rounds.count, or add prompts."
         )
-    order = mixture.indices(0)[: count * each].tolist()
+    return Prompts(mixture, len(parts), each)
+
+
+def deal(
+    recipe: Recipe, dataset: Dataset | None, arguments: Mapping[str, Any], file: Path, say: Callable[[str], Any]
+) -> None:
+    """Write the prompts of all rounds, in a seeded order; arguments and errors as of ``prompts_of``."""
+    assert recipe.rounds is not None
+    mixture, sources, each = prompts_of(recipe, dataset, arguments, say)
+    order = mixture.indices(0)[: recipe.rounds.count * each].tolist()
     lines = [
         # several sources number their rows alike: the place among all tells these apart
-        {**row, "round": place // each + 1, "row": row["row"] if len(parts) == 1 else index}
+        {**row, "round": place // each + 1, "row": row["row"] if sources == 1 else index}
         for place, (index, row) in enumerate(zip(order, mixture.dataset.select(order), strict=True))
     ]
     write_table(file, [{name: line[name] for name in _SCHEMA.names} for line in lines], _SCHEMA)

@@ -39,33 +39,46 @@ def reply_of(answer: str, conversational: bool) -> Text:
 
 
 def asked(dataset: Rows, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str]) -> Rows:
-    """Rows of one question and one answer as rows with ``prompt`` and ``completion``; others as they are.
+    """Rows of a question and its answers as rows with ``prompt`` and the answers put likewise; others as they are.
 
     The columns are ``question`` and ``answer``, or Alpaca's ``instruction``, ``input`` (which may be empty) and
-    ``output``. An alternate answer (``alternate``) takes the same form. Values that are no text are left for
-    preparation to drop.
+    ``output``, each with an alternate answer (``alternate``) or none; for an objective on pairs ``question``,
+    ``chosen`` and ``rejected``, all of them texts. Values that are no text are left for preparation to drop.
     """
-    if not (set(branches) <= {"completion", "alternate"} or reads_labels(branches)):
-        return dataset  # an objective on pairs has no use for one answer
     names = column_names(dataset)
-    pairs = (("question", "answer"), ("instruction", "output"))
-    found = next((pair for pair in pairs if set(pair) <= set(names)), None)
-    if "prompt" in names or found is None:
+    found = None if "prompt" in names else _columns(dataset, names, branches)
+    if found is None:
         return dataset
-    question, answer = found
+    question, answers = found
     conversational = talks(tokenizer)
 
     def put(row: dict[str, Any]) -> dict[str, Any]:
         text = _with_input(row) if question == "instruction" else row[question]
         out = {"prompt": prompt_of(text, conversational) if isinstance(text, str) else None}
-        for theirs, ours in ((answer, "completion"), ("alternate", "alternate")):
-            if theirs in row:
-                out[ours] = reply_of(row[theirs], conversational) if isinstance(row[theirs], str) else None
+        for theirs, ours in answers.items():
+            out[ours] = reply_of(row[theirs], conversational) if isinstance(row[theirs], str) else None
         return out
 
-    gone = [*found, *(["input"] if question == "instruction" and "input" in names else [])]
+    gone = [question, *answers, *(["input"] if question == "instruction" and "input" in names else [])]
     changed: Any = dataset.map(put, remove_columns=gone)
     return changed
+
+
+def _columns(
+    dataset: Dataset | IterableDataset, names: Sequence[str], branches: Sequence[str]
+) -> tuple[str, dict[str, str]] | None:
+    """The column of the question, and those of the answers with their canonical names; None where there are none."""
+    if set(branches) <= {"completion", "alternate"} or reads_labels(branches):
+        for question, answer in (("question", "answer"), ("instruction", "output")):
+            if {question, answer} <= set(names):
+                return question, {answer: "completion"} | ({"alternate": "alternate"} if "alternate" in names else {})
+        return None
+    pair = ("question", *branches)
+    if dataset.features is None or set(branches) != {"chosen", "rejected"} or not set(pair) <= set(names):
+        return None
+    if any(getattr(dataset.features[name], "dtype", None) not in ("string", "large_string") for name in pair):
+        return None  # conversations, which hold the question themselves
+    return "question", {name: name for name in branches}
 
 
 def _with_input(row: dict[str, Any]) -> Any:
