@@ -42,7 +42,7 @@ class Batches:
         evaluated: tokens of one evaluation.
         rows: how many there are; None for a stream.
         samples: completions that a step draws, on one process.
-        guessed: whether rows were made up, since a stream does not tell their lengths.
+        guessed: whether rows were made up, since their lengths are not known.
     """
 
     largest: TreeBatch

@@ -17,7 +17,7 @@ def table(plan: Plan, dropped: Sequence[str] = ()) -> Iterator[str]:
     about, memory = plan.batches, plan.memory
     yield f"Plan  {plan.name}      {where(plan)}"
     yield ""
-    rows = "a stream of rows" if about.rows is None else f"{about.rows:,} rows"
+    rows = "rows that are not at hand" if about.rows is None else f"{about.rows:,} rows"
     each = "1 micro-batch" if about.micro == 1 else f"{about.micro:,} micro-batches"
     shared = "" if plan.launch.processes == 1 else f" on each of {plan.launch.processes} processes"
     yield f"  batch      {about.examples:,} rows a step in {each}{shared}, the largest of {about.tokens:,} tokens"
@@ -25,7 +25,7 @@ def table(plan: Plan, dropped: Sequence[str] = ()) -> Iterator[str]:
     for sentence in dropped:
         yield f"             {sentence}"
     if about.guessed:
-        yield "             a stream does not tell its lengths: every row is counted as long as it may be"
+        yield "             their lengths are not known: every row is counted as long as it may be"
     all_, trained = memory.weights.sum("elements"), memory.weights.sum("trained")
     yield f"  weights    {_count(all_)}, of which {_count(trained)} are trained"
     yield ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from round_runs import make_world, write_recipe
 from small_run import recipe, small_world
 
 from align.cli.main import main
@@ -89,6 +90,25 @@ def test_for_a_machine_that_is_not_here(file: str, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "8 processes under fsdp2, A100-40GB of 39.4 GiB" in out
     assert "64 rows a step in 1 micro-batch on each of 8 processes" in out
+
+
+def test_of_rounds_the_training_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """23 prompts in two rounds are 11 a round, and as many pairs at most: 2 steps of 8, in one of two epochs 4."""
+    world = make_world(tmp_path)
+    train = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 8}
+    made = write_recipe(world, tmp_path / "out", rounds={"count": 2}, train=train)
+    words = ["plan", str(made), "--allow-code"]
+    assert main(words) == Exit.OK
+    out = capsys.readouterr().out
+    assert re.search(r"^  steps      4 over rows that are not at hand, ", out, re.MULTILINE)
+    assert "the training of one round of 2, with at most 11 pairs; what sampling and judging take is not in it" in out
+    # a pair is as long as data.max_length allows: 32 tokens of its prompt, 32 of each answer
+    assert f"the largest of {8 * (32 - 1 + 2 * 32)} tokens" in out
+    assert main([*words, "rounds.prompts=20"]) == Exit.USAGE
+    assert capsys.readouterr().err == (
+        "2 rounds of 20 fresh prompts each need 40, and there are 23. Lower rounds.prompts or rounds.count, or add "
+        "prompts.\n"
+    )
 
 
 @pytest.mark.parametrize(

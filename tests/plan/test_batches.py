@@ -11,6 +11,7 @@ from small_run import recipe, small_world
 from align.data.load import Data, load_data
 from align.data.tokens.tokenize import load_tokenizer
 from align.plan.batches import Batches, batches
+from align.plan.longest import longest_rows, with_steps
 from align.recipe import Recipe
 
 
@@ -80,3 +81,34 @@ def test_a_forgotten_row_comes_with_its_retained_partner(world: Path, tmp_path: 
     )
     branches = [branch.name for _, branch in found.largest.branches()]
     assert branches.count("forget") == branches.count("retain") == 8
+
+
+def longest(world: Path, objective: Any, **train: Any) -> Batches:
+    """What is planned for rows that are not at hand, of at most 64 tokens, 4 in a micro-batch."""
+    roles = ("forget", "retain") if objective[0]["name"] == "npo" else ("train",)
+    data: dict[str, Any] = {role: {"path": str(world / "qa.jsonl")} for role in roles}
+    made = Recipe.from_dict(
+        {
+            "name": "r",
+            "model": {"id": str(world / "model")},
+            "data": {**data, "max_length": 64},
+            "objective": objective,
+            "train": {"per_device_train_batch_size": 4, "use_cpu": True, **train},
+        }
+    )
+    made = with_steps(made, 50, 2)
+    return batches(made, longest_rows(), made.training_arguments(), 2)
+
+
+def test_rows_that_are_not_at_hand_are_as_long_as_they_may_be(world: Path) -> None:
+    pairs = longest(world, [{"name": "dpo"}], num_train_epochs=3)
+    assert (pairs.tokens, pairs.rows, pairs.guessed) == (4 * (31 + 32 + 32), None, True)
+    assert pairs.steps == 3 * 7  # 50 rows, 8 a step
+    assert pairs.positions == 21 * 8 * 95
+    assert longest(world, [{"name": "dpo"}], max_steps=5).steps == 5
+    # a retained row has a prompt of its own
+    forgetting = longest(world, [{"name": "npo"}, {"name": "nll", "branch": "retain"}])
+    assert forgetting.tokens == 4 * (31 + 32 + 31 + 32)
+    # a row has one labelled answer, and the one that belongs to another prompt
+    labelled = longest(world, [{"name": "kto"}])
+    assert labelled.tokens == 4 * (31 + 32 + 32)
