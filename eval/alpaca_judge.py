@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from align.data.rows.questions import talks
@@ -19,6 +20,9 @@ from align.errors import UserError
 from align.eval.alpaca_rows import JUDGE
 from align.judges.endpoint import EndpointJudge
 from align.judges.judge import CompareJudge, Judging
+from align.judges.loading import early_judge, load_judge
+from align.recipe.sampling import Judge
+from align.runs.processes import World
 
 OFFICIAL_MODEL, OFFICIAL_HOST = "gpt-4-1106-preview", "api.openai.com"
 _PLACES = re.compile(r"\{(instruction|output_1|output_2)\}")
@@ -65,6 +69,33 @@ class OfficialJudge(EndpointJudge):
         }
 
 
+def load_official(
+    settings: Judge, calls: Path, *, base: Path, allow_code: bool, world: World, say: Callable[[str], Any]
+) -> Judging:
+    """The judge of a section; a model behind a server is asked the official question. Raises ``UserError``.
+
+    Args:
+        calls: file that counts a server's calls for all processes.
+    """
+    if settings.endpoint is None:
+        return load_judge(settings, base=base, allow_code=allow_code, device=world.device, say=say)
+    return OfficialJudge(settings.endpoint, say, base, calls=calls)
+
+
+def early_official(
+    settings: Judge, calls: Path, *, base: Path, allow_code: bool, world: World, say: Callable[[str], Any]
+) -> Judging | None:
+    """A judge without weights, ready and asked once; None for one with weights, which is only looked at.
+
+    Raises ``UserError``.
+    """
+    if settings.endpoint is None:
+        return early_judge(settings, base=base, allow_code=allow_code, device=world.device, say=say)
+    judge = load_official(settings, calls, base=base, allow_code=allow_code, world=world, say=say)
+    world.together(lambda: require_letters(judge) if world.rank == 0 else None)
+    return judge
+
+
 def require_letters(judge: Judging) -> None:
     """Ask a judge that compares something easy, before anything is drawn for it. Raises ``UserError``."""
     if isinstance(judge, CompareJudge) and math.isnan(judge.prefer_first(["What is 2 + 2?"], ["4"], ["5"])[0]):
@@ -99,7 +130,7 @@ def prefer(judge: Judging, instructions: Sequence[str], ours: Sequence[str], the
     asked = [i for i in range(len(out)) if ours[i] != theirs[i]]
     if not asked:
         return out
-    prompts = _prompts(judge, [instructions[i] for i in asked])
+    prompts = put_to(judge, [instructions[i] for i in asked])
     if isinstance(judge, CompareJudge):
         first = [is_switched(instructions[i]) for i in asked]
         shown = [(ours if own else theirs)[i] for i, own in zip(asked, first, strict=True)]
@@ -129,7 +160,7 @@ def agreement(
     first = [not is_switched(instruction) for instruction in instructions]
     shown = [a if own else b for a, b, own in zip(ours, theirs, first, strict=True)]
     other = [b if own else a for a, b, own in zip(ours, theirs, first, strict=True)]
-    again = judge.prefer_first(_prompts(judge, instructions), shown, other)
+    again = judge.prefer_first(put_to(judge, instructions), shown, other)
     both = [
         (before, value if own else 1 - value)
         for before, value, own in zip(preference, again, first, strict=True)
@@ -138,8 +169,8 @@ def agreement(
     return sum((a > 0.5) == (b > 0.5) for a, b in both) / len(both) if both else None
 
 
-def _prompts(judge: Judging, instructions: Sequence[str]) -> list[Prompt]:
-    """As a user's turns for a model that was made for turns; else as they are."""
+def put_to(judge: Judging, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts as a judge reads them: plain text as a user's turn for a model that was made for turns."""
     tokenizer: Any = getattr(judge, "tokenizer", None)
     conversational = tokenizer is not None and talks(tokenizer)
-    return [[{"role": "user", "content": text}] if conversational else text for text in instructions]
+    return [[{"role": "user", "content": one}] if conversational and isinstance(one, str) else one for one in prompts]

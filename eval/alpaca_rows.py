@@ -170,6 +170,23 @@ def read_anchors(name: str) -> Anchors:
     return Anchors(*found)
 
 
+def difficulty_and_anchors(difficulty: str | None, anchors: str | None) -> tuple[dict[int, float] | str, Anchors | str]:
+    """What the length-controlled win rate needs; where nobody named it and the Hub cannot give it, why not.
+
+    Raises:
+        UserError: where a file that was named cannot be read.
+    """
+    found: list[Any] = []
+    for name, read in ((difficulty, read_difficulty), (anchors, read_anchors)):
+        try:
+            found.append(read(name or HUB))
+        except UserError as error:
+            if name:
+                raise
+            found.append(str(error))
+    return found[0], found[1]
+
+
 def _found(name: str, file: str, option: str) -> Path:
     """A file, or the one of that name in a data set on the Hub."""
     path = Path(name).expanduser()

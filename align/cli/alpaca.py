@@ -7,29 +7,18 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from align.cli.verbs import (
-    ALLOW_CODE,
-    TEMPLATE_ARGUMENT,
-    Verb,
-    argument,
-    check_limit,
-    check_out,
-    flag,
-    path,
-    template_arguments,
-)
+from align.cli.pairwise import ANSWERS, ENDPOINT, check_numbers
+from align.cli.verbs import ALLOW_CODE, Verb, argument, check_out, flag, path, template_arguments
 from align.errors import Exit, UserError
 from align.runs.files import write_atomically
-from align.runs.quiet import calm
+from align.runs.quiet import calm, silent
 from align.runs.terminal import echo
 
 if TYPE_CHECKING:
     from align.eval.alpaca_eval import AlpacaResult
-    from align.eval.alpaca_figures import Anchors
     from align.eval.alpaca_run import Setup
-    from align.judges.judge import Judging
     from align.runs.processes import World
 
 # options that say how answers are drawn or judged
@@ -43,10 +32,10 @@ def run_alpaca(args: argparse.Namespace) -> int:
     calm()
     if args.annotations:
         from align.eval.alpaca_eval import figures
-        from align.eval.alpaca_rows import read_annotations
+        from align.eval.alpaca_rows import difficulty_and_anchors, read_annotations
 
         found = read_annotations(Path(args.annotations))  # before anything is fetched
-        result = figures(found, *_of_hub(args), subset=args.subset)
+        result = figures(found, *difficulty_and_anchors(args.difficulty, args.anchors), subset=args.subset)
         if args.out:
             write_atomically(Path(args.out), json.dumps(result.to_json(), indent=1) + "\n")
         return _say_result(args, result)
@@ -57,52 +46,43 @@ def run_alpaca(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, world: World) -> int:
     """Answers are drawn, or read, and judged; every process does its share."""
+    from align.cli.sample import judge_of
     from align.eval.alpaca_rows import read_outputs
-    from align.eval.alpaca_run import answers, conclude, judged, of_set
-    from align.judges.loading import judging
-    from align.runs.processes import free
+    from align.eval.alpaca_run import evaluate, of_set
 
-    say = partial(echo, file=sys.stderr if args.json else sys.stdout) if world.rank == 0 else _silent
+    say = partial(echo, file=sys.stderr if args.json else sys.stdout) if world.rank == 0 else silent
     setup = _setup(args)
-    say(f"{len(setup.instructions):,} instructions; answers, verdicts and the result go to {setup.folder}")
-    judge = _early(args, setup, world, say)
-    if args.outputs:
-        given = read_outputs(Path(args.outputs))
-        outputs = of_set(given, setup, args.outputs)
-    else:
-        outputs = answers(setup, args.model, world, say)
-        free()  # the judge may need the memory
-    with judging():
-        asked = judge if judge is not None else _judge(args, setup, world, say)
-        rows = judged(setup, outputs, asked, world, say)
-        if world.rank:
-            return Exit.OK
-        result = conclude(setup, rows, asked, *_of_hub(args), subset=args.subset)
-    return _say_result(args, result)
+    judge = judge_of(args.judge, max_calls=args.max_calls, price_in=args.price_in, price_out=args.price_out)
+    given = of_set(read_outputs(Path(args.outputs)), setup, args.outputs) if args.outputs else None
+    result = evaluate(
+        setup,
+        args.model if given is None else given,
+        judge,
+        args.difficulty,
+        args.anchors,
+        subset=args.subset,
+        base=Path(),
+        allow_code=args.allow_code,
+        world=world,
+        say=say,
+    )
+    return Exit.OK if result is None else _say_result(args, result)
 
 
 def _setup(args: argparse.Namespace) -> Setup:
     from align.eval.alpaca_rows import reference_outputs
     from align.eval.alpaca_run import Setup
-    from align.recipe.sampling import Sampling
+    from align.eval.answers import Drawing, likeliest
 
-    reference = reference_outputs(args.reference)
-    folder = Path(args.out or _folder(args))
-    sampling = Sampling(
-        samples=1,
-        max_new_tokens=args.max_new_tokens or 2048,
-        temperature=args.temperature or 1.0,
-        top_k=1 if args.temperature is None else None,
+    drawing = Drawing(
+        likeliest(args.max_new_tokens, args.temperature), args.seed or 0, args.system, template_arguments(args)
     )
     return Setup(
-        reference,
-        folder,
-        sampling,
-        seed=args.seed or 0,
-        system=args.system,
+        reference_outputs(args.reference),
+        Path(args.out or _folder(args)),
+        drawing,
         agreement=args.agreement or 0,
         limit=args.limit,
-        template_arguments=template_arguments(args),
     )
 
 
@@ -112,50 +92,6 @@ def _folder(args: argparse.Namespace) -> Path:
 
     run = Path(args.model or ".")
     return run / "eval" / "alpaca" if args.model and (run / LOCK).is_file() else Path("alpaca-eval")
-
-
-def _early(args: argparse.Namespace, setup: Setup, world: World, say: Any) -> Judging | None:
-    """A judge without weights, ready and asked once; one with weights is only looked at. Raises UserError."""
-    from align.cli.sample import judge_of
-    from align.judges.loading import early_judge
-
-    settings = judge_of(args.judge)
-    if settings.endpoint is None:
-        return early_judge(settings, base=Path(), allow_code=args.allow_code, device=world.device, say=say)
-    from align.eval.alpaca_judge import require_letters
-
-    judge = _judge(args, setup, world, say)
-    world.together(lambda: require_letters(judge) if world.rank == 0 else None)
-    return judge
-
-
-def _judge(args: argparse.Namespace, setup: Setup, world: World, say: Any) -> Judging:
-    from align.cli.sample import judge_of
-    from align.eval.alpaca_judge import OfficialJudge
-    from align.judges.calls import CALLS
-    from align.judges.loading import load_judge
-
-    settings = judge_of(args.judge)
-    if settings.endpoint is None:
-        return load_judge(settings, base=Path(), allow_code=args.allow_code, device=world.device, say=say)
-    given = {key: getattr(args, key) for key in ("max_calls", "price_in", "price_out")}
-    endpoint = settings.endpoint.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return OfficialJudge(endpoint, say, calls=setup.folder / CALLS)
-
-
-def _of_hub(args: argparse.Namespace) -> tuple[dict[int, float] | str, Anchors | str]:
-    """Difficulties and anchors; where nobody named them and the Hub cannot give them, why not."""
-    from align.eval.alpaca_rows import HUB, read_anchors, read_difficulty
-
-    found: list[Any] = []
-    for name, read in ((args.difficulty, read_difficulty), (args.anchors, read_anchors)):
-        try:
-            found.append(read(name or HUB))
-        except UserError as error:
-            if name:
-                raise
-            found.append(str(error))
-    return found[0], found[1]
 
 
 def _say_result(args: argparse.Namespace, result: AlpacaResult) -> int:
@@ -179,17 +115,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"{why}, and {named[0]} says how to: leave it out.")
     if not args.annotations and not args.judge:
         raise UserError("align eval alpaca needs --judge: who compares the answers, such as endpoint:URL#MODEL.")
-    check_limit(args.limit)
-    for key, least in (("max_calls", 1), ("max_new_tokens", 1), ("agreement", 0), ("price_in", 0), ("price_out", 0)):
-        value = getattr(args, key)
-        if value is not None and value < least:
-            raise UserError(f"--{key.replace('_', '-')}: must be at least {least}, got {value:g}.")
-    if args.temperature is not None and args.temperature <= 0:
-        raise UserError(f"--temperature: must be above 0, got {args.temperature:g}. Without it the likeliest is taken.")
-
-
-def _silent(_: Any) -> None:
-    """Where the first process speaks for all."""
+    check_numbers(args, agreement=0)
 
 
 ALPACA = Verb(
@@ -212,14 +138,8 @@ ALPACA = Verb(
         flag("--subset", "fit length on a part of the set, too, and mark it"),
         argument("--agreement", metavar="N", type=int, help="judge N pairs in the other order, too"),
         argument("--limit", metavar="N", type=int, help="only the first N instructions: a trial, no result"),
-        argument("--max-calls", metavar="N", type=int, help="most calls of an endpoint, 10,000 by default"),
-        argument("--price-in", metavar="X", type=float, help="price of a million tokens read, for the estimate"),
-        argument("--price-out", metavar="X", type=float, help="price of a million tokens written"),
-        argument("--max-new-tokens", metavar="N", type=int, help="most of an answer, 2048 by default"),
-        argument("--temperature", metavar="T", type=float, help="draw at it; by default the likeliest token"),
-        argument("--seed", metavar="SEED", type=int, help="of all draws, 0 by default"),
-        argument("--system", metavar="TEXT", help="a system message before every instruction"),
-        TEMPLATE_ARGUMENT,
+        *ENDPOINT,
+        *ANSWERS,
         ALLOW_CODE,
         path("--out", metavar="PATH", help="a folder for all files; with --annotations a file"),
     ),

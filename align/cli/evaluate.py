@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.alpaca import ALPACA
+from align.cli.pairwise import PAIRWISE
 from align.cli.relearn import RELEARN
 from align.cli.verbs import (
     ALLOW_CODE,
@@ -226,5 +227,6 @@ EVAL = Verb(
         ),
         RELEARN,
         ALPACA,
+        PAIRWISE,
     ),
 )

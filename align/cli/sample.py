@@ -96,8 +96,11 @@ def _keep(text: str) -> tuple[Any, float | None]:
     return name, value
 
 
-def judge_of(spec: str | None) -> Any:
-    """The settings of a judge from ``reward:MODEL`` and the like. Raises UserError."""
+def judge_of(spec: str | None, **limits: Any) -> Any:
+    """The settings of a judge from ``reward:MODEL`` and the like. Raises UserError.
+
+    ``limits`` are keys of an endpoint; those that are None are left as they are.
+    """
     if spec is None:
         return None
     from align.recipe.sampling import Endpoint, Judge
@@ -110,7 +113,8 @@ def judge_of(spec: str | None) -> Any:
     url, _, model = rest.rpartition("#")
     if not url or not model:
         raise UserError(f"--judge {spec}: expected endpoint:URL#MODEL, as in endpoint:http://localhost:8000/v1#judge.")
-    return Judge(endpoint=Endpoint(url=url, model=model))
+    given = {key: value for key, value in limits.items() if value is not None}
+    return Judge(endpoint=_made(Endpoint, url=url, model=model, **given))
 
 
 def _source(args: argparse.Namespace) -> Any:

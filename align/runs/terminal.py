@@ -67,12 +67,15 @@ class Work:
     """Says how far a long piece of work is and how long it will still take, on standard error of the main process.
 
     On a terminal one line is rewritten, and gone at the end. Elsewhere a line comes every ten seconds. Work that is
-    done sooner says nothing. Use it as a context manager and call ``add`` as pieces get done.
+    done sooner says nothing, nor does work inside of other work, which says itself how far it is. Use it as a context
+    manager and call ``add`` as pieces get done.
 
     Args:
         what: what is done to the pieces, such as ``answers scored``.
         total: how many pieces there are. Of several processes each counts its own share.
     """
+
+    _under_way = 0  # works that have begun and not ended
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -84,9 +87,12 @@ class Work:
         self._shown = 0  # characters on the terminal's line
 
     def __enter__(self) -> Work:
+        self._main = self._main and not Work._under_way
+        Work._under_way += 1
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        Work._under_way -= 1
         self._rewrite("")
 
     def add(self, count: int = 1) -> None:

@@ -158,11 +158,18 @@ def test_a_model_answers_and_a_function_judges(place: Path, model: Path, capsys:
         assert row["preference"] == 1 + (ours > theirs) + (ours == theirs) / 2
     assert "limited to 18 rows: no result" in out
     assert "a call that is interrupted goes on when it is made again" in out
-    before = (place / "here/model_outputs.json").stat().st_mtime_ns
+    before = (place / "here/answers.jsonl").stat().st_mtime_ns
     code, out, _ = call(capsys, *words, "--max-new-tokens", "5", "--out", "here", "--limit", "18")
     assert code == 0
-    assert "answers: those of here/model_outputs.json" in out
-    assert (place / "here/model_outputs.json").stat().st_mtime_ns == before
+    assert "answers: those of here/answers.jsonl" in out
+    assert (place / "here/answers.jsonl").stat().st_mtime_ns == before
+    assert json.loads((place / "here/model_outputs.json").read_text()) == outputs
+    code, _, err = call(capsys, *words, "--max-new-tokens", "6", "--out", "here", "--limit", "18")
+    assert (code, err) == (
+        2,
+        "here holds answers that were drawn otherwise (sampling.max_new_tokens): name another folder with --out, or "
+        "remove here.\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,22 @@ def test_only_the_main_process_speaks(
     assert capsys.readouterr().err == ""
 
 
+def test_work_inside_of_other_work_leaves_the_line_to_it(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Work("pairs judged", 60) as outer:
+        with Work("rows scored", 9) as inner:
+            clock.now += 20
+            inner.add()
+        assert capsys.readouterr().err == ""
+        outer.add(30)
+    assert capsys.readouterr().err == "pairs judged: 30 of 60, 20s left\n"
+    with Work("rows scored", 9) as alone:
+        clock.now += 20
+        alone.add(3)
+    assert capsys.readouterr().err == "rows scored: 3 of 9, 40s left\n"
+
+
 def test_the_line_fits_a_narrow_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
