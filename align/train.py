@@ -107,7 +107,7 @@ def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
 
 
 def _tofu_suite(*args: Any, **kwargs: Any) -> Any:
-    from align.eval.suites import tofu_suite
+    from align.eval.recipe_suite import tofu_suite
 
     return tofu_suite(*args, **kwargs)
 

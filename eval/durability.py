@@ -32,8 +32,8 @@ import numpy as np
 
 from align.errors import UserError
 from align.eval.log import TofuLog
+from align.eval.recipe_suite import Outcome
 from align.eval.result import limited, mark, number
-from align.eval.suites import Outcome
 from align.eval.tofu_metrics import metrics
 from align.stats import Interval, bootstrap_mean
 

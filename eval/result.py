@@ -19,7 +19,8 @@ class Result:
 
     ``missing`` says for each metric that could not be computed what it lacks, ``notes`` what a reader must know.
     ``settings`` are the choices that the values depend on, ``name`` is the log's. ``limit`` is the log's, too: the
-    number of rows of each set of a trial, whose values are no result.
+    number of rows of each set of a trial, whose values are no result. ``items`` are what means are over, by
+    the names of both, for paired comparisons of two results.
     """
 
     name: str = ""
@@ -29,6 +30,7 @@ class Result:
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     limit: int | None = None
+    items: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add_mean(self, name: str, items: np.ndarray | None, why: str, seed: int | None) -> None:
         """Enter the mean of ``items`` [n] or [n, k] with its interval (none where ``seed`` is None), or ``why`` not.
@@ -45,6 +47,8 @@ class Result:
             self.missing[name] = "no item holds a number"
             return
         self.values[name] = float(known.mean())
+        each = items.reshape(len(items), -1).mean(axis=1)
+        self.items[name] = {str(row): float(value) for row, value in enumerate(each) if not np.isnan(value)}
         if seed is not None:
             self.intervals[name] = bootstrap_mean(known.reshape(len(known), -1).mean(axis=1), seed)
 

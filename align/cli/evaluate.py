@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from align.cli.alpaca import ALPACA
 from align.cli.pairwise import PAIRWISE
 from align.cli.relearn import RELEARN
+from align.cli.suite import SUITE
 from align.cli.verbs import (
     ALLOW_CODE,
     TEMPLATE_ARGUMENT,
@@ -201,6 +202,7 @@ EVAL = Verb(
         "align eval tofu runs/npo --split forget10 --retain runs/retain90",
         "align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json",
         "align eval relearn runs/npo",
+        "align eval runs/npo --suite tofu-forget10 utility",
     ),
     of="SUITE",
     verbs=(
@@ -228,5 +230,6 @@ EVAL = Verb(
         RELEARN,
         ALPACA,
         PAIRWISE,
+        SUITE,
     ),
 )

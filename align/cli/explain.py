@@ -237,11 +237,15 @@ def wrapped(label: str, text: str) -> list[str]:
 
 
 def listing(what: str) -> dict[str, dict[str, str]]:
-    """Name to one line, for ``objectives``, ``recipes`` or ``train``."""
+    """Name to one line, for ``objectives``, ``recipes``, ``suites`` or ``train``."""
     if what == "objectives":
         return {"objectives": {name: cls.title for name, cls in OBJECTIVES.items()}}
     if what == "recipes":
         return {"recipes": {name: (_header(file) or [""])[0] for name, file in packaged_recipes().items()}}
+    if what == "suites":
+        from align.eval.suites.reading import packaged_suites, summary
+
+        return {"suites": {name: summary(file) for name, file in packaged_suites().items()}}
     if what == "train":
         return {"train": {name: entry["help"] for name, entry in train_keys().items()}}
     return {**listing("objectives"), **listing("recipes")}

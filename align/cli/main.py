@@ -22,6 +22,7 @@ from align.cli.probe import PROBE
 from align.cli.push import PUSH
 from align.cli.report import REPORT
 from align.cli.sample import SAMPLE, SHOW
+from align.cli.suite import with_suites
 from align.cli.verbs import ALLOW_CODE, ANYWAY, RECIPE, RESUME, Parser, Verb, argument, flag
 from align.errors import Exit, UserError
 from align.runs.disk import on_disk
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = [word for word in words if not word.startswith("-")]
     if words[:1] == ["show"] and len(named) == 2 and named[1] not in ("run", "samples"):
         words.insert(1, "run")  # align show RUN is short for align show run RUN
+    words = with_suites(words)
     args, rest = parser.parse_known_args(words)
     # argparse takes no positionals behind an option that follows them: `align train FILE --resume key=value`
     if rest and (not hasattr(args, "overrides") or any(item.startswith("-") for item in rest)):
@@ -201,7 +203,11 @@ VERBS = (
         "name what exists, one line each",
         ("align list objectives", "align list recipes --json"),
         _list,
-        (argument("what", nargs="?", choices=("objectives", "recipes", "train"), help="by default the first two"),),
+        (
+            argument(
+                "what", nargs="?", choices=("objectives", "recipes", "suites", "train"), help="by default the first two"
+            ),
+        ),
     ),
     Verb(
         "explain",

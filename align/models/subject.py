@@ -162,15 +162,25 @@ class Subject:
         Raises:
             UserError: where a row is longer than the model's positions reach.
         """
+        limit = positions(self.model)
+        for row, (prompt, named) in enumerate(zip(prompts, branches, strict=True)):
+            longest = len(prompt) + max(map(len, named.values()))
+            if limit is not None and longest > limit:
+                raise UserError(f"{where} {row} has {longest} tokens, but the model reads {limit} at most.")
+        return self._score(prompts, branches, reads, where)
+
+    def _score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        branches: Sequence[Mapping[str, Sequence[int]]],
+        reads: tuple[Read, ...],
+        where: str,
+    ) -> list[Values]:
+        """As ``score``, of rows that the model has room for."""
         examples = [
             Example((Tree(prompt, tuple(Branch(name, ids) for name, ids in named.items())),), row)
             for row, (prompt, named) in enumerate(zip(prompts, branches, strict=True))
         ]
-        limit = positions(self.model)
-        for example in examples:
-            longest = max(len(example.trees[0].prompt) + len(b.ids) for b in example.trees[0].branches)
-            if limit is not None and longest > limit:
-                raise UserError(f"{where} {example.row} has {longest} tokens, but the model reads {limit} at most.")
         # a longer row makes a pack of its own
         packs = within_budget([example.tokens() for example in examples], self._pack_positions())
         packs += [[] for _ in range(-len(packs) % self.world)]
@@ -234,6 +244,13 @@ class Subject:
                 f"generation: some texts end before {max_new_tokens} new tokens, since the model reads {limit} tokens "
                 f"at most and the longest prompt has {len(prompts[longest])}"
             )
+        return self._generate(prompts, max_new_tokens, stop, where)
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str], where: str
+    ) -> list[str]:
+        """As ``generate``, of prompts that the model has room for."""
+        limit = positions(self.model)
         order = by_length([len(p) for p in prompts])
         in_step = self.engine.sharded and self.world > 1
         size = BatchSize(None, "answers", _GENERATION_CURE, self.say, in_step=in_step)

@@ -48,7 +48,7 @@ from align.training.lock import lock, otherwise
 from align.training.planned import compared, planned
 from align.training.resume import alone, check_step, go_on, newest, refuse_models_alone, swept
 
-MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.suites
+MakeSuite = Callable[..., Suite]  # of (evaluate section, base=, kept=, arguments=, say=); see align.eval.recipe_suite
 
 
 def run(

@@ -13,7 +13,7 @@ from typing import Any
 
 from align.data.rows import world
 from align.eval.log_read import read_log
-from align.eval.suites import TofuSuite
+from align.eval.recipe_suite import TofuSuite
 from align.eval.tofu_data import load_sets
 from align.models.subject import Subject
 from align.recipe.sections import Source

@@ -19,7 +19,7 @@ from align.errors import UserError
 from align.eval import tofu
 from align.eval.log import SetLog, TofuLog
 from align.eval.log_read import read_log
-from align.eval.suites import TofuSuite, tofu_suite
+from align.eval.recipe_suite import TofuSuite, tofu_suite
 from align.eval.tofu_data import TofuSets, load_sets
 from align.eval.tofu_metrics import metrics
 from align.models.subject import Subject
