@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +25,38 @@ import httpx2
 from align.errors import UserError
 from align.judges.answers import Answers, question_key
 from align.judges.calls import Calls
+from align.judges.waiting import Call, Waiting
 from align.runs.retry import retry_after
 
 if TYPE_CHECKING:
     from align.recipe.sampling import Server
 
 Usable = Callable[[Any], bool]  # whether an answer, read from JSON, is what was asked for
+Body = Mapping[str, Any]
+Send = Callable[[str, str, Body | None, Usable], Any]  # method, path, what is posted; one answer
+# an answer to a body, by means of what posts one: some servers give it in several calls
+Through = Callable[[Body, Callable[[Body, Usable], Any]], Any]
 
 _AGAIN = {408, 409, 425, 429}  # and all of 5xx
 _LONGEST = 60.0  # seconds of a pause of our own
 _PATIENCE = 600.0  # seconds that a server may ask us to wait before we give up instead
 _LARGEST = 64 * 2**20  # bytes of an answer
 _SHOWN = 300  # characters of a server's message
+_READ = 20_000  # characters of a refusal that are read for what it names
 _SECRET = 8  # a shorter key (EMPTY, none) is no secret, and blotting it out would garble answers
+
+
+class Refused(UserError):
+    """A server refused a call for good.
+
+    Attributes:
+        status: of its answer.
+        said: its words, as long as they are read.
+    """
+
+    def __init__(self, sentence: str, status: int, said: str) -> None:
+        super().__init__(sentence)
+        self.status, self.said = status, said
 
 
 class _Again(Exception):
@@ -75,7 +94,7 @@ class Client:
         say: Callable[[str], Any] = print,
         pause: float = 1.0,
     ) -> None:
-        self.server, self.pause = server, pause
+        self.server, self.say, self.pause = server, say, pause
         self.budget = Calls(None) if budget is None else budget
         self.answers = Answers(cache)
         self.url, self.host = _address(server.url)
@@ -88,15 +107,19 @@ class Client:
 
     def get(self, path: str, usable: Usable) -> Any:
         """The answer to GET of ``path``, never kept. Raises like ``post``."""
-        with self._http() as http:
-            return self._ask(http, "GET", path, None, usable, threading.Event())
+        return self._all({"": lambda send: send("GET", path, None, usable)})[""]
+
+    def ask(self, path: str, body: Body, usable: Usable) -> Any:
+        """The answer to POST of one body, never kept. Raises like ``post``."""
+        return self._all({"": lambda send: send("POST", path, body, usable)})[""]
 
     def post(
         self,
         path: str,
-        bodies: Sequence[Mapping[str, Any]],
+        bodies: Sequence[Body],
         usable: Usable,
-        before: Callable[[list[Mapping[str, Any]]], Any] | None = None,
+        before: Callable[[list[Body]], Any] | None = None,
+        through: Through | None = None,
     ) -> list[Any]:
         """Answers to POST of each body, in their order; equal bodies are asked once.
 
@@ -104,14 +127,16 @@ class Client:
             path: what follows the address, such as ``/completions``.
             usable: answers that it refuses are asked for again, and not kept.
             before: called with the bodies that are not on disk, before the first of them is asked.
+            through: makes an answer to a body with calls of its own. It is kept under the body.
 
         Raises:
-            UserError: where the server refuses a call, a call fails for good, or ``limit`` is reached. Calls under way
-                are waited for, and what they bring is kept.
+            Refused: where the server refuses a call.
+            UserError: where a call fails for good, or ``limit`` is reached. Calls under way are waited for, and what
+                they bring is kept.
         """
         keys = [question_key(self.url, path, body) for body in bodies]
         landed: dict[str, Any] = {}
-        wanted: dict[str, Mapping[str, Any]] = {}
+        wanted: dict[str, Body] = {}
         for key, body in zip(keys, bodies, strict=True):
             if key in landed or key in wanted:
                 continue
@@ -125,7 +150,7 @@ class Client:
         self.cached += len(landed)
         if wanted:
             self.answers.require_writable()
-            landed |= self._ask_all(path, wanted, usable)
+            landed |= self._all({key: self._job(key, path, body, usable, through) for key, body in wanted.items()})
         return [landed[key] for key in keys]
 
     # ---- asking
@@ -135,24 +160,41 @@ class Client:
         limits = httpx2.Limits(max_connections=self.server.concurrency)
         return httpx2.Client(headers=headers, timeout=self.server.timeout, limits=limits, follow_redirects=False)
 
-    def _ask_all(self, path: str, wanted: Mapping[str, Mapping[str, Any]], usable: Usable) -> dict[str, Any]:
+    def _job(self, key: str, path: str, body: Body, usable: Usable, through: Through | None) -> Callable[[Send], Any]:
+        """What asks for one answer and keeps it."""
+
+        def job(send: Send) -> Any:
+            if through is None:
+                answer = send("POST", path, body, usable)
+            else:
+                answer = through(body, lambda part, fits: send("POST", path, part, fits))
+            self.answers.keep(key, answer)
+            return answer
+
+        return job
+
+    def _all(self, jobs: Mapping[str, Callable[[Send], Any]]) -> dict[str, Any]:
+        """What each job brings, by its key; so many at a time as the server's settings say."""
         stop, landed = threading.Event(), {}
         failed: list[BaseException] = []
-        with self._http() as http, ThreadPoolExecutor(min(self.server.concurrency, len(wanted))) as pool:
+        waiting = Waiting(self.host, self.server.retries, len(jobs), self.say)
+        with self._http() as http, ThreadPoolExecutor(min(self.server.concurrency, len(jobs))) as pool:
 
-            def one(key: str, body: Mapping[str, Any]) -> Any:
+            def send(method: str, path: str, body: Body | None, usable: Usable) -> Any:
+                with waiting.call() as call:
+                    return self._ask(http, method, path, body, usable, stop, call)
+
+            def one(job: Callable[[Send], Any]) -> Any:
                 try:
-                    answer = self._ask(http, "POST", path, json.dumps(body).encode(), usable, stop)
-                    self.answers.keep(key, answer)
-                    return answer
+                    return job(send)
                 except BaseException as error:
                     failed.append(error)
                     stop.set()  # nothing is begun or tried again; what is under way elsewhere may still land
                     raise
 
-            futures = {pool.submit(one, key, body): key for key, body in wanted.items()}
+            futures: dict[Future[Any], str] = {pool.submit(one, job): key for key, job in jobs.items()}
             try:
-                for future in as_completed(futures):
+                for future in waiting.done(futures):
                     if future.exception() is not None:
                         raise failed[0]  # the others may only say that they were not asked
                     landed[futures[future]] = future.result()
@@ -162,27 +204,36 @@ class Client:
         return landed
 
     def _ask(
-        self, http: httpx2.Client, method: str, path: str, content: bytes | None, usable: Usable, stop: threading.Event
+        self,
+        http: httpx2.Client,
+        method: str,
+        path: str,
+        body: Body | None,
+        usable: Usable,
+        stop: threading.Event,
+        call: Call,
     ) -> Any:
         """One answer, after as many tries as it takes."""
+        content = None if body is None else json.dumps(body).encode()
         salt = hashlib.sha256(content or b"").hexdigest()
         for attempt in range(self.server.retries + 1):
             if stop.is_set():
                 raise UserError(f"{self.url}{path} is not asked, since another call has failed.")
             self._count(attempt)
+            call.tries = attempt + 1
             try:
                 return self._once(http, method, path, content, usable)
             except _Again as again:
-                seen, wait = str(again), again.wait
+                call.last, wait = str(again), again.wait
             if wait is not None and wait > _PATIENCE:
                 raise UserError(
-                    f"{self.url}{path} asks to be called again in {wait:.0f} s ({seen}).{self.answers.kept()}"
+                    f"{self.url}{path} asks to be called again in {wait:.0f} s ({call.last}).{self.answers.kept()}"
                 ) from None
             if attempt < self.server.retries:
                 stop.wait(max(self._delay(salt, attempt), wait or 0.0))
         raise UserError(
             f"{self.url}{path} gave no answer that can be used in {attempt + 1} {'try' if not attempt else 'tries'}; "
-            f"the last: {seen}.{self.answers.kept()}"
+            f"the last: {call.last}.{self.answers.kept()}"
         )
 
     def _once(self, http: httpx2.Client, method: str, path: str, content: bytes | None, usable: Usable) -> Any:
@@ -195,7 +246,7 @@ class Client:
         if status >= 500 or status in _AGAIN:
             raise _Again(f"status {status}: {self._message(text)}", retry_after(headers))
         if not 200 <= status < 300:
-            raise UserError(self._refusal(method, path, status, headers, text))
+            raise Refused(self._refusal(method, path, status, headers, text), status, text[:_READ])
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError):
@@ -264,7 +315,8 @@ class Client:
             said += f" The key is read from the environment variable {self.server.key_env}{there}."
         if status == 404:
             said += " Check url (it often ends in /v1) and the model's name."
-        return said + self.answers.kept()
+        # what is wrong with the call itself is not mended by making it again
+        return said if status in (400, 422) else said + self.answers.kept()
 
 
 def _address(url: str) -> tuple[str, str]:

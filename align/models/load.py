@@ -84,7 +84,7 @@ def model_folder(name: str) -> Path | None:
 
 def adapter_base(adapter: Path) -> str:
     """The model under an adapter, as its configuration names it; a relative folder may start beside the adapter."""
-    base = _settings(adapter).get("base_model_name_or_path")
+    base = adapter_settings(adapter).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{adapter / ADAPTER} does not name the model under the adapter (base_model_name_or_path).")
     return str(adapter / base) if not Path(base).is_dir() and (adapter / base).is_dir() else str(base)
@@ -92,11 +92,11 @@ def adapter_base(adapter: Path) -> str:
 
 def adapter_revision(adapter: Path) -> str | None:
     """The revision on the Hub of the model under an adapter, or None."""
-    found = _settings(adapter).get("revision")
+    found = adapter_settings(adapter).get("revision")
     return None if found is None else str(found)
 
 
-def _settings(adapter: Path) -> dict[str, Any]:
+def adapter_settings(adapter: Path) -> dict[str, Any]:
     """The configuration of an adapter. Raises UserError where it cannot be read."""
     with loading(lambda error: f"{adapter / ADAPTER} cannot be read ({first_line(error)})."):
         return dict(json_file(adapter / ADAPTER, JSON))

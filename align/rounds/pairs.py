@@ -63,7 +63,6 @@ def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Calla
     cut_up = is_sharded(recipe, world)
     with loaded(recipe, run, round.number, world, say) as policy:
         subject = _subject(policy, world, say, cut_up)
-        _check_server(subject, round)
         previous = _logps(subject, pairs)
         del subject
     initial = previous
@@ -116,19 +115,3 @@ def _logps(subject: Subject, pairs: Sequence[Mapping[str, Any]]) -> list[dict[st
     branches = [{name: pair[f"{name}_ids"] for name in ("chosen", "rejected")} for pair in pairs]
     values = subject.score([pair["prompt_ids"] for pair in pairs], branches, where="pair")
     return [{name: float(reads["logp"].sum()) for name, reads in row.items()} for row in values]
-
-
-def _check_server(subject: Subject, round: Round) -> None:
-    """Where a server drew the samples: that it has the weights whose name it bears."""
-    lines, theirs = round.server_logps()
-    if not lines:
-        return
-    from align.sampling.server import check_weights
-
-    values = subject.score([line["prompt_ids"] for line in lines], [{"sample": line["ids"]} for line in lines])
-    try:
-        gap = check_weights(theirs, [row["sample"]["logp"].tolist() for row in values])
-    except UserError as error:
-        raise UserError(f"{error}\nBefore that remove {round.folder}, whose samples are another model's.") from error
-    if gap is not None:
-        subject.say(f"the server's log-probs differ from ours by {gap:.2g} nats a token")

@@ -18,8 +18,6 @@ from align.sampling.parts import PartFiles, Stage
 
 PART = 64  # prompts of a part; the same for any number of processes, since names of files stand for their content
 
-COMPARED = 16  # samples of a part whose log-probs are compared with a server's
-
 Draw = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]  # prompts, keys, step
 
 
@@ -62,32 +60,23 @@ class Round:
         """Lines of all parts, prompt by prompt."""
         return self.files.rows(stage, *self.parts)
 
-    def server_logps(self) -> tuple[Rows, list[list[float]]]:
-        """Samples that a server drew and its log-probs of them, as far as they were kept."""
-        lines: Rows = []
-        logps: list[list[float]] = []
-        for part in self.parts:
-            if kept := self.files.notes("samples", part).get("logps"):
-                logps += kept
-                lines += self.files.rows("samples", part)[: len(kept)]
-        return lines, logps
-
     def notes(self) -> list[dict[str, Any]]:
         """What is known of each judged part beside its lines."""
         return [self.files.notes("judged", part) for part in self.parts]
 
 
-def draw_part(
-    round: Round, part: int, draw: Draw, logps: Callable[[], Sequence[Sequence[float]]] | None = None
-) -> None:
-    """Sample one part and write it; ``logps`` gives a server's log-probs of what was drawn, to compare with our own."""
+def draw_part(round: Round, part: int, draw: Draw) -> None:
+    """Sample one part and write it."""
     prompts = round.of_part(part)
-    ids = [list(prompt["prompt_ids"]) for prompt in prompts]
-    keys = [prompt_key(own, prompt["row"]) for own, prompt in zip(ids, prompts, strict=True)]
-    drawn = draw(ids, keys, round.number)
+    drawn = draw(*keyed(prompts), round.number)
     lines = [sample_row(round.number, p, sample) for p, group in zip(prompts, drawn, strict=True) for sample in group]
-    kept = {} if logps is None else {"logps": [list(values) for values in logps()[:COMPARED]]}
-    round.files.write("samples", part, lines, kept)
+    round.files.write("samples", part, lines, {})
+
+
+def keyed(prompts: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[int]]:
+    """The tokens of prompts, and what their draws are keyed by."""
+    ids = [list(prompt["prompt_ids"]) for prompt in prompts]
+    return ids, [prompt_key(own, prompt["row"]) for own, prompt in zip(ids, prompts, strict=True)]
 
 
 def judge_part(round: Round, part: int, judge: Judging, select: Select) -> None:

@@ -36,13 +36,12 @@ from align.rounds.policy import (
     TRAIN,
     is_sharded,
     loaded,
-    policy_digest,
     round_folder,
     train_recipe,
 )
 from align.rounds.prompts import PROMPTS, deal, digest
 from align.rounds.report import record
-from align.rounds.sampling import ask_server, draw_parts
+from align.rounds.sampling import draw_by_server, draw_parts
 from align.rounds.stages import Round, Stage, judge_part
 from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
 from align.runs.launch import check_launch, check_launcher_files
@@ -239,9 +238,7 @@ class RoundTrainer:
     def _sample(self, now: Round, todo: list[list[int]]) -> None:
         run, parts = self.directory.path, todo[self.world.rank]
         if self.sampling.server is not None:
-            # the others find it written down
-            self.world.together(lambda: self.world.rank or policy_digest(self.recipe, run, now.number))
-            self.world.together(lambda: ask_server(self.recipe, run, now, parts, self.say))
+            draw_by_server(self.recipe, run, now, todo, self.world, self.say)
             return
 
         def draw(world: World) -> None:

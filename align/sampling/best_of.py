@@ -39,9 +39,12 @@ from align.sampling.job import Job
 from align.sampling.kept import completion_row, extras, pair_row, tokenised_otherwise, write
 from align.sampling.parts import STAGES, Parts, Stage
 from align.sampling.result import Result
+from align.sampling.serving import policy_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from align.sampling.server import ServerSampler
 
 Line = dict[str, Any]  # of a table of samples
 # prompts, their keys, and what is told how many completions were drawn, to samples
@@ -68,6 +71,7 @@ def sample(job: Job, *, resume: bool = False, again: str = "with --resume", say:
     work = _Work(job, world, say if world.rank == 0 else _silent, again)
     world.together(lambda: work.prepare(resume))
     world.together(work.begin)  # all have looked before one writes
+    world.together(work.check)
     world.together(work.draw)
     free()  # the judge may need the memory
     if job.judge is not None:
@@ -106,7 +110,8 @@ class _Work:
         self.parts.check(self.settings)
         # listed before any process writes, so that all deal the same parts
         self.todo = {stage: self.parts.missing(stage, range(self.count)) for stage in STAGES}
-        self._drawer = self._server(weights) if job.sampling.server is not None else self._local(model)
+        self._model: Any = model
+        self._served = self._remote(weights) if job.sampling.server is not None else None
 
     def begin(self) -> None:
         """Start the folder of parts, on the first process."""
@@ -125,19 +130,28 @@ class _Work:
         """Sample this process's share of what is missing, and let go of the model."""
         began = time.monotonic()
         mine = self._mine("samples", "sampled")
+        drawer = self._drawer()
         with Work("completions drawn", self._prompts_of(mine) * self.job.sampling.samples) as work:
             for number in mine:
-                prompts = self.prompts[number * PART : (number + 1) * PART]
-                ids = [p["prompt_ids"] for p in prompts]
-                keys = [prompt_key(i, p["row"]) for i, p in zip(ids, prompts, strict=True)]
-                drawn = self._drawer(ids, keys, work.add)
+                prompts, ids, keys = self._part(number)
+                drawn = drawer(ids, keys, work.add)
                 rows = [sample_row(0, p, s) for p, group in zip(prompts, drawn, strict=True) for s in group]
                 self.tokens += sum(len(row["ids"]) for row in rows)
                 self.parts.write("samples", number, rows, {})
         self.seconds = time.monotonic() - began
-        del self._drawer
 
-    def _local(self, model: Any) -> Draw:
+    def _drawer(self) -> Draw:
+        """What draws: the server, or the model, which is let go of with it."""
+        served, model = self._served, self._model
+        self._served = self._model = None
+        if served is not None:
+
+            def ask(prompts: list, keys: list, drawn: Callable[[int], Any]) -> list[list[Sample]]:
+                found = served(prompts, keys, 0)
+                drawn(sum(map(len, found)))
+                return found
+
+            return ask
         import torch
 
         from align.sampling.sampler import Sampler
@@ -152,9 +166,9 @@ class _Work:
 
         return draw
 
-    def _server(self, weights: str) -> Draw:
-        """Raises ``UserError`` where the server does not serve the model."""
-        from align.sampling.server import ServerSampler, policy_name
+    def _remote(self, weights: str) -> ServerSampler:
+        """Raises ``UserError`` where the server does not serve the model, or cannot be asked."""
+        from align.sampling.server import ServerSampler
 
         job = self.job
         served = ServerSampler(
@@ -163,17 +177,31 @@ class _Work:
             job.seed,
             policy_name(weights),
             cache=self.parts.folder / "answers",
-            checkpoint=model_folder(job.model) or Path(job.model),
+            checkpoint=model_folder(job.model) or job.model,
+            # before a call has begun there is nothing to go on with
+            again=lambda: f"go on {self.again}" if self.parts.settings() else "make the same call again",
             say=self.say,
         )
-        served.require_served()
+        if self.todo["samples"]:
+            served.prepare([p["prompt_ids"] for p in self.prompts])
+        return served
 
-        def draw(prompts: list, keys: list, drawn: Callable[[int], Any]) -> list[list[Sample]]:
-            found = served(prompts, keys, 0)
-            drawn(sum(map(len, found)))
-            return found
+    def check(self) -> None:
+        """Where a server draws: see on the first process that it draws from the model, and let go of that."""
+        if self._served is None:
+            return
+        from align.sampling.served import require_fit
 
-        return draw
+        if self.world.rank == 0 and self.todo["samples"]:
+            _, ids, keys = self._part(self.todo["samples"][0])
+            require_fit(self._served, self._model, ids, keys, 0, self.say)
+        self._model = None
+
+    def _part(self, number: int) -> tuple[list[dict[str, Any]], list[list[int]], list[int]]:
+        """The prompts of a part, their tokens, and what their draws are keyed by."""
+        prompts = self.prompts[number * PART : (number + 1) * PART]
+        ids = [p["prompt_ids"] for p in prompts]
+        return prompts, ids, [prompt_key(i, p["row"]) for i, p in zip(ids, prompts, strict=True)]
 
     def _mine(self, stage: Stage, done: str) -> list[int]:
         """The missing parts that this process makes; says what was there before."""

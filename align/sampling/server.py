@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.tokens.samples import Finish, Sample, special_tokens
 from align.errors import UserError
-from align.judges.http import Client
+from align.judges.http import Body, Client, Usable
+from align.sampling.asking import Asking, settings_of
+from align.sampling.replies import choices_of, ids_of, logps_of
+from align.sampling.serving import serve_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from align.recipe.sampling import Sampling
 
-# Mean absolute difference of log-probs per token, in nats, that two programs with the same weights stay well below.
-TOLERANCE: Mapping[str, float] = {"float32": 0.02, "float16": 0.05, "bfloat16": 0.1}
-
-
-def policy_name(digest: str) -> str:
-    """The name under which a server has to serve the policy of this digest (hex)."""
-    return f"align-{digest[:12]}"
-
 
 class ServerSampler:
     """Draws samples from a server, one call for each prompt and its samples.
 
     A prompt's seed depends on (seed, step, key) alone, so a call that is made again asks for the same; what the server
-    makes of it is its own affair, and samples are not those that ``Sampler`` would draw. Top-k and min-p are only sent
-    where they are set, so the server must not fill in its own (vLLM: ``--generation-config vllm``).
+    makes of it is its own affair, and samples are not those that ``Sampler`` would draw. How the server wants to be
+    asked is found out before the first call, see ``Asking``.
 
     Args:
         settings: how to draw; ``server`` must be set.
         tokenizer: the policy's; it must have an end-of-text token.
-        served: the name that the server must list, see ``policy_name``.
-        cache: folder that keeps answers, so that none is drawn twice after a kill; None keeps none. Where other weights
-            are found out, it is to be removed, since the wrong samples are in it.
+        served: the name that the server must serve, see ``policy_name``.
+        cache: folder that keeps answers, so that none is drawn twice after a kill; None keeps none.
         checkpoint: folder of the policy, for the command that a message shows.
+        again: how the caller goes on once the server is as it should be, as the end of a sentence.
         say: where sentences go.
         pause: seconds before the first retry.
 
     Attributes:
         last_logps: of the last call, for each sample in order (prompt by prompt) the server's log-probs of the first of
-            its ids; empty where it gave none. Only for ``check_weights``.
+            its ids; empty where it gave none.
         retokenised: samples whose tokens had to be guessed from their text.
     """
 
@@ -58,7 +52,8 @@ class ServerSampler:
         served: str,
         *,
         cache: Path | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | str | None = None,
+        again: Callable[[], str] = lambda: "go on with --resume",
         say: Callable[[str], Any] = print,
         pause: float = 1.0,
     ) -> None:
@@ -69,10 +64,12 @@ class ServerSampler:
         if tokenizer.eos_token_id is None:
             raise UserError("The tokenizer has no end-of-text token, so it cannot be told which samples have ended.")
         self.settings, self.tokenizer, self.seed, self.served = settings, tokenizer, seed, served
-        self.checkpoint, self.say = checkpoint, say
+        self.checkpoint, self.again, self.say = checkpoint, again, say
         self.client = Client(settings.server, cache, say=say, pause=pause)
+        self.asking = Asking(self.client, tokenizer, served, self._once)
         self.last_logps: list[list[float]] = []
         self.retokenised = 0
+        self._ready = False
         self._said: set[str] = set()
         # a special token is no part of a text, but it ends one as well
         known = special_tokens(tokenizer)
@@ -93,66 +90,91 @@ class ServerSampler:
                 tokens that the tokenizer does not have.
         """
         bodies = [self.body(prompt, key, step) for prompt, key in zip(prompts, keys, strict=True)]
-        answers = self.client.post("/completions", bodies, self._usable, self._before)
+        usable = self._usable(self.settings.samples)
+        answers = self.client.post("/completions", bodies, usable, self._before, self._drawn)
         out: list[list[Sample]] = []
         self.last_logps = []
         for answer in answers:
-            drawn = [self._sample(i, choice) for i, choice in enumerate(_choices(answer))]
+            drawn = [self._sample(i, choice) for i, choice in enumerate(choices_of(answer))]
             out.append([sample for sample, _ in drawn])
             self.last_logps += [logps for _, logps in drawn]
-        if out and not any(self.last_logps):
-            self._once("the server gives no log-probs, so it cannot be checked whether it serves this very policy")
         if self.settings.samples > 1 and len(out) > 1 and all(len({s.ids for s in samples}) == 1 for samples in out):
             self._once("all samples of a prompt are the same, for every prompt: the server seems to give them one seed")
         return out
 
     def body(self, prompt: Sequence[int], key: int, step: int) -> dict[str, Any]:
-        """What is posted for one prompt."""
-        s = self.settings
+        """What is asked of one prompt, under which its answer is kept; ``Asking`` makes calls of it."""
         seed = hashlib.blake2b(f"{self.seed}:{step}:{key}".encode(), digest_size=4).digest()
-        body: dict[str, Any] = {
+        return {
             "model": self.served,
             "prompt": [int(i) for i in prompt],
-            "n": s.samples,
-            "max_tokens": s.max_new_tokens,
-            "temperature": s.temperature,
-            "top_p": s.top_p,
+            "n": self.settings.samples,
+            "max_tokens": self.settings.max_new_tokens,
             "seed": int.from_bytes(seed, "little") >> 1,  # 31 bits: what every server takes
             "logprobs": 1,
             "return_token_ids": True,
+            **settings_of(self.settings, self._stop, self._ends, int(self.tokenizer.eos_token_id)),
         }
-        more = {"top_k": s.top_k, "min_p": s.min_p, "stop": self._stop or None, "stop_token_ids": self._ends or None}
-        return body | {name: value for name, value in more.items() if value is not None}
 
-    def require_served(self) -> None:
-        """Raises ``UserError``, with the command that starts it, where the server does not list the policy's name."""
+    def prepare(self, prompts: Sequence[Sequence[int]]) -> None:
+        """See that the server serves the policy, and how it takes prompts such as these, before any is drawn for.
+
+        Raises:
+            UserError: where it does not serve it, or a prompt cannot be put to it.
+        """
+        self._require_served()
+        self.asking.learn(self.body(prompts[0], 0, 0), prompts)
+        self._ready = True
+
+    def _require_served(self) -> None:
+        """Raises ``UserError``, with the command that starts it, where the server does not serve the policy's name."""
         listed = self.client.get("/models", _lists)
         names = [str(entry.get("id")) for entry in listed["data"] if isinstance(entry, dict)]
-        if self.served in names:
+        # `transformers serve` knows a model by its path alone, so that the folder may bear the name
+        found = [name for name in names if name.rstrip("/").rpartition("/")[2] == self.served]
+        if found:
+            self.asking.model = found[0]
             return
-        folder = shlex.quote(str(self.checkpoint)) if self.checkpoint is not None else "CHECKPOINT"
         raise UserError(
             f"{self.client.url} does not serve {self.served}, the policy as it is now; it serves "
-            f"{', '.join(map(repr, names[:5])) or 'nothing'}. Start it on this checkpoint and go on with --resume:\n"
-            f"  vllm serve {folder} --served-model-name {self.served} --generation-config vllm"
+            f"{', '.join(map(repr, names[:5])) or 'nothing'}. {self.start()}"
         )
 
-    def _before(self, wanted: Sequence[Mapping[str, Any]]) -> None:
-        if wanted:
-            self.require_served()
+    def start(self) -> str:
+        """What to do where the server is not as it should be, with the command."""
+        return f"Start it on this checkpoint and {self.again()}:\n  {serve_command(self.checkpoint, self.served)}"
+
+    def forget(self) -> None:
+        """Throw away every answer that is kept, since it is not the policy's."""
+        if self.client.answers.folder is not None:
+            shutil.rmtree(self.client.answers.folder, ignore_errors=True)
+
+    def _before(self, wanted: Sequence[Body]) -> None:
+        if wanted and not self._ready:
+            self.prepare([body["prompt"] for body in wanted])
+
+    def _drawn(self, body: Body, ask: Callable[[Body, Usable], Any]) -> dict[str, Any]:
+        """All completions of a prompt, from as many calls as the server needs."""
+        found: list[Mapping[str, Any]] = []
+        for part in self.asking.parts(body):
+            found += choices_of(ask(part, self._usable(part.get("n", 1))))
+        return {"choices": [{**choice, "index": index} for index, choice in enumerate(found)]}
 
     # ---- reading answers
 
-    def _usable(self, answer: Any) -> bool:
-        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            return False
-        choices = answer["choices"]
-        return len(choices) == self.settings.samples and all(self._whole(choice) for choice in choices)
+    def _usable(self, count: int) -> Usable:
+        """Whether an answer has so many completions that are whole."""
+
+        def usable(answer: Any) -> bool:
+            choices = answer.get("choices") if isinstance(answer, dict) else None
+            return isinstance(choices, list) and len(choices) == count and all(self._whole(one) for one in choices)
+
+        return usable
 
     def _whole(self, choice: Any) -> bool:
         if not isinstance(choice, dict) or choice.get("finish_reason") not in ("stop", "length"):
             return False
-        ids = choice.get("token_ids")
+        ids = ids_of(choice)
         if ids is None:
             return isinstance(choice.get("text"), str)
         if not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
@@ -167,8 +189,8 @@ class ServerSampler:
     def _sample(self, index: int, choice: Mapping[str, Any]) -> tuple[Sample, list[float]]:
         """A sample, and the server's log-probs of as many of its ids as it has log-probs of."""
         end = int(self.tokenizer.eos_token_id)
-        given = choice.get("token_ids")
-        drawn = self._encode(choice["text"]) if given is None else list(given)
+        given = ids_of(choice)
+        drawn = self._encode(choice["text"]) if given is None else self._up_to_end(given)
         if given is None:
             self._once("the server gives no token ids, so samples are made into tokens again from their text")
             self.retokenised += 1
@@ -178,16 +200,25 @@ class ServerSampler:
         if places or choice.get("stop_reason") in self._stop:
             text = text[: min(places, default=len(text))]
             ids, finish = [*self._up_to(drawn, text), end], "stop"
+        elif given is not None and drawn[-1] in self._ends:
+            ids, finish = drawn, "end"
         elif choice["finish_reason"] == "length":
             ids, finish = drawn or [end], "length"
-        else:  # a token that ends text is special, be it the tokenizer's own or another that the model knows
-            ended = given is not None and (drawn[-1] in self._special or drawn[-1] == end)
-            ids, finish = drawn if ended else [*drawn, end], "end"
-        logps = [] if given is None else _logps(choice, len(drawn))
+        elif given is not None and (drawn[-1] in self._special or drawn[-1] == end):
+            # a token that ends text is special, be it the tokenizer's own or another that the model knows
+            ids, finish = drawn, "end"
+        else:  # llama.cpp cuts a stop text off and does not say so; its end-of-text token is among the others
+            ids, finish = [*drawn, end], "stop" if given is not None and self._stop else "end"
+        logps = [] if given is None else logps_of(choice, len(given))
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, drawn, strict=False)) if a != b), min(len(ids), len(drawn))
         )
         return Sample(index, tuple(ids), text, finish), logps[:shared]
+
+    def _up_to_end(self, ids: Sequence[int]) -> list[int]:
+        """Tokens up to the first that ends a completion: llama.cpp draws on behind all but the model's own."""
+        place = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        return list(ids[: place + 1])
 
     def _up_to(self, ids: list[int], text: str) -> list[int]:
         """Tokens of a text that ends before ``ids`` do; one inside of which it ends is left out."""
@@ -208,63 +239,5 @@ class ServerSampler:
             self.say(f"{self.client.url}: {sentence}")
 
 
-def check_weights(
-    server_logps: Sequence[Sequence[float]], ours: Sequence[Sequence[float]], dtype: str = "bfloat16"
-) -> float | None:
-    """Mean absolute difference, in nats per token, between a server's log-probs of samples and our own.
-
-    A server can serve other weights under the policy's name; this is how it is found out.
-
-    Args:
-        server_logps: ``ServerSampler.last_logps``; of each sample as many of its first tokens as the server has.
-        ours: our engine's log-probs of the ids of the same samples, at temperature 1.
-        dtype: the coarser of the types that the two compute in.
-
-    Returns:
-        The difference, or None where the server gave no log-probs and nothing was compared.
-
-    Raises:
-        UserError: where it is above ``TOLERANCE`` of the type.
-    """
-    gaps = [
-        abs(theirs - own)
-        for row, (a, b) in enumerate(zip(server_logps, ours, strict=True))
-        for theirs, own in zip(a, _as_many(b, len(a), row), strict=True)
-    ]
-    if not gaps:
-        return None
-    mean = math.fsum(gaps) / len(gaps)
-    if not mean <= TOLERANCE[dtype]:
-        raise UserError(
-            f"The server's log-probs of its own samples differ from the policy's by {mean:.3g} nats a token on "
-            f"average, over {len(gaps):,} tokens; with the same weights in {dtype} it would be below "
-            f"{TOLERANCE[dtype]:g}. It serves other weights under this name, or gives log-probs after temperature and "
-            "top-p. Start it on this round's checkpoint (vLLM: --logprobs-mode raw_logprobs) and go on with --resume."
-        )
-    return mean
-
-
-def _as_many(values: Sequence[float], count: int, row: int) -> Sequence[float]:
-    if len(values) < count:
-        raise ValueError(f"sample {row}: {count} log-probs of the server's, {len(values)} of ours")
-    return values[:count]
-
-
 def _lists(answer: Any) -> bool:
     return isinstance(answer, dict) and isinstance(answer.get("data"), list)
-
-
-def _choices(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """By their numbers where all have one: servers may give them in the order in which they ended."""
-    choices = list(answer["choices"])
-    if {choice.get("index") for choice in choices} == set(range(len(choices))):
-        choices.sort(key=lambda choice: choice["index"])
-    return choices
-
-
-def _logps(choice: Mapping[str, Any], count: int) -> list[float]:
-    logprobs = choice.get("logprobs")
-    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
-    if not isinstance(values, list) or len(values) != count:
-        return []
-    return [float(v) for v in values] if all(isinstance(v, int | float) and math.isfinite(v) for v in values) else []

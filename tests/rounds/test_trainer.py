@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from faulty_server import FaultyServer
+from policy_server import PolicyServer
 from round_runs import PROMPTS, make_world, values, write_recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -450,28 +449,10 @@ def test_no_pair_left_is_a_sentence(world: Path, tmp_path: Path) -> None:
         go(world, tmp_path, judge={"function": "round_rules:same"}, **ONE)
 
 
-def served_by(model: Any, tokenizer: Any, off: float) -> Any:
-    """Answers of a server that draws from ``model``; ``off`` is added to its log-probs."""
-
-    def reply(path: str, body: dict[str, Any]) -> Any:
-        if not path.endswith("/completions"):
-            return None
-        choices = []
-        for index in range(body["n"]):
-            source = random.Random(body["seed"] + index)
-            ids = [source.randrange(3, 97) for _ in range(body["max_tokens"])]
-            logps = [logp(model, body["prompt"] + ids[:i], [token]) + off for i, token in enumerate(ids)]
-            choice = {"index": index, "text": tokenizer.decode(ids), "finish_reason": "length", "stop_reason": None}
-            choices.append({**choice, "token_ids": ids, "logprobs": {"token_logprobs": logps}})
-        return 200, {}, {"choices": choices}
-
-    return reply
-
-
-def test_a_server_must_serve_the_rounds_policy_and_have_its_weights(world: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32").eval()
+def test_a_server_must_serve_the_rounds_policy_and_draw_from_it(world: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
-    with FaultyServer(reply=served_by(model, tokenizer, 0.0)) as server:
+    with PolicyServer(model, tokenizer, "llama.cpp") as server:
         sampling = {"samples": 4, "max_new_tokens": 6, "server": {"url": server.url, "key_env": "ALIGN_TEST_KEY"}}
         options = {**ONE, "sampling": sampling}
         with pytest.raises(UserError, match=r"does not serve align-[0-9a-f]{12}, the policy as it is now") as refused:
@@ -479,15 +460,19 @@ def test_a_server_must_serve_the_rounds_policy_and_have_its_weights(world: Path,
         served = re.findall("align-[0-9a-f]{12}", str(refused.value))[0]
         assert f"vllm serve {world / 'model'} --served-model-name {served}" in str(refused.value)
         server.models = (served,)
-        lines = go(world, tmp_path / "a", resume=True, **options)
-        (found,) = re.findall(r"the server's log-probs differ from ours by (\S+) nats a token", "\n".join(lines))
-        assert float(found) < 1e-5
-        assert server.requests == 8
-        server.reply = served_by(model, tokenizer, -0.4)
-        options["sampling"] = sampling | {"temperature": 0.9}
+        server.off = -0.4  # its log-probs are those of other weights
         with pytest.raises(UserError, match=r"differ from the policy's by 0\.4 nats a token") as other:
-            go(world, tmp_path / "b", **options)
-        assert str(other.value).endswith("rounds/01, whose samples are another model's.")
+            go(world, tmp_path / "a", resume=True, **options)
+        assert "thrown away. Start it on this checkpoint and go on with --resume:\n" in str(other.value)
+        folder = tmp_path / "a" / "tiny" / "rounds" / "01"
+        assert sorted(file.name for file in folder.iterdir()) == ["policy.json"]
+        server.off, server.bodies = 0.0, []
+        lines = go(world, tmp_path / "a", resume=True, **options)
+    (fits,) = [line for line in lines if "it draws from the policy as far as" in line]
+    assert float(fits.removesuffix(" nats a token").split()[-1]) < 1e-5
+    drawn = [body for body in server.bodies if body["max_tokens"] == 6]
+    # of two slots: eight prompts in two calls each, those of the check among them, which are not drawn twice
+    assert [body["n"] for body in drawn] == [2] * 16
 
 
 class Longest(ScoreJudge):

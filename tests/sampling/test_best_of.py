@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from faulty_server import FaultyServer
+from policy_server import PolicyServer
 from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 from zoo import tiny_config, tiny_model
@@ -31,7 +32,7 @@ from align.sampling.best_of import Job
 from align.sampling.parts import Parts
 from align.sampling.result import Result
 from align.sampling.sampler import Sampler
-from align.sampling.server import policy_name
+from align.sampling.serving import policy_name
 
 TOPICS = ("What is the capital of France?", "Who wrote the book?", "How many apples?", "Is it green?", "Hello there!")
 REWARDS = """
@@ -471,16 +472,27 @@ def test_a_server_draws_if_it_serves_the_model(models: Path, place: Path, monkey
     model, tokenizer = load_checkpoint(str(models / "plain"))
     name = policy_name(model_digest(model, adapters=True, compute_dtype=""))
     _no_drawing(monkeypatch)
-    with FaultyServer(tokenizer=tokenizer, models=("other",)) as server:
+    said: list[str] = []
+    with PolicyServer(model, tokenizer, "vllm", models=("other",)) as server:
         sampling = SAMPLING.model_copy(update={"server": Server(url=server.url), "stop": []})
         with pytest.raises(UserError, match=f"does not serve {name}, .* it serves 'other'") as refused:
             _run(models, place, sampling=sampling)
-        assert f"vllm serve {models / 'plain'} --served-model-name {name}" in str(refused.value)
-        assert not list(place.glob("out*"))
+        assert str(refused.value).endswith(
+            "Start it on this checkpoint and make the same call again:\n"
+            f"  vllm serve {models / 'plain'} --served-model-name {name} --generation-config vllm"
+        )
+        assert not list(place.glob("out*"))  # nothing was begun that one could go on with
         server.models = (name,)
-        result = _run(models, place, judge="vowels", keep="best", sampling=sampling)
-        assert server.requests == 5  # one call for a prompt and its samples
+        server.settings = {"temperature": 0.1}
+        with pytest.raises(UserError, match=r"it draws likelier .* checkpoint and go on with --resume"):
+            _run(models, place, judge="vowels", keep="best", sampling=sampling)
+        assert not list(place.glob("out.jsonl.parts/samples/*"))
+        server.settings, server.bodies = {}, []
+        result = _run(models, place, judge="vowels", keep="best", sampling=sampling, resume=True, say=said.append)
+    # two calls of one token find out how it is asked; then one for a prompt and its samples, also of those checked
+    assert [body["max_tokens"] for body in server.bodies] == [1, 1, *[8] * 5]
     assert (result.samples, result.rows) == (20, 5)
+    assert sum("it draws from the policy as far as" in line for line in said) == 1
 
 
 def test_a_reward_model_judges(models: Path, place: Path) -> None:
