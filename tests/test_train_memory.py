@@ -118,9 +118,7 @@ def test_the_rank_that_ran_out_speaks_and_all_end(world: Path, tmp_path: Path) -
         [sys.executable, *command, str(recipe(world, tmp_path))], env=env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode != 0
-    assert (
-        len(re.findall(r"^Out of memory on rank 1 of 2, in step 3, in a micro-batch of \d+ pos", done.stderr, re.M))
-        == 1
-    )
+    said = r"^rank 1: Out of memory on rank 1 of 2, in step 3, in a micro-batch of \d+ pos"
+    assert len(re.findall(said, done.stderr, re.M)) == 1
     assert re.search(r"exitcode\s*: 3\b", done.stderr)
     assert RunDirectory(tmp_path / "tiny").checkpoints()[-1].name == "checkpoint-2"

@@ -22,14 +22,15 @@ _HELP = "/reset forgets what was said, /quit or Ctrl-D ends, \\ at the end of a 
 def _chat(args: argparse.Namespace) -> int:
     if len(args.models) > 2:
         raise UserError(f"align chat takes one model or two, not {len(args.models)}.")
-    settings, arguments = _sampling(args), template_arguments(args)
+    given, arguments = _given(args), template_arguments(args)
     calm()
     from align.data.tokens.arguments import unused_arguments
     from align.sampling.talk import talk_with
 
     how: dict[str, Any] = {"dtype": args.dtype, "seed": args.seed, "system": args.system, "arguments": arguments}
-    talks = [talk_with(name, settings, **how) for name in args.models]
+    talks = [talk_with(name, given, **how) for name in args.models]
     for talk in talks:
+        aside(f"{talk.name}: {talk.draws}")
         for sentence in unused_arguments(talk.tokenizer, arguments):
             aside(f"warning: {sentence}")
         if not talk.chats:
@@ -98,20 +99,22 @@ def _said() -> Iterator[str]:
             parts = []
 
 
-def _sampling(args: argparse.Namespace) -> Any:
-    """How answers are drawn. Raises UserError."""
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """How answers are drawn, as far as the options say. Raises UserError."""
     from pydantic import ValidationError
 
     from align.recipe.sampling import Sampling
 
-    given = {"max_new_tokens": args.max_new_tokens, "top_p": args.top_p}
-    given |= {"top_k": 1} if args.temperature == 0 else {"temperature": args.temperature}
+    options = {"max_new_tokens": args.max_new_tokens, "top_p": args.top_p}
+    options |= {"top_k": 1} if args.temperature == 0 else {"temperature": args.temperature}
+    given = {key: value for key, value in options.items() if value is not None}
     try:
-        return Sampling(samples=1, **given)
+        Sampling(samples=1, **given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")
         raise UserError(f"--{name}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']:g}.") from None
+    return given
 
 
 CHAT = Verb(
@@ -124,9 +127,14 @@ CHAT = Verb(
             "models", metavar="MODEL", nargs="+", help="a run, a folder or a Hub id; two answer one below the other"
         ),
         argument("--system", metavar="TEXT", help="a system message in front of the conversation"),
-        argument("--temperature", metavar="T", type=float, default=1.0, help="0 takes the likeliest token (default 1)"),
         argument(
-            "--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest tokens up to this share"
+            "--temperature", metavar="T", type=float, help="0 takes the likeliest token (default the model's, else 1)"
+        ),
+        argument(
+            "--top-p",
+            metavar="P",
+            type=float,
+            help="draw from the likeliest tokens up to this share (default the model's, else 1)",
         ),
         argument("--max-new-tokens", metavar="N", type=int, default=512, help="most tokens of an answer (default 512)"),
         argument("--seed", metavar="N", type=int, default=0, help="of the draws; the same for both models"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from align.data.tokens.chat import Rendered, Request, render
 from align.errors import UserError
@@ -53,11 +54,22 @@ class Talk:
         system: str | None = None,
     ) -> None:
         self.name, self.model, self.tokenizer, self.system = name, model, tokenizer, system
+        self.settings = settings
         self.sampler = Sampler(settings, tokenizer, seed, say=lambda _: None)
         self.chats = bool(tokenizer.chat_template)
         if system is not None and not self.chats:
             raise UserError(f"--system: the tokenizer of {name} has no chat template, and so no system messages.")
         self.reset()
+
+    @property
+    def draws(self) -> str:
+        """How answers are drawn, for people."""
+        if self.settings.top_k == 1:
+            return "the likeliest token each time"
+        among = [
+            f"top_{key} {value:g}" for key in "kp" if (value := getattr(self.settings, f"top_{key}")) not in (None, 1)
+        ]
+        return ", ".join([f"temperature {self.settings.temperature:g}", *among])
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -109,7 +121,7 @@ class _Stream:
 
 def talk_with(
     name: str,
-    settings: Sampling,
+    given: Mapping[str, Any],
     *,
     dtype: DType | None = None,
     seed: int = 0,
@@ -118,11 +130,26 @@ def talk_with(
 ) -> Talk:
     """A conversation with a run's model, a folder (an adapter's too) or a Hub id.
 
-    ``dtype`` None is ``usual_type``. ``arguments`` of its chat template win over those that it was trained with.
+    Args:
+        given: settings of ``Sampling``; what they leave out is as the model's generation config says.
+        dtype: None is ``usual_type``.
+        arguments: of its chat template; they win over those that it was trained with.
 
     Raises:
-        UserError: where there is no such model.
+        UserError: where there is no such model, or its generation config has a setting that cannot be.
     """
     model, tokenizer = load_checkpoint(name, dtype, arguments)
     model.to(torch.accelerator.current_accelerator() or torch.device("cpu")).eval()
+    try:
+        settings = Sampling(samples=1, **{**published(model), **given})
+    except ValidationError as error:
+        raise UserError(f"{name}: generation_config.json: {error.errors()[0]['msg']}: {published(model)}.") from None
     return Talk(name, model, tokenizer, settings, seed=seed, system=system)
+
+
+def published(model: Any) -> dict[str, Any]:
+    """Temperature, top_p and top_k of a model's generation config; nothing where it does not say that it draws."""
+    config = getattr(model, "generation_config", None)
+    if not getattr(config, "do_sample", None):
+        return {}
+    return {key: value for key in ("temperature", "top_p", "top_k") if (value := getattr(config, key, None))}

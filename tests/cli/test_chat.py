@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,28 @@ def test_two_models_answer_in_turn(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert again[2]["text"] == found[3]["text"]
     assert chat(monkeypatch, "Hello\n", "base", *SHORT, "--seed", "1") == 0
     assert answers(capsys)[0]["text"] != one["text"]
+
+
+def test_answers_are_drawn_as_the_model_says_unless_told_otherwise(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own, cold = tmp_path / "own", ("base", *SHORT, "--temperature", "0.1", "--top-p", "0.9")
+    shutil.copytree(place / "base", own)
+    config = {"do_sample": True, "temperature": 0.1, "top_p": 0.9, "top_k": 40}
+    (own / "generation_config.json").write_text(json.dumps(config))
+
+    def first(*words: str) -> tuple[str, str]:
+        assert chat(monkeypatch, "Hello\n", *words) == 0
+        found = capsys.readouterr()
+        return json.loads(found.out)["text"], found.err
+
+    text, said = first(str(own), *SHORT)
+    assert f"{own}: temperature 0.1, top_k 40, top_p 0.9\n" in said
+    assert text == first(*cold)[0] != first("base", *SHORT)[0]
+    assert "base: temperature 1\n" in first("base", *SHORT)[1]
+    assert first(str(own), *SHORT, "--temperature", "0")[1].endswith("own: the likeliest token each time\n")
+    (own / "generation_config.json").write_text(json.dumps({**config, "do_sample": False}))
+    assert first(str(own), *SHORT)[0] == first("base", *SHORT)[0]  # settings of a model that does not say that it draws
 
 
 def test_a_reset_begins_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
