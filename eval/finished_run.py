@@ -13,7 +13,8 @@ from align.eval.durability import Durability
 from align.eval.leak import Leaking
 from align.eval.log import TofuLog
 from align.eval.log_read import read_log
-from align.eval.relearn import LEARNING_RATE, ROWS, STEPS, Relearning, Say, relearn
+from align.eval.relearn import Say, relearn
+from align.eval.relearning import LEARNING_RATE, ROWS, STEPS, Relearning
 from align.eval.tofu_data import Rows, TofuSets, load_sets
 from align.models.subject import Subject
 from align.recipe import Recipe

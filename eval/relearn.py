@@ -1,41 +1,30 @@
 """Attacks on a model that was made to forget: relearning, rounded weights, other questions, many samples.
 
-Relearning is plain likelihood on a few of the forgotten rows, at the constant rate that the model was trained with, all
-of those rows in every step. Hu et al. (arXiv 2406.13356) showed that a small part of the forget set can bring back the
-rest. Twenty rows and ten steps are our choice: a twentieth of TOFU's forget10, seen as often as unlearning sees it (ten
-epochs). How much of a rise is ordinary learning is what the control measures: the same attack on a model that never saw
-these rows.
-
-Every state starts from the checkpoint as it lies on disk, and training writes to a temporary folder: nothing of a run
-is changed. ``align.eval.durability`` judges what was read.
+Every state starts from the checkpoint as it lies on disk, and nothing of a run is changed. How much of a rise any model
+would show is what the control measures: the same attacks on a model that never saw the rows. ``align.eval.durability``
+judges what was read.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from align.data.rows.questions import prompt_of, reply_of, talks
-from align.errors import Stopped, UserError
+from align.errors import UserError
 from align.eval import tofu
 from align.eval.durability import AS_IT_IS, Attack, Durability, answered, attacked, reading
 from align.eval.leak import LEAK, Leaking, Leaks, draw, leaked
 from align.eval.log import TofuLog
 from align.eval.quantise import round_nf4, round_rows, round_weights
-from align.eval.texts import encode_pairs
-from align.eval.tofu_data import Fact, TofuSets
-from align.models.load import load_checkpoint
+from align.eval.relearning import Relearning, relearned
+from align.eval.tofu_data import TofuSets
 from align.models.subject import Subject
-
-STEPS, ROWS = 10, 20
-LEARNING_RATE = 1e-5  # of NPO (arXiv 2404.05868) and of open-unlearning, for models whose own rate is not known
 
 RELEARNED = "relearned"
 _REWORDED: dict[str, tofu.QuestionKey] = {
@@ -45,7 +34,6 @@ _REWORDED: dict[str, tofu.QuestionKey] = {
 }
 _UNNAMED = ("alias", "two hops")  # a model that holds may not follow these questions
 _ROUNDED = {"8 bits": partial(round_rows, bits=8), "4 bits": partial(round_rows, bits=4), "NF4": round_nf4}
-_BUDGET = 4096  # tokens of a micro-batch; more rows than fit are accumulated
 _UNTESTED = (
     "other tools' rounding: GPTQ, AWQ",
     "prompts made to break it: jailbreaks, prefixes of the answer, examples in context",
@@ -55,31 +43,11 @@ _UNTESTED = (
 )
 _ASKED = {
     "paraphrased": "paraphrased: the rows' own questions in other words",
-    "alias": "alias: the people described by two or more other facts, never by name",
+    "alias": "alias: the people described by other facts, never by name",
     "two hops": "two hops: the people described as those who share a fact with somebody else",
 }
 
 Say = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Relearning:
-    """How a model is relearned: ``rows`` forget rows, drawn by ``seed``, all of them in each of ``steps`` steps."""
-
-    steps: int = STEPS
-    rows: int = ROWS
-    learning_rate: float = LEARNING_RATE
-    seed: int = 0
-
-    def drawn(self, count: int) -> np.ndarray:
-        """Numbers of the rows out of ``count``, in order. Raises UserError unless some are left."""
-        if self.steps < 1 or self.rows < 1 or not self.learning_rate > 0:
-            raise UserError("Relearning needs at least one step, one row and a learning rate above 0.")
-        if self.rows >= count:
-            raise UserError(
-                f"Relearning {self.rows} of {count} forget rows leaves none to see whether they come back: take fewer."
-            )
-        return np.sort(np.random.default_rng(self.seed).choice(count, self.rows, replace=False))
 
 
 def relearn(
@@ -185,7 +153,7 @@ def _states(
         leaks = draw(subject, sets.sets["forget"], sets.new_tokens, leaking, relearning.seed, say)
     del subject
     say(f"{name}: relearning {len(drawn)} rows in {relearning.steps} steps")
-    logs[RELEARNED] = measure(_relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, **asked))
+    logs[RELEARNED] = measure(relearned(name, [sets.sets["forget"][i] for i in drawn], relearning, **asked))
     rounding = ""
     for state, how in _ROUNDED.items():
         gc.collect()  # trainers hold themselves in cycles, and with them a model
@@ -198,60 +166,6 @@ def _states(
         logs[state] = measure(subject)
         del subject
     return {**logs, **reworded}, rounding, leaks
-
-
-def _relearned(
-    name: str, facts: list[Fact], relearning: Relearning, *, system: str | None, arguments: Mapping[str, Any] | None
-) -> Subject:
-    """The model after it was trained on ``facts``: all of its weights in float32, or its adapter."""
-    import torch
-    from datasets import Dataset
-    from transformers import PrinterCallback, ProgressCallback
-
-    from align.compat import training_config
-    from align.objectives import NLL
-    from align.trainers.base import AlignTrainer
-
-    model, tokenizer = load_checkpoint(name, arguments=arguments)
-    if hasattr(model, "peft_config"):
-        model.set_adapter(model.active_adapter)  # loaded for inference, and so frozen
-    else:
-        model.float()
-    chat = talks(tokenizer)
-    prompts, replies = [prompt_of(f.question, chat) for f in facts], [reply_of(f.answer, chat) for f in facts]
-    pairs = encode_pairs(tokenizer, prompts, replies, system=system, where="forget row")
-    with tempfile.TemporaryDirectory() as folder:
-        args = training_config(
-            output_dir=folder,
-            per_device_train_batch_size=len(facts),
-            max_steps=relearning.steps,
-            learning_rate=relearning.learning_rate,
-            lr_scheduler_type="constant",
-            seed=relearning.seed,
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = AlignTrainer(
-            model,
-            NLL(branch="forget"),
-            args,
-            train_dataset=Dataset.from_list([{"prompt_ids": p, "forget_ids": ids} for p, ids in pairs]),
-            processing_class=tokenizer,
-            max_tokens_per_microbatch=max(_BUDGET, *(len(p) + len(ids) for p, ids in pairs)),
-        )
-        trainer.echo = _silent
-        for printer in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(printer)
-        try:
-            trainer.train()
-        except Stopped as error:
-            rate = relearning.learning_rate
-            raise Stopped(f"Relearning {name} diverged: give a --learning-rate below {rate:g}.") from error
-    return Subject.of(trainer, name=name, system=system)
 
 
 # ---- what is said about it

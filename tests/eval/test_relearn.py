@@ -21,7 +21,8 @@ from align.errors import Stopped, UserError
 from align.eval.durability import Durability
 from align.eval.finished_run import attack_run
 from align.eval.leak import Leaking, draw
-from align.eval.relearn import Relearning, relearn
+from align.eval.relearn import relearn
+from align.eval.relearning import Relearning
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import Fact, TofuSets, load_sets
 from align.models.subject import Subject
