@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faulty_server import FaultyServer, Reply
 from published_logs import FULL, MUSE, RETAIN90, content, muse_entries, written
 from sample_rows import real
 from tiny import tiny_tokenizer
@@ -167,6 +168,28 @@ def test_relearn_prints_json_alone_and_writes_it(capsys: pytest.CaptureFixture[s
     assert "model: relearning 4 rows in 1 steps" in err
     assert not (place / "eval").exists()  # a folder that is no run gets nothing written into it
     assert not (place / "model" / "eval").exists()
+
+
+def test_calls_of_a_judge_are_limited_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls ask whether it can tell a leak, and eight samples may need as many more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+
+    def reply(path: str, body: dict) -> Reply:
+        text = "no" if "I do not know." in body["messages"][0]["content"] else "Yes"
+        return 200, {}, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+    words = ("--source", "questions", "--split", "forget01", "--limit", "8", "--samples", "1", "--max-calls", "9")
+    with FaultyServer(reply=reply) as server:
+        code, out, err = call(capsys, "relearn", "none/here", *words, "--judge", f"endpoint:{server.url}#reads")
+        assert server.requests == 2
+    assert code == 2
+    assert "leak@k: 1 samples of each of 8 questions (--samples): 8 samples, at most 1,600 tokens." in out
+    assert err.endswith(
+        "may be asked about each of 8 samples, and 7 more calls are allowed: raise --max-calls, or draw fewer "
+        "--samples.\n"
+    )
 
 
 def test_a_run_is_asked_what_its_recipe_says(

@@ -276,6 +276,19 @@ def test_other_kinds_of_judges_are_refused() -> None:
         load_leak_judge(Judge(function="operator:add"), allow_code=True)
 
 
+def test_a_function_of_the_users_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "leak_by_words.py").write_text(
+        "def found(prompts, responses):\n"
+        "    answers = [prompt[1]['content'] for prompt in prompts]\n"
+        "    return [float(answer in reply) for answer, reply in zip(answers, responses)]\n"
+    )
+    judge = load_leak_judge(Judge(function="leak_by_words:found"), allow_code=True)
+    require_tells(judge)
+    assert Leaking(judge=judge).meaning == "a reply in which leak_by_words:found finds the answer"
+    assert judge.score([known("Where?", "Lima")] * 2, ["In Lima.", "In Oslo."]) == [1.0, 0.0]
+
+
 def _reply(path: str, body: dict) -> Reply:
     """Yes where the known answer is in the reply, no elsewhere; about a question with a shrug neither."""
     (turn,) = body["messages"]

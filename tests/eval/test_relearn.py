@@ -25,6 +25,7 @@ from align.eval.relearn import relearn
 from align.eval.relearning import Relearning
 from align.eval.tofu import evaluate
 from align.eval.tofu_data import Fact, TofuSets, load_sets
+from align.judges.function import FunctionJudge
 from align.models.subject import Subject
 from align.runs.directory import RunDirectory
 
@@ -199,22 +200,28 @@ def test_an_adapter_is_trained_on_and_merged_before_rounding(tmp_path: Path, fol
     )
     assert "forget_quality" not in found.readings["as it is"]
     assert any("no retain model" in note for note in found.notes)
+    assert found.attacks[-1].name == "two hops"
+    assert found.untested[-1] == "leak@k: no samples were drawn"
+    assert found.settings["leak"] is None
 
 
 def test_rows_without_a_paraphrase_are_not_asked_otherwise(folder: str, sets: TofuSets) -> None:
     bare = {"paraphrased_question": None, "alias_question": None}
     plain = {name: [replace(f, **bare) for f in facts[:2]] for name, facts in sets.sets.items()}
     one = [replace(plain["retain"][0], two_hop_question=None), *plain["retain"][1:]]
-    how: dict[str, Any] = {"relearning": Relearning(1, 1), "leaking": NONE, "say": lambda _: None}
+    every = Leaking(samples=1, judge=FunctionJudge(lambda prompts, responses: [1.0] * len(prompts)))
+    how: dict[str, Any] = {"relearning": Relearning(1, 1), "leaking": every, "say": lambda _: None}
     found = relearn(folder, replace(sets, sets={**plain, "retain": one}), **how)
-    assert [a.name for a in found.attacks] == ["relearned", "8 bits", "4 bits", "NF4"]
-    assert found.untested[-4:] == (
+    assert [a.name for a in found.attacks] == ["relearned", "8 bits", "4 bits", "NF4", "leak@k"]
+    assert found.untested[-3:] == (
         "paraphrased: the rows lack the column paraphrased_question",
         "alias: the rows lack the column alias_question",
         "two hops: the rows lack the column two_hop_question",
-        "leak@k: no samples were drawn",
     )
-    assert found.settings["leak"] is None
+    assert found.attacks[-1].word == "rose"
+    assert found.notes[-1] == (
+        "answers are hit by guessing, too, by any model that is asked often: --control says how often"
+    )
 
 
 def test_a_run_is_attacked_by_its_recipe_and_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
