@@ -32,7 +32,7 @@ BEGIN = "<!-- table: begin; written by `make docs`, do not edit -->\n"
 END = "<!-- table: end -->\n"
 NOT_YET = "not yet measured"
 # memory of a GPU that a header asks for: the chip that is planned for
-CHIPS: Mapping[int, str] = {16: "T4", 40: "A100-40GB", 80: "H100"}
+CHIPS: Mapping[int, str] = {24: "A10G", 40: "A100-40GB", 80: "H100"}
 _HEAD = ("recipe", "method", "model", "data", "hardware", "memory", "time", "target", "measured")
 _TEXT = 13  # the column in which the words of a header begin, behind a keyword
 
@@ -114,12 +114,17 @@ def planned(recipe: Recipe, shape: Mapping[str, object], wanted: Hardware) -> Pl
 
 
 def plan_lines(name: str, text: str) -> str:
-    """The lines ``plan`` of a recipe's header; none of one for a CPU, whose time is measured."""
+    """The lines ``plan`` of a recipe's header; none of one for a CPU, whose time is measured.
+
+    Raises ValueError where the recipe does not fit on what it needs.
+    """
     wanted = hardware(header(text)["needs"])
     if not wanted.gpus:
         return ""
     recipe = load_recipe(name)
     plan = planned(recipe, SHAPES[recipe.model.id], wanted)
+    if not plan.fits:
+        raise ValueError(f"{name} needs {plan.memory.total / 2**30:.0f} GiB, more than {plan.device.name} has.")
     said = f"{plan.memory.total / 2**30:.0f} GiB{' each' if wanted.gpus > 1 else ''}"
     if rows_of(recipe) is not None:
         rounds = 1 if recipe.rounds is None else recipe.rounds.count

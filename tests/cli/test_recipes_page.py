@@ -99,6 +99,12 @@ def test_the_plan_in_a_header_is_what_the_planner_says(name: str) -> None:
     assert (args.file, args.device) == (name, CHIPS[hardware(header(text)["needs"]).gigabytes])
 
 
+def test_a_recipe_that_does_not_fit_on_what_it_needs_is_refused() -> None:
+    name = "preference/dpo-zephyr-7b"
+    with pytest.raises(ValueError, match=r"^preference/dpo-zephyr-7b needs \d{3} GiB, more than A100-40GB has\.$"):
+        plan_lines(name, text_of(name).replace("8 GPUs with 80 GB", "1 GPU with 40 GB"))
+
+
 def test_a_recipe_for_a_cpu_has_its_time_and_no_plan() -> None:
     for name in set(RECIPES) - set(LARGE):
         said = header(text_of(name))

@@ -98,6 +98,9 @@ def test_it_is_checked_planned_and_runs_two_steps(
         for source in recipe.data.rows:
             if source.id is not None:
                 assert re.search(rf"^Data  {source.id}/.*, {re.escape(FORMATS[source.id])}$", said, re.MULTILINE)
+        if all(source.id for source in recipe.data.rows):  # rows of data sets are fit as they are, only few here
+            warned = re.findall(r"^  warning  (.*)", said, re.MULTILINE)
+            assert [line for line in warned if not re.match(r"\d+ rows to train on, and an optimizer", line)] == []
 
         assert main(["plan", name, *words, "--json"]) == Exit.OK
         plan = json.loads(capsys.readouterr().out)
