@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import UserError
 from align.judges.calls import Calls
 from align.judges.http import Client
-from align.judges.judge import CompareJudge
+from align.judges.judge import CompareJudge, undecided_warning
 from align.outside.files import read_text
 from align.outside.limits import TEXTS
 from align.runs.files import cache_folder
@@ -58,7 +58,6 @@ class EndpointJudge(CompareJudge):
 
     Attributes:
         client: who asks, with its counts of calls, retries and answers from the cache.
-        undecided: answers with neither letter.
         unweighted: answers without log-probs.
 
     Raises ``UserError`` where the template cannot be read or lacks a place, or the address or key is none.
@@ -82,12 +81,17 @@ class EndpointJudge(CompareJudge):
         budget = Calls(settings.max_calls, calls)
         self.client = Client(settings, _folder(settings.cache, base), budget=budget, say=say, pause=pause)
         self.name = f"{settings.model} at {self.client.host}"
-        self.undecided = self.unweighted = 0
+        self.unweighted = 0
+        self._warned = False
 
     def compare(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> list[float]:
         """As every judge that compares; afterwards it says what was asked and what came of it."""
         out = super().compare(prompts, a, b)
         self.say(self.summary())
+        warning = undecided_warning(self.undecided, self.either)
+        if warning and not self._warned:
+            self._warned = True
+            self.say(f"warning: {warning}.")
         return out
 
     def prefer_first(self, prompts: Sequence[Prompt], shown: Sequence[str], other: Sequence[str]) -> list[float]:
@@ -99,6 +103,8 @@ class EndpointJudge(CompareJudge):
         answers = self.client.post(
             "/chat/completions", bodies, _usable, lambda wanted: self._announce(len(bodies), wanted)
         )
+        neither, count = self.undecided
+        self.undecided = (neither, count + len(answers))
         return [self._chosen(answer["choices"][0]) for answer in answers]
 
     def body(self, prompt: Prompt, first: str, second: str) -> dict[str, Any]:
@@ -122,7 +128,7 @@ class EndpointJudge(CompareJudge):
             f"{c.cached:,} answers from the cache",
         ]
         as_what = "not judged" if math.isnan(self.neither) else "which count as 1/2"
-        parts.append(f"{self.undecided:,} undecided, {as_what}")
+        parts.append(f"{self.undecided[0]:,} undecided, {as_what}")
         if self.unweighted:
             parts.append(f"{self.unweighted:,} without log-probs")
         return f"judge {self.name}: {', '.join(parts)}; position bias {self.position_bias:+.3f} for what is shown first"
@@ -168,7 +174,7 @@ class EndpointJudge(CompareJudge):
                 mass[label] += math.exp(min(logp, 0.0))
         first, second = (mass[label] for label in self.labels)
         if first + second == 0.0:
-            self.undecided += 1
+            self.undecided = (self.undecided[0] + 1, self.undecided[1])
             return self.neither
         return first / (first + second)
 

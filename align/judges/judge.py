@@ -32,12 +32,16 @@ class CompareJudge(ABC):
     Attributes:
         name: what it is called in files and messages.
         bias: sum over comparisons of P(the first shown is better) - 1/2, both orders averaged, and their number.
+        undecided: answers of a judge that writes which named neither response, and all its answers.
+        either: what a judge that writes is to name.
     """
 
     name: str
+    either = "A nor B"
 
     def __init__(self) -> None:
         self.bias = (0.0, 0)
+        self.undecided = (0, 0)
 
     def compare(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> list[float]:
         """Probability that ``a`` is the better response, for each prompt; the mean over both orders of showing them."""
@@ -64,3 +68,17 @@ class CompareJudge(ABC):
 
 
 Judging = ScoreJudge | CompareJudge
+
+OFTEN, FEW = 0.1, 20  # share of answers that decide nothing which is worth a warning, and answers that show none
+
+
+def undecided_warning(undecided: tuple[int, int], either: str = CompareJudge.either) -> str:
+    """What to say of a judge that often names neither response; nothing where it does so seldom."""
+    neither, answers = undecided
+    if answers < FEW or neither < OFTEN * answers:
+        return ""
+    return (
+        f"the judge named neither {either} in {neither:,} of {answers:,} answers ({neither / answers:.0%}), which "
+        "decides nothing. Take a model that follows instructions, or put the question otherwise "
+        "(judge.endpoint.template)"
+    )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.report.progress import clock
+from align.report.progress import duration
 
 AGAIN_AFTER = 10.0  # seconds without an answer until something is said, and until it is said again
 
@@ -71,5 +71,5 @@ class Waiting:
         why = f"; the last one failed: {last}" if last else ""
         return (
             f"waiting for {self.host}: {answered:,} of {self.total:,} answered, {many} under way, the longest for "
-            f"{clock(since)}, try {tries} of {self.most}{why}"
+            f"{duration(since)}, try {tries} of {self.most}{why}"
         )

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from align.data.tokens.prompts import prompt_of
 from align.errors import UserError
 from align.judges.calls import Calls
 from align.judges.judge import CompareJudge, Judging, ScoreJudge
-from align.judges.loading import load_judge
+from align.judges.loading import judging, load_judge
+from align.judges.trial import ask_once
 from align.recipe import Recipe
 from align.recipe.sampling import Select
 from align.rounds.stages import Round
+from align.runs.processes import World, free
 
 
 def judge_of(recipe: Recipe, allow_code: bool, device: torch.device, say: Callable[[str], Any]) -> Judging:
@@ -35,7 +38,7 @@ def estimate(recipe: Recipe, rounds: Sequence[Round], made: Path, say: Callable[
     assert recipe.sampling is not None
     samples = recipe.sampling.samples
     left = sum(now.unjudged for now in rounds)
-    calls = 2 * left * (3 * samples // 2 - 1)
+    calls = 2 * left * (3 * samples // 2 - 1) + 1  # and one that tries it
     done = Calls(settings.max_calls, made).made
     before = f"; {done:,} were made before, and what they answered is not asked again" if done else ""
     say(f"judge: at most {calls:,} calls for {left:,} prompts, each comparison in both orders{before}")
@@ -46,6 +49,30 @@ def estimate(recipe: Recipe, rounds: Sequence[Round], made: Path, say: Callable[
             f"{samples} samples of {left:,} prompts may take {calls:,}. Nothing was started: raise "
             "it (retries count too), or lower rounds.prompts or sampling.samples."
         )
+
+
+def try_judge(
+    recipe: Recipe,
+    judge: Judging | None,
+    now: Round,
+    allow_code: bool,
+    world: World,
+    say: Callable[[str], Any],
+) -> None:
+    """Ask the judge once, on the first process, before anything is drawn for it, in the form of a round's prompts.
+
+    Args:
+        judge: None for one with weights, which are loaded for it and let go of again.
+
+    Raises:
+        UserError: where it cannot judge.
+    """
+    if world.rank:
+        return
+    turns = not isinstance(prompt_of(now.prompts[0]["prompt"]), str)
+    with judging():
+        ask_once(judge or judge_of(recipe, allow_code, world.device, say), conversational=turns)
+    free()
 
 
 def check_judge(judge: Judging, select: Select) -> None:

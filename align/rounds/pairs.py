@@ -12,6 +12,7 @@ import pyarrow as pa
 from align.engine.probe import probe
 from align.engine.scoring import ScoringEngine, attach
 from align.errors import UserError
+from align.judges.judge import undecided_warning
 from align.models.subject import Subject
 from align.recipe import Recipe
 from align.rounds.policy import is_sharded, loaded
@@ -40,6 +41,12 @@ def dropped(round: Round) -> Counter[str]:
     return total
 
 
+def undecided(round: Round) -> tuple[int, int]:
+    """The judge's answers that named neither response, and all of them."""
+    notes = [note.get("undecided", (0, 0)) for note in round.notes()]
+    return sum(neither for neither, _ in notes), sum(answers for _, answers in notes)
+
+
 def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Callable[[str], Any]) -> None:
     """Score the chosen pairs under the round's policy and the initial one, one model at a time, and write them.
 
@@ -60,6 +67,8 @@ def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Calla
         + (f"; dropped: {why}" if why else "")
         + (f"; {cut:,} of {len(lines):,} samples end at the length limit" if cut else "")
     )
+    if warning := undecided_warning(undecided(round)):
+        say(f"warning: {warning}.")
     cut_up = is_sharded(recipe, world)
     with loaded(recipe, run, round.number, world, say) as policy:
         subject = _subject(policy, world, say, cut_up)

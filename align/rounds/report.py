@@ -12,7 +12,7 @@ from align.recipe import Recipe
 from align.report.card import CardFacts, model_card
 from align.report.record import RunRecord
 from align.report.rounds import table
-from align.rounds.pairs import dropped
+from align.rounds.pairs import dropped, undecided
 from align.rounds.policy import TRAIN
 from align.rounds.stages import Round
 from align.runs.damage import reading
@@ -29,6 +29,7 @@ def record(round: Round) -> dict[str, Any]:
     ``score`` is the judge's mean (None for one that compares), ``similarity`` the METEOR likeness of chosen answers to
     different prompts (a reward that rises with it is a collapse), ``tokens`` the mean length of the samples,
     ``truncated`` the share of them that the limit cut off, ``position_bias`` the mean of P(first shown better) - 1/2,
+    ``undecided`` the share of the judge's answers that named neither response (None where it writes none),
     ``loss`` that of the first and of the last log step, ``accuracy`` the training pairs' at the last one: at the start
     margins are 0 but for rounding.
     """
@@ -39,6 +40,7 @@ def record(round: Round) -> dict[str, Any]:
     scores = [line["score"] for line in lines if line["score"] is not None]
     notes = round.notes()
     bias, compared = (sum(note.get("bias", (0, 0))[i] for note in notes) for i in (0, 1))
+    neither, answers = undecided(round)
     trained = [r for r in RunDirectory(round.folder / TRAIN).metrics() if "loss" in r]
     return {
         "round": round.number,
@@ -53,6 +55,7 @@ def record(round: Round) -> dict[str, Any]:
         "comparisons": compared,
         "ties": sum(note.get("ties", 0) for note in notes),
         "position_bias": bias / compared if compared else None,
+        "undecided": neither / answers if answers else None,
         "loss": [trained[0]["loss"], trained[-1]["loss"]] if trained else None,
         "accuracy": trained[-1].get("rewards/accuracies") if trained else None,
         "steps": steps,

@@ -30,7 +30,7 @@ from align.report.rounds import table
 from align.rounds.arguments import recipe_of
 from align.rounds.facts import begin_rounds
 from align.rounds.finish import finish, remove_checkpoints
-from align.rounds.judging import check_judge, estimate, judge_of
+from align.rounds.judging import check_judge, estimate, judge_of, try_judge
 from align.rounds.pairs import make_pairs
 from align.rounds.policy import (
     TRAIN,
@@ -182,6 +182,9 @@ class RoundTrainer:
         self.world.together(self._early_judge)
         rounds = self._rounds(resume)
         estimate(self.recipe, rounds, self.directory.path / CALLS, self.say)
+        if not resume:
+            how = (self.allow_code, self.world, self.say)
+            self.world.together(lambda: try_judge(self.recipe, self._judge, rounds[0], *how))
         records = []
         for now in rounds:
             SIGNALS.obey()  # what came while the last round's result was written

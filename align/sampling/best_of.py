@@ -17,14 +17,15 @@ from align.data.load import digest
 from align.data.rows.sources import load_source
 from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
 from align.data.tokens.preparation import plural
-from align.data.tokens.prompts import prompt_of, prompt_rows
+from align.data.tokens.prompts import conversational, prompt_of, prompt_rows
 from align.data.tokens.samples import Sample, prompt_key
 from align.errors import UserError
 from align.export.listing import card_of
 from align.judges.calls import CALLS
 from align.judges.judge import CompareJudge, Judging
 from align.judges.loading import early_judge, judging, load_judge
-from align.models.load import load_checkpoint, model_folder
+from align.judges.trial import ask_once
+from align.models.load import checkpoint_tokenizer, load_checkpoint, model_folder
 from align.models.subject import positions
 from align.recipe.sampling import Judge
 from align.recipe.template_arguments import DATE, dated
@@ -90,12 +91,14 @@ class _Work:
         self.now = world.shared(dated({}))
 
     def prepare(self, resume: bool) -> None:
-        """Look at everything that can be wrong; nothing is written, and no judge's weights are read."""
+        """Look at everything that can be wrong, the judge among it, which is asked once; no sample is written."""
         job = self.job
         self.parts = Parts(job.out, resume=resume)
         rows: Any = load_source(job.source, base=Path())
         if job.judge is not None:
             self._early_judge(job.judge)
+            if not resume and self.world.rank == 0:
+                self._try_judge(conversational(rows, checkpoint_tokenizer(job.model)))
         model, self.tokenizer = load_checkpoint(job.model, job.dtype, job.template_arguments)
         for sentence in unused_arguments(self.tokenizer, job.template_arguments):
             self.say(f"warning: {sentence}")
@@ -243,6 +246,12 @@ class _Work:
         )
         if isinstance(self.judge, CompareJudge):
             self.job.check_compares()
+
+    def _try_judge(self, turns: bool) -> None:
+        """Ask the judge once; one with weights has the memory for itself, and lets go of it again."""
+        with judging():
+            ask_once(self.judge or self._load_judge(), conversational=turns)
+        free()
 
     def _load_judge(self) -> Judging:
         job = self.job

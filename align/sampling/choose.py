@@ -82,7 +82,7 @@ def compare(judge: CompareJudge, groups: Sequence[list[Line]], pairs: bool) -> d
         pairs: mark the worst, too.
 
     Returns:
-        ``dropped`` as ``score``; ``comparisons``, ``ties`` among them, and ``bias``: its sum and number, see
+        ``dropped`` as ``score``; ``comparisons``, ``ties`` among them, and ``bias`` and ``undecided`` of them, see
         ``CompareJudge``.
     """
     dropped: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def compare(judge: CompareJudge, groups: Sequence[list[Line]], pairs: bool) -> d
             continue
         dropped["samples too many for a tournament without the blank ones"] += len(texts) - size
         playing.append(texts[:size])
-    before = judge.bias
+    bias, undecided = judge.bias, judge.undecided
 
     def wins(asked: list[tuple[int, int, int]]) -> list[float]:
         prompts = [prompt_of(playing[i][0]["prompt"]) for i, _, _ in asked]
@@ -120,5 +120,6 @@ def compare(judge: CompareJudge, groups: Sequence[list[Line]], pairs: bool) -> d
         "dropped": +dropped,
         "comparisons": sum(outcome.comparisons for outcome in outcomes),
         "ties": sum(outcome.ties for outcome in outcomes),
-        "bias": [judge.bias[0] - before[0], judge.bias[1] - before[1]],
+        "bias": [judge.bias[0] - bias[0], judge.bias[1] - bias[1]],
+        "undecided": [judge.undecided[0] - undecided[0], judge.undecided[1] - undecided[1]],
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.judges.judge import undecided_warning
 from align.report.progress import duration
 
 
@@ -40,6 +41,7 @@ class Result:
         otherwise: rows whose texts tokenise to something else than was sampled.
         unusable: rows that a recipe's preparation drops, by reason.
         bias: sum of P(the first shown is better) - 1/2 over comparisons, and their number.
+        undecided: a judge's answers that named neither response, and all of them.
         tokens, seconds: drawn, and how long that took.
     """
 
@@ -57,6 +59,7 @@ class Result:
     comparisons: int = 0
     ties: int = 0
     bias: tuple[float, int] = (0.0, 0)
+    undecided: tuple[int, int] = (0, 0)
     tokens: int = 0
     seconds: float = 0.0
 
@@ -92,6 +95,8 @@ class Result:
         self.ties += notes.get("ties", 0)
         total, count = notes.get("bias", (0.0, 0))
         self.bias = (self.bias[0] + total, self.bias[1] + count)
+        neither, answers = notes.get("undecided", (0, 0))
+        self.undecided = (self.undecided[0] + neither, self.undecided[1] + answers)
 
     def reasons(self) -> str:
         """What was left out, by reason."""
@@ -118,6 +123,7 @@ class Result:
             "comparisons": self.comparisons,
             "ties": self.ties,
             "position_bias": self.position_bias,
+            "undecided": self.undecided[0] / self.undecided[1] if self.undecided[1] else None,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -148,6 +154,8 @@ class Result:
 
     def _warnings(self) -> list[str]:
         out = []
+        if warning := undecided_warning(self.undecided):
+            out.append(f"  warning: {warning}")
         if self.cut:
             out.append(f"  warning: {self.cut:,} kept samples were cut: training on them teaches to end there")
         if self.otherwise:

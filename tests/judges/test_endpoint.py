@@ -165,7 +165,7 @@ def test_a_server_without_log_probs_is_taken_at_its_word(tmp_path: Path) -> None
         asks = judge(server, tmp_path, said.append)
         expected = [float(preference(x, y) > 0.5) for x, y in zip(a, b, strict=True)]
         assert asks.compare(prompts, a, b) == expected
-    assert (asks.unweighted, asks.undecided) == (12, 0)
+    assert (asks.unweighted, asks.undecided) == (12, (0, 12))
     assert sum("gives no log-probs" in sentence for sentence in said) == 1
     assert "12 without log-probs" in said[-1]
 

@@ -153,11 +153,11 @@ def test_checkpoints_of_a_finished_round_are_removed_unless_they_shall_stay(
 def test_an_endpoint_that_may_be_asked_too_little_is_said_at_the_start_and_not_when_a_run_goes_on(
     world: Path, tmp_path: Path
 ) -> None:
-    endpoint = {"url": "http://localhost:9/v1", "model": "m", "max_calls": 159}
+    endpoint = {"url": "http://localhost:9/v1", "model": "m", "max_calls": 160}
     made = Recipe.from_dict(values(world, tmp_path, judge={"endpoint": endpoint}, select={"how": "tournament"}))
     rounds = [Round(1, tmp_path / "rounds" / "01", [{}] * 16)]
     said: list[str] = []
-    with pytest.raises(UserError, match=r"159 calls are allowed, and .* 4 samples of 16 prompts may take 160"):
+    with pytest.raises(UserError, match=r"160 calls are allowed, and .* 4 samples of 16 prompts may take 161"):
         estimate(made, rounds, tmp_path / "judge-calls", said.append)
     (tmp_path / "judge-calls").write_text("." * 41)
     estimate(made, rounds, tmp_path / "judge-calls", said.append)
@@ -424,7 +424,7 @@ def test_mistakes_are_said_before_anything_is_drawn(world: Path, tmp_path: Path)
     refused("compares distributions", objective=[{"name": "dpo"}, {"name": "kl"}])
     refused(r"judge\.reward: .*no such folder", judge={"reward": str(world / "nowhere")})
     endpoint = {"url": "http://localhost:9/v1", "model": "m", "max_calls": 100}
-    refused("may take 160. Nothing was started", judge={"endpoint": endpoint}, select={"how": "tournament"})
+    refused(r"may take 161\. Nothing was started", judge={"endpoint": endpoint}, select={"how": "tournament"})
 
 
 def test_prompts_of_several_sources_are_told_apart_and_shared_out_evenly(world: Path, tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def prompt_rows(
     return prepared.add_column("prompt", texts)
 
 
+def conversational(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the prompts of rows are conversations, as ``prompt_rows`` gives them. Raises ``UserError`` like it."""
+    if {"prompt", "prompt_ids"} <= set(rows.column_names):
+        return not isinstance(prompt_of(rows[0]["prompt"]), str)
+    raw: Any = asked(rows, tokenizer, ())
+    return recognise_dataset(raw, ()).conversational
+
+
 def prompt_of(text: str) -> str | list[dict[str, str]]:
     """The prompt behind the column ``prompt``: a text, or messages."""
     return json.loads(text)

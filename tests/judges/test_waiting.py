@@ -1,0 +1,67 @@
+"""While a server is waited for it is said who it is, how long it has been, and which try it is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from faulty_server import FaultyServer, Reply
+
+from align.judges import waiting
+from align.judges.http import Client
+from align.recipe.sampling import Server
+
+
+def doubled(path: str, body: dict) -> Reply:
+    return 200, {}, {"twice": 2 * body["n"]} if body else {"data": []}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "AGAIN_AFTER", 0.15)
+
+
+def test_a_busy_server_shows_the_try_and_what_the_last_one_met() -> None:
+    said: list[str] = []
+
+    def fault(asked: str, attempt: int) -> str:
+        return "busy" if '"n": 2}' in asked and attempt < 2 else ""
+
+    with FaultyServer(fault, reply=doubled) as server:
+        client = Client(Server(url=server.url, retries=4, key_env="ALIGN_TEST_KEY"), say=said.append, pause=0.5)
+        assert client.post("/x", [{"n": 1}, {"n": 2}], lambda answer: "twice" in answer) == [{"twice": 2}, {"twice": 4}]
+    assert said
+    for line in said:
+        assert re.fullmatch(
+            r"waiting for 127\.0\.0\.1: 1 of 2 answered, 1 call is under way, the longest for \d s, try [12] of 5; "
+            r"the last one failed: status 429: slower, please",
+            line,
+        )
+
+
+def test_a_slow_server_shows_itself_and_a_quick_one_does_not() -> None:
+    said: list[str] = []
+    with FaultyServer(reply=doubled, delay=0.4) as server:
+        client = Client(Server(url=server.url, key_env="ALIGN_TEST_KEY"), say=said.append)
+        client.post("/x", [{"n": 1}, {"n": 2}, {"n": 3}], lambda answer: True)
+    assert said[0] == "waiting for 127.0.0.1: 0 of 3 answered, 3 calls are under way, the longest for 0 s, try 1 of 6"
+    said.clear()
+    with FaultyServer(reply=doubled) as server:
+        client = Client(Server(url=server.url, key_env="ALIGN_TEST_KEY"), say=said.append)
+        client.post("/x", [{"n": 1}], lambda answer: True)
+        client.get("/models", lambda answer: True)
+    assert said == []
+
+
+def test_a_server_that_is_not_up_yet_is_waited_for_aloud() -> None:
+    said: list[str] = []
+    with FaultyServer() as server:
+        url = server.url
+    client = Client(Server(url=url, retries=2, key_env="ALIGN_TEST_KEY"), say=said.append, pause=0.4)
+    with pytest.raises(Exception, match="gave no answer that can be used in 3 tries"):
+        client.get("/models", lambda answer: True)
+    assert re.match(
+        r"waiting for 127\.0\.0\.1: 0 of 1 answered, 1 call is under way, the longest for \d s, try 1 of 3; the "
+        r"last one failed: ",
+        said[0],
+    )
