@@ -21,7 +21,8 @@ ONLINE: dict[str, Explanation] = {
         "Sample, judge, select and train, again and again; each round starts from the last one's policy.",
         "One line a round: pairs, prompts dropped, the judge's mean score, how alike chosen answers to different "
         "prompts are, tokens of a sample, the share cut off, the judge's position bias, the loss of the first and the "
-        "last log step, and the training pairs' accuracy at the last one.",
+        "last log step, and the training pairs' accuracy at the last one (a dash where their margins are no larger "
+        "than rounding).",
         "These numbers say whether rounds work as meant, not whether the model is better: let another judge score new "
         "samples (align sample). INPO's loss starts near 1 / (4 eta^2) and stays large: its target is 1 / (2 eta).",
     ),
@@ -32,4 +33,11 @@ ONLINE: dict[str, Explanation] = {
         "another judge or another template.",
     ),
 }
+ONLINE["undecided"] = Explanation(
+    "Answers of a judge behind a server that name neither of the two responses.",
+    "Share of its answers, both orders; a warning from a tenth of 20 answers or more. Each counts as 1/2, so a "
+    "tournament goes on as if the two were equal.",
+    "Take a model that follows instructions, or a question of your own that asks for one letter "
+    "(judge.endpoint.template).",
+)
 ONLINE["bias"] = ONLINE["position bias"]  # the heading of its column

@@ -99,8 +99,14 @@ def policy_digest(recipe: Recipe, run: Path, number: int) -> str:
         return str(json.loads(file.read_bytes())["digest"])
 
 
-def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
-    """The ordinary recipe of a round's training."""
+def begins_at_zero(recipe: Recipe, number: int) -> bool:
+    """Whether margins of a round's training are 0 at its start: whether they are measured from its own policy."""
+    assert recipe.rounds is not None
+    return number == 1 or (recipe.rounds.reference == "previous" and "initial" not in recipe.objective_value().anchors)
+
+
+def train_recipe(recipe: Recipe, run: Path, number: int, warmup: int) -> Recipe:
+    """The ordinary recipe of a round's training; ``warmup`` is how many of its steps warm up."""
     assert recipe.rounds is not None
     folder = round_folder(run, number)
     raw = recipe.dump()
@@ -122,7 +128,8 @@ def train_recipe(recipe: Recipe, run: Path, number: int) -> Recipe:
     raw["objective"] = recipe.objective
     raw["reference"] = {"rows": recipe.rounds.reference} if recipe.objective_value().needs_reference else {}
     raw["output"] = str(folder / TRAIN)
-    raw["train"] = {"logging_first_step": True, **raw["train"]}  # a short round has a loss to show, too
+    # a short round has a loss to show, too
+    raw["train"] = {"logging_first_step": True, **raw["train"], "warmup_steps": warmup}
     return Recipe.from_dict(raw, name=recipe.path.name if recipe.path else "recipe", base=recipe.base)
 
 

@@ -13,7 +13,7 @@ from align.report.card import CardFacts, model_card
 from align.report.record import RunRecord
 from align.report.rounds import table
 from align.rounds.pairs import dropped, undecided
-from align.rounds.policy import TRAIN
+from align.rounds.policy import TRAIN, begins_at_zero
 from align.rounds.stages import Round
 from align.runs.damage import reading
 from align.runs.directory import VERDICT, RunDirectory
@@ -21,17 +21,18 @@ from align.sampling.files import read_tables
 from align.sampling.similarity import among
 
 _PAIRS = 64  # pairs of chosen answers whose likeness is measured
+_OVER, _LEAST = 4.0, 1e-5  # a mean margin tells something above so many times its rounding, and above this
 
 
-def record(round: Round) -> dict[str, Any]:
+def record(round: Round, recipe: Recipe) -> dict[str, Any]:
     """Everything that is measured in a round.
 
     ``score`` is the judge's mean (None for one that compares), ``similarity`` the METEOR likeness of chosen answers to
     different prompts (a reward that rises with it is a collapse), ``tokens`` the mean length of the samples,
     ``truncated`` the share of them that the limit cut off, ``position_bias`` the mean of P(first shown better) - 1/2,
     ``undecided`` the share of the judge's answers that named neither response (None where it writes none),
-    ``loss`` that of the first and of the last log step, ``accuracy`` the training pairs' at the last one: at the start
-    margins are 0 but for rounding.
+    ``loss`` that of the first and of the last log step, ``accuracy`` the training pairs' at the last one, or None where
+    their margins are still rounding.
     """
     verdict = round.folder / TRAIN / VERDICT
     with reading(verdict):
@@ -57,9 +58,22 @@ def record(round: Round) -> dict[str, Any]:
         "position_bias": bias / compared if compared else None,
         "undecided": neither / answers if answers else None,
         "loss": [trained[0]["loss"], trained[-1]["loss"]] if trained else None,
-        "accuracy": trained[-1].get("rewards/accuracies") if trained else None,
+        "accuracy": _accuracy(trained, begins_at_zero(recipe, round.number)),
         "steps": steps,
     }
+
+
+def _accuracy(trained: Sequence[Mapping[str, Any]], at_zero: bool) -> float | None:
+    """Accuracy at the last log step, by records from the first step on; None where margins do not stand out.
+
+    The first step is logged before any update. Where margins are 0 there, what is seen of them is rounding.
+    """
+    if not trained:
+        return None
+    first, last = (abs(record.get("rewards/margins", math.inf)) for record in (trained[0], trained[-1]))
+    if at_zero and (len(trained) < 2 or not last > max(_OVER * first, _LEAST)):
+        return None
+    return trained[-1].get("rewards/accuracies")
 
 
 def _alike(chosen: Sequence[str], seed: int) -> float | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow.parquet import read_metadata
+
 from align.data.tokens.samples import Sample, prompt_key
 from align.judges.judge import Judging, ScoreJudge
 from align.recipe.sampling import Select
@@ -33,6 +35,11 @@ class Round:
     def pairs(self) -> Path:
         """The file of the pairs; a round that has it needs no judge any more."""
         return self.folder / PAIRS
+
+    @property
+    def paired(self) -> int:
+        """How many pairs it has, once they are there."""
+        return int(read_metadata(self.pairs).num_rows)
 
     @property
     def parts(self) -> range:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from align.rounds.arguments import recipe_of
 from align.rounds.facts import begin_rounds
 from align.rounds.finish import finish, remove_checkpoints
 from align.rounds.judging import check_judge, estimate, judge_of, try_judge
+from align.rounds.pace import Pace
 from align.rounds.pairs import make_pairs
 from align.rounds.policy import (
     TRAIN,
@@ -162,7 +163,7 @@ class RoundTrainer:
         args = self.recipe.training_arguments(disable_tqdm=True)
         check_launch(args)
         self.world = World.of(args)
-        self.step_examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.pace = Pace.of(args)
         with alone(self.directory, self.world, self.say):
             self.world.together(lambda: self.directory.begin(self.recipe.dump(), resume=resume))
             swept(self.directory, self.say)
@@ -185,14 +186,14 @@ class RoundTrainer:
         if not resume:
             how = (self.allow_code, self.world, self.say)
             self.world.together(lambda: try_judge(self.recipe, self._judge, rounds[0], *how))
-        records = []
+        records: list[dict[str, Any]] = []
         for now in rounds:
             SIGNALS.obey()  # what came while the last round's result was written
             if not (now.folder / TRAIN / VERDICT).exists():
-                self._round(now)
+                self._round(now, records)
             if not self.rounds.keep_checkpoints and (freed := remove_checkpoints(now.folder / TRAIN, self.directory)):
                 self.say(f"round {now.number}: {freed}")
-            records.append(record(now))
+            records.append(record(now, self.recipe))
             self._note(records[-1])
             if now.number < self.rounds.count:  # the last one's is the whole run's
                 report(self.recipe, self.directory, self.say)
@@ -202,7 +203,7 @@ class RoundTrainer:
 
     # ---- stages
 
-    def _round(self, now: Round) -> None:
+    def _round(self, now: Round, records: Sequence[Mapping[str, Any]]) -> None:
         of = f"round {now.number} of {self.rounds.count}"
         if not now.pairs.exists():
             if todo := self._todo(now, "samples"):
@@ -214,7 +215,7 @@ class RoundTrainer:
         self._pairs(now)
         self.say(f"{of}: train")
         try:
-            self._train(now)
+            self._train(now, records)
         except Stopped as error:
             add(self.directory, {"stopped": f"round {now.number}: {error}"})
             if now.number > 1:  # the first round's own report has all there is
@@ -289,8 +290,10 @@ class RoundTrainer:
             self._by_those_who_load(lambda world: make_pairs(self.recipe, run, now, world, self.say))
             self.world.together(lambda: None)  # the first process has written them
 
-    def _train(self, now: Round) -> None:
-        recipe = train_recipe(self.recipe, self.directory.path, now.number)
+    def _train(self, now: Round, records: Sequence[Mapping[str, Any]]) -> None:
+        ahead = (sum(before["steps"] for before in records), self.rounds.count - now.number)
+        warmup = self.pace.warmup_steps(now.paired, *ahead)
+        recipe = train_recipe(self.recipe, self.directory.path, now.number, warmup)
         begun: list[bool] = []
         # all look before the first process writes
         self.world.together(lambda: begun.append((recipe.output_dir / LOCK).exists()))
@@ -314,7 +317,7 @@ class RoundTrainer:
                 arguments = dated(self.recipe.data.template_arguments)
                 said = Said(self.say)
                 deal(self.recipe, self._dataset, arguments, file, said)
-                how = (self.world, self.step_examples)
+                how = (self.world, self.pace.examples)
                 begin_rounds(self.recipe, self.directory, *how, file, arguments, said.lines)
 
         self.world.together(work)
