@@ -53,13 +53,10 @@ class Answers:
             raise UserError(f"{self.folder}, where answers go, cannot be written to ({error.strerror}).") from error
 
     def kept(self) -> str:
-        """What to say of them where a call fails."""
-        if self.folder is None:
+        """What to say of them where a call fails; nothing where there are none."""
+        if self.folder is None or not any(self.folder.glob("??/*.json")):
             return ""
-        return (
-            f" The answers so far are kept in {self.folder}: the same call again goes on from there (with --resume, "
-            "where the command has it)."
-        )
+        return f" The answers so far are kept in {self.folder}, and none of them is asked for again."
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

@@ -77,12 +77,15 @@ def _asked_for(
     return PairModel(settings.pair, **options)
 
 
-def judging() -> AbstractContextManager[None]:
-    """Answers memory that runs out while a judge is loaded or asked."""
-    cure = (
-        "Take a judge with fewer weights, or with narrower ones (judge.dtype: bfloat16), or go on where more memory "
-        "is free (with --resume, where the command has it): what was drawn and judged by then is kept."
+def judging(*, trial: bool = False) -> AbstractContextManager[None]:
+    """Answers memory that runs out while a judge is loaded or asked; in a ``trial`` nothing was drawn by then."""
+    again = (
+        "start again where more memory is free: nothing was drawn yet."
+        if trial
+        else "go on where more memory is free (with --resume, where the command has it): what was drawn and judged by "
+        "then is kept."
     )
+    cure = f"Take a judge with fewer weights, or with narrower ones (judge.dtype: bfloat16), or {again}"
     return answered(explained("while answers were judged", cure))
 
 

@@ -70,7 +70,7 @@ def try_judge(
     if world.rank:
         return
     turns = not isinstance(prompt_of(now.prompts[0]["prompt"]), str)
-    with judging():
+    with judging(trial=True):
         ask_once(judge or judge_of(recipe, allow_code, world.device, say), conversational=turns)
     free()
 

@@ -249,7 +249,7 @@ class _Work:
 
     def _try_judge(self, turns: bool) -> None:
         """Ask the judge once; one with weights has the memory for itself, and lets go of it again."""
-        with judging():
+        with judging(trial=True):
             ask_once(self.judge or self._load_judge(), conversational=turns)
         free()
 

@@ -90,8 +90,7 @@ def test_a_failure_for_good_says_what_and_keeps_the_rest(tmp_path: Path) -> None
             asks.post("/x", [{"n": n} for n in range(6)], usable)
         assert str(caught.value) == (
             f"{server.url}/x gave no answer that can be used in 4 tries; the last: status 500: out of memory. The "
-            f"answers so far are kept in {tmp_path}: the same call again goes on from there (with "
-            "--resume, where the command has it)."
+            f"answers so far are kept in {tmp_path}, and none of them is asked for again."
         )
         assert len(list(tmp_path.glob("??/*.json"))) == 3
         assert server.requests == 3 + 4  # the fourth and fifth were not begun

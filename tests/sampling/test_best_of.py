@@ -495,6 +495,30 @@ def test_a_server_draws_if_it_serves_the_model(models: Path, place: Path, monkey
     assert sum("it draws from the policy as far as" in line for line in said) == 1
 
 
+def test_a_judge_that_cannot_judge_costs_no_sample(models: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _no_drawing(monkeypatch)
+    with FaultyServer(judge="neither") as server:
+        settings = {"url": server.url, "model": "judge", "cache": str(place / "cache"), "retries": 0}
+        with pytest.raises(UserError, match="it named neither A nor B, so that nothing would be judged"):
+            _run(models, place, judge=Judge(endpoint=settings), keep="best")
+        assert server.requests == 1
+    _reward_model(models, place, score=float("nan"))
+    with pytest.raises(UserError, match="reward scores nan for response 0"):
+        _run(models, place, judge=Judge(reward="reward"), keep="best")
+    assert not list(place.glob("out.jsonl.parts/manifest.json"))
+
+
+def _reward_model(models: Path, place: Path, score: float) -> None:
+    """A reward model that gives everything the same score."""
+    tokenizer = load_tokenizer(Model(id=str(models / "plain")))
+    config = tiny_config("llama", vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        model.score.weight.fill_(score)
+    model.save_pretrained(place / "reward")
+    tokenizer.save_pretrained(place / "reward")
+
+
 def test_a_reward_model_judges(models: Path, place: Path) -> None:
     """What it keeps is what the untouched model scores highest, each text by itself."""
     tokenizer = load_tokenizer(Model(id=str(models / "plain")))
