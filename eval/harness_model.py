@@ -13,7 +13,6 @@ import lm_eval.api.task
 import lm_eval.evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
 from align.errors import UserError, told
 from align.eval.kept import Kept
@@ -112,7 +111,7 @@ def _no_code_of_the_hub() -> Iterator[list[str]]:
 @contextmanager
 def only_our_lines() -> Iterator[None]:
     """Within, lm-eval draws no bars of its own, and does not ask git about the working directory."""
-    quiet = partial(tqdm, disable=True)
+    quiet = partial(lm_eval.api.task.tqdm, disable=True)
     with patch.object(lm_eval.api.task, "tqdm", quiet), patch.object(lm_eval.evaluator, "get_git_commit_hash", str):
         yield
 

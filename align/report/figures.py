@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from align.report.record import RunRecord
+from align.report.suites import main_values
 from align.stats import Interval, bootstrap_mean, finite
 
 PER_ANSWER, PER_TOKEN = "nats/answer", "nats/token"
@@ -51,14 +52,18 @@ class Figure:
 
 
 def figures(record: RunRecord) -> list[Figure]:
-    """The numbers at the end of a run, in the order in which they should be read; those not measured are left out."""
-    return {
+    """The numbers at the end of a run, in the order in which they should be read, then those of suites.
+
+    What was not measured is left out.
+    """
+    of_kind = {
         "preference": _preference,
         "unlearning": _unlearning,
         "reward": _reward,
         "survivors": _survivors,
         "rounds": _rounds,
     }[record.kind](record)
+    return [*of_kind, *(Figure(*found) for found in main_values(record))]
 
 
 def shown(value: float) -> str:

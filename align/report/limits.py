@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from align.report.figures import figures, finding, readings, sentences
 from align.report.record import RunRecord
+from align.report.suites import kinds, trials
 from align.report.thresholds import FEW_PAIRS
 from align.report.verdict import NOT_MEASURED
 from align.stats import Interval
@@ -21,6 +22,7 @@ def limits(record: RunRecord) -> list[str]:
         *_unmeasured(record),
         *_without_interval(record),
         *_conditions(record),
+        *trials(record),
         *record.notes,
     ]
 
@@ -71,7 +73,8 @@ def _of_kind(record: RunRecord) -> list[str]:
         return out
     if record.kind in ("survivors", "rounds"):
         return ["The judge that chose the training samples is the only one that was asked: another may disagree."]
-    out = ["Nobody judged the answers: there is no win rate and no benchmark here."]
+    judged = kinds(record) & {"alpaca", "harness"}
+    out = [] if judged else ["Nobody judged the answers: there is no win rate and no benchmark here."]
     if not readings(record, "own_text"):
         out.append("The policy's own samples were not read, so likelihood that went to text of its own is not seen.")
     return out

@@ -14,6 +14,7 @@ import numpy as np
 
 from align.report.figures import PER_ANSWER, read_again, readings, scores, spanned
 from align.report.record import RunRecord
+from align.report.suites import items, suite_results
 from align.report.thresholds import FEW_PAIRS
 from align.stats import Interval, bootstrap_mean, finite
 
@@ -59,6 +60,29 @@ class Difference:
 
 def differences(first: RunRecord, other: RunRecord) -> tuple[list[Difference], str]:
     """What ``other`` has more than ``first``, and a clause on why there is nothing, or on what was left out."""
+    found, note = _of_kind(first, other)
+    shared, left = _of_suites(first, other)
+    return [*found, *shared], "; ".join(text for text in (note, *left) if text)
+
+
+def _of_suites(first: RunRecord, other: RunRecord) -> tuple[list[Difference], list[str]]:
+    """Differences on the items of suites that both runs were measured with, and clauses on what cannot be paired."""
+    found, left = [], []
+    mine, theirs = suite_results(first), suite_results(other)
+    for name in [name for name in mine if name in theirs]:
+        a, b = mine[name], theirs[name]
+        if any(a.get(key) != b.get(key) for key in ("settings", "asked")):
+            left.append(f"suite {name} was measured otherwise, so its items are not paired")
+            continue
+        both = ({(f"{name}: {what}", ""): table for what, table in items(one).items()} for one in (a, b))
+        pairs, note = _paired(*both)
+        found += pairs
+        left += [f"suite {name}: {note}"] if note and items(a) else []
+    return found, left
+
+
+def _of_kind(first: RunRecord, other: RunRecord) -> tuple[list[Difference], str]:
+    """Differences on what runs of their kind record item by item."""
     read: dict[str, Callable[[RunRecord], Columns | str]] = {"preference": _pairs, "unlearning": _items}
     if first.kind not in read:
         return [], "runs of this kind record nothing item by item"
@@ -80,7 +104,7 @@ def _paired(first: Columns, other: Columns) -> tuple[list[Difference], str]:
             what, unit = measure
             found.append(Difference(what, bootstrap_mean(known, _SEED), len({*mine, *theirs}), unit))
     if not found:
-        return [], "no two of their held-out items are the same"
+        return [], "no two of their items are the same"
     count = "1 item" if left == 1 else f"{left:,} items"
     return found, f"{count} without a finite value left out" if left else ""
 

@@ -95,7 +95,7 @@ def _validated(document: Document) -> Settings:
             path = tuple(entry["loc"])
             above = tuple(part for part in path[:-1] if isinstance(part, str))
             keys = list(_BELOW.get(above, section).model_fields)
-            problems.append(Problem(path, sentence(entry, keys, "source" if not above else None)))
+            problems.append(Problem(path, sentence(entry, keys)))
     if problems:
         raise refusal(document, problems)
     return found

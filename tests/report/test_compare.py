@@ -133,7 +133,7 @@ def test_why_nothing_is_paired() -> None:
             "b records no scores pair by pair (no probe, an end that was not reached, or an earlier version)",
         ),
         ({**full, "rows": ["r1"]}, "b has a damaged probe.json: its scores and its rows differ in number"),
-        ({**full, "rows": ["x1", "x2"]}, "no two of their held-out items are the same"),
+        ({**full, "rows": ["x1", "x2"]}, "no two of their items are the same"),
     ]
     for probe, why in cases:
         assert differences(record("a", probe=full), record("b", probe=probe)) == ([], why)
@@ -159,7 +159,7 @@ def test_unlearning_runs_are_paired_by_what_was_asked() -> None:
     ]
     assert [one.interval.value for one in found] == [pytest.approx(-0.5), pytest.approx(-0.25)]
     elsewhere = record("b", kind="unlearning", evaluations={"TOFU_EVAL": asked([0.1, 0.2, 0.3], "where?")})
-    assert differences(first, elsewhere) == ([], "no two of their held-out items are the same")
+    assert differences(first, elsewhere) == ([], "no two of their items are the same")
     without = record("b", kind="unlearning")
     assert differences(first, without)[1] == "b has no evaluation item by item (eval/TOFU_EVAL.json)"
 

@@ -10,6 +10,7 @@ from align.report.figures import figures
 from align.report.figures import shown as number
 from align.report.page.blocks import Block, Points, Section, Table, Text
 from align.report.record import RunRecord
+from align.report.suites import suite_results, values
 from align.stats import Interval, finite
 
 _HEADER = ("", "value", "95 % interval", "n", "start", "change")
@@ -32,6 +33,11 @@ def evaluation(run: RunRecord) -> Section:
             blocks += _attacks(found)
         elif isinstance(found.get("metrics"), Mapping) and not re.fullmatch(r"step-\d+", name):
             blocks.append(Table(_HEADER, metric_rows(found, None), title=name))
+    for name, found in suite_results(run).items():
+        rows = [row(what, value, span, None) for what, value, span in values(found)]
+        blocks.append(Table(_HEADER, rows, title=f"All values of the suite {name}", folded=True))
+        if notes := [f"{name}: {note}" for note in found.get("notes") or ()]:
+            blocks.append(Points(notes))
     return Section("Evaluation", blocks or [Text("Nothing was evaluated beside the curves.", quiet=True)])
 
 
