@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from align.data.tokens.arguments import kept_arguments
 from align.errors import UserError, told
 from align.eval.kept import Kept
 from align.eval.result import Result
@@ -70,14 +69,8 @@ def evaluate(
     loaded, tokenizer = load_checkpoint(model)
     if chat_template and not tokenizer.chat_template:
         raise UserError(f"chat_template is true, and the tokenizer of {model} has none.")
-    lm = KeptLM(
-        loaded.to(device).eval(),
-        tokenizer,
-        kept,
-        [weights, str(loaded.dtype)],
-        batch_size=batch_size,
-        template=kept_arguments(tokenizer),
-    )
+    about = [weights, str(loaded.dtype)]
+    lm = KeptLM(loaded.to(device).eval(), tokenizer, kept, about, batch_size=batch_size)
     with answered(explained("while lm-eval's tasks were answered", _CURE)), only_our_lines():
         try:
             found = simple_evaluate(

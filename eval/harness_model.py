@@ -14,6 +14,8 @@ import lm_eval.evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from align.data.rows.values import BadRow
+from align.data.tokens.chat import Request, render
 from align.errors import UserError, told
 from align.eval.kept import Kept
 from align.recipe.messages import did_you_mean
@@ -27,10 +29,8 @@ class KeptLM(HFLM):
         about: what answers depend on beside the request: plain JSON.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, kept: Kept, about: Any, *, batch_size: int, template: Any) -> None:
-        super().__init__(
-            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, chat_template_args=template
-        )
+    def __init__(self, model: Any, tokenizer: Any, kept: Kept, about: Any, *, batch_size: int) -> None:
+        super().__init__(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
         self._kept, self._about = kept, [*about, batch_size]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -42,6 +42,21 @@ class KeptLM(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         return self._parts("generate_until", requests, super().generate_until)
+
+    def apply_chat_template(self, chat_history: Sequence[Any], add_generation_prompt: bool = True) -> str:
+        """A conversation as text, rendered within our limits and with the arguments that the model was trained with.
+
+        As lm-eval does, a template that refuses is asked again without the system message. Raises ``UserError`` where
+        it refuses that, too, and for a task that begins the answer itself.
+        """
+        if not add_generation_prompt:
+            raise UserError("a task begins the answer itself (gen_prefix): ask it with chat_template: false")
+        plain = [message for message in chat_history if message["role"] != "system"]
+        found = render(self.tokenizer, [Request(list(chat), prompt=True) for chat in (chat_history, plain)])
+        kept = next((one for one in found if not isinstance(one, BadRow)), None)
+        if kept is None:
+            raise UserError(f"a question cannot be put ({found[0]})")
+        return kept.text
 
     def _parts(self, kind: str, requests: Sequence[Any], answer: Callable[..., Any]) -> list[Any]:
         def work(some: Sequence[int]) -> list[Any]:

@@ -97,6 +97,7 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     from align.cli.terms import TERMS
     from align.cli.terms_compare import COMPARISON
     from align.cli.terms_consistency import CONSISTENCY
+    from align.cli.terms_evaluation import EVALUATION
     from align.cli.terms_export import EXPORTS
     from align.cli.terms_online import ONLINE
     from align.cli.terms_own_text import OWN_TEXT
@@ -106,6 +107,7 @@ def explain(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     from align.cli.terms_unlearning import UNLEARNING
 
     terms = TERMS | OWN_TEXT | UNLEARNING | ONLINE | PLAN | REWARD | CONSISTENCY | STABILITY | COMPARISON | EXPORTS
+    terms |= EVALUATION
     if name in terms:
         return {"name": name, "kind": "term", **terms[name]._asdict()}
     recipes = packaged_recipes()

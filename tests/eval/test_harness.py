@@ -180,3 +180,20 @@ def test_what_is_not_run(place: Path, tmp_path: Path, name: str, sentence: str) 
         ours(place, tmp_path, [name])
     assert str(caught.value).endswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_is_rendered_as_the_tokenizer_does(tmp_path: Path) -> None:
+    from align.eval.harness_model import KeptLM
+
+    tokenizer = tiny_tokenizer(chat=True)
+    kept = Kept(tmp_path, World(0, 1, torch.device("cpu")), print)
+    lm = KeptLM(tiny_model(vocab_size=len(tokenizer)), tokenizer, kept, [], batch_size=1)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert lm.apply_chat_template(chat) == expected
+    assert "Be brief." in expected
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}"
+    tokenizer.chat_template = refuses + "[{{ messages[0].content }}]"
+    assert lm.apply_chat_template(chat) == "[Who?]"
+    with pytest.raises(UserError, match="a task begins the answer itself"):
+        lm.apply_chat_template(chat, add_generation_prompt=False)
