@@ -197,11 +197,10 @@ _TOFU = (
 )
 EVAL = Verb(
     "eval",
-    "measure a model or score a log with a suite",
+    "measure a model, score a log, or compare two models",
     (
         "align eval tofu runs/npo --split forget10 --retain runs/retain90",
         "align eval tofu --log TOFU_EVAL.json --retain-log retain90/TOFU_EVAL.json --json",
-        "align eval relearn runs/npo",
         "align eval runs/npo --suite tofu-forget10 utility",
     ),
     of="SUITE",

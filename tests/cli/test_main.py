@@ -17,7 +17,7 @@ from align.cli.main import main
 from align.objectives import OBJECTIVES
 
 VERBS = ("train", "launch", "check", "list", "explain", "eval", "export", "chat", "push", "doctor")
-SUITES = ("tofu", "muse", "relearn")
+SUITES = ("tofu", "muse", "relearn", "pairwise", "suite")
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
