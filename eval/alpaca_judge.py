@@ -10,17 +10,18 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from align.data.rows.questions import talks
 from align.data.tokens.samples import Prompt
-from align.errors import UserError
 from align.eval.alpaca_rows import JUDGE
 from align.judges.endpoint import EndpointJudge
 from align.judges.judge import CompareJudge, Judging
 from align.judges.loading import early_judge, load_judge
+from align.judges.trial import try_judge
 from align.recipe.sampling import Judge
 from align.runs.processes import World
 
@@ -42,6 +43,7 @@ class OfficialJudge(EndpointJudge):
     """
 
     labels = ("m", "M")
+    either = "m nor M"
     neither = math.nan
 
     @staticmethod
@@ -85,24 +87,12 @@ def load_official(
 def early_official(
     settings: Judge, calls: Path, *, base: Path, allow_code: bool, world: World, say: Callable[[str], Any]
 ) -> Judging | None:
-    """A judge without weights, ready and asked once; None for one with weights, which is only looked at.
-
-    Raises ``UserError``.
-    """
-    if settings.endpoint is None:
-        return early_judge(settings, base=base, allow_code=allow_code, device=world.device, say=say)
-    judge = load_official(settings, calls, base=base, allow_code=allow_code, world=world, say=say)
-    world.together(lambda: require_letters(judge) if world.rank == 0 else None)
+    """A judge without weights, ready; None for one with weights. Either was asked once. Raises ``UserError``."""
+    how: dict[str, Any] = {"base": base, "allow_code": allow_code, "say": say}
+    load = partial(load_official, settings, calls, world=world, **how)
+    judge = load() if settings.endpoint is not None else early_judge(settings, device=world.device, **how)
+    world.together(lambda: try_judge(lambda: judge or load()) if world.rank == 0 else None)
     return judge
-
-
-def require_letters(judge: Judging) -> None:
-    """Ask a judge that compares something easy, before anything is drawn for it. Raises ``UserError``."""
-    if isinstance(judge, CompareJudge) and math.isnan(judge.prefer_first(["What is 2 + 2?"], ["4"], ["5"])[0]):
-        raise UserError(
-            f"judge {judge.name}: asked which of two answers is better, it named neither m nor M, so that nothing "
-            "would be judged. Take a model that follows instructions."
-        )
 
 
 def messages(instruction: str, first: str, second: str) -> list[Mapping[str, str]]:

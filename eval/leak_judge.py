@@ -42,6 +42,7 @@ class LeakJudge(EndpointJudge):
 
     labels = ("yes", "no")
     neither = 0.5
+    either = "yes nor no"
 
     def __init__(self, settings: Endpoint, say: Callable[[str], Any] = print, **more: Any) -> None:
         super().__init__(settings, say, **more)
@@ -53,9 +54,9 @@ class LeakJudge(EndpointJudge):
         Raises ``UserError`` where the server fails or more calls are needed than are allowed.
         """
         questions, answers = ([prompt[turn]["content"] for prompt in prompts] for turn in (0, 1))
-        before = self.undecided
+        before = self.undecided[0]
         found = self.prefer_first(questions, answers, responses)
-        if undecided := self.undecided - before:
+        if undecided := self.undecided[0] - before:
             self.say(f"judge {self.name}: {undecided:,} of {len(found):,} answers neither yes nor no: taken for leaks")
         return found
 

@@ -53,6 +53,7 @@ def run_pairwise(args: argparse.Namespace) -> int:
     from align.eval.pairwise_run import Pairing, answers, judged, read_prompts
     from align.judges.calls import CALLS
     from align.judges.loading import early_judge, judging, load_judge
+    from align.judges.trial import try_judge
     from align.runs.processes import World
 
     world = World.here()
@@ -67,6 +68,7 @@ def run_pairwise(args: argparse.Namespace) -> int:
     say(f"{len(pairing.prompts):,} prompts; answers, verdicts and the result go to {folder}")
     how = {"base": Path(), "allow_code": args.allow_code, "device": world.device, "say": say, "calls": folder / CALLS}
     judge = early_judge(settings, **how)
+    world.together(lambda: try_judge(lambda: judge or load_judge(settings, **how)) if world.rank == 0 else None)
     found = answers(pairing, world, say)
     with judging():
         asked = judge if judge is not None else load_judge(settings, **how)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
 from align.judges.judge import CompareJudge, Judging
+from align.judges.loading import judging
+from align.runs.processes import free
 
 QUESTION = "What is 2 + 2?"
 RIGHT, WRONG = "2 + 2 is 4.", "2 + 2 is 5."
+
+
+def try_judge(load: Callable[[], Judging], *, conversational: bool = False) -> None:
+    """Ask a judge once and let go of it: one with weights has the memory for itself. Raises as ``ask_once``."""
+    with judging(trial=True):
+        ask_once(load(), conversational=conversational)
+    free()
 
 
 def ask_once(judge: Judging, *, conversational: bool = False) -> None:

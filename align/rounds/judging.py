@@ -10,14 +10,14 @@ import torch
 
 from align.data.tokens.prompts import prompt_of
 from align.errors import UserError
+from align.judges import trial
 from align.judges.calls import Calls
 from align.judges.judge import CompareJudge, Judging, ScoreJudge
-from align.judges.loading import judging, load_judge
-from align.judges.trial import ask_once
+from align.judges.loading import load_judge
 from align.recipe import Recipe
 from align.recipe.sampling import Select
 from align.rounds.stages import Round
-from align.runs.processes import World, free
+from align.runs.processes import World
 
 
 def judge_of(recipe: Recipe, allow_code: bool, device: torch.device, say: Callable[[str], Any]) -> Judging:
@@ -70,9 +70,7 @@ def try_judge(
     if world.rank:
         return
     turns = not isinstance(prompt_of(now.prompts[0]["prompt"]), str)
-    with judging(trial=True):
-        ask_once(judge or judge_of(recipe, allow_code, world.device, say), conversational=turns)
-    free()
+    trial.try_judge(lambda: judge or judge_of(recipe, allow_code, world.device, say), conversational=turns)
 
 
 def check_judge(judge: Judging, select: Select) -> None:

@@ -24,7 +24,7 @@ from align.export.listing import card_of
 from align.judges.calls import CALLS
 from align.judges.judge import CompareJudge, Judging
 from align.judges.loading import early_judge, judging, load_judge
-from align.judges.trial import ask_once
+from align.judges.trial import try_judge
 from align.models.load import checkpoint_tokenizer, load_checkpoint, model_folder
 from align.models.subject import positions
 from align.recipe.sampling import Judge
@@ -249,9 +249,7 @@ class _Work:
 
     def _try_judge(self, turns: bool) -> None:
         """Ask the judge once; one with weights has the memory for itself, and lets go of it again."""
-        with judging(trial=True):
-            ask_once(self.judge or self._load_judge(), conversational=turns)
-        free()
+        try_judge(lambda: self.judge or self._load_judge(), conversational=turns)
 
     def _load_judge(self) -> Judging:
         job = self.job
