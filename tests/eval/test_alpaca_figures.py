@@ -6,11 +6,14 @@ import csv
 import gzip
 import json
 import math
+import warnings
 from collections import defaultdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from sample_rows import real
 
@@ -177,6 +180,33 @@ def test_every_stored_verdict_is_read_from_its_log_probs_as_it_was_published() -
 def test_every_instruction_is_known_by_its_digest() -> None:
     assert [official(text) for text in instructions()] == list(range(805))
     assert official("Tell me something that nobody asked.") is None
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_authors_package_says_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it can be imported: ``pip install alpaca_eval "setuptools<80"``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = pytest.importorskip("alpaca_eval.metrics.glm_winrate", exc_type=ImportError)
+    anchors = tmp_path / "df_gamed.csv"
+    anchors.write_bytes(gzip.decompress(real("alpaca_eval/df_gamed.recovered.csv.gz").read_bytes()))
+    monkeypatch.setattr(package, "hf_hub_download", lambda **_: str(anchors))  # the file that it takes from the Hub
+    rows = [{**row, "index": int(verdict["eval_index"])} for row, verdict in _with_verdicts(name)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = pandas.DataFrame(sorted(rows, key=lambda row: row["index"])).set_index("index")
+        theirs = package.get_length_controlled_winrate(table, save_weights_dir=None)
+    ours = figures(annotations_of(annotations(name), name), *weights()).to_json()
+    for key in ("win_rate", "standard_error", "discrete_win_rate", "n_wins", "n_wins_base", "n_draws", "n_total"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-9), key
+    assert ours["length_controlled_winrate"] == pytest.approx(theirs["length_controlled_winrate"], abs=0.02)
+    assert ours["lc_standard_error"] == pytest.approx(theirs["lc_standard_error"], abs=1e-3)
+
+
+def _with_verdicts(name: str) -> zip[tuple[dict[str, Any], dict[str, str]]]:
+    return zip(annotations(name), verdicts()[name], strict=True)
 
 
 # ---- by hand
