@@ -116,9 +116,8 @@ def attack_run(
     )
     relearning.drawn(count)  # mistakes and costs are said before a retain model is measured
     named = retain or (_found(settings.retain, own_base) if settings and settings.retain else None)
-    if control and (named is None or _is_log(named)):
-        found = f"{named} is a log" if named else "there is none"
-        raise UserError(f"--control attacks the retain model, too, and {found}: name a model as --retain.")
+    if control:
+        _require_model(named)
     leaking = leaking or Leaking()
     leaking.announce(count, 1 + control, sets.new_tokens, say)
     own = run.directory.path / _RETAIN_LOG if retain is None and as_trained else None
@@ -145,6 +144,13 @@ def _found(name: str, base: Path | None) -> str:
     if base is not None and (base / name).exists():
         return str(base / name)
     return name
+
+
+def _require_model(named: str | None) -> None:
+    """Refuse a control that is no model. Raises UserError."""
+    if named is None or _is_log(named):
+        found = f"{named} is a log" if named else "there is none"
+        raise UserError(f"--control attacks the retain model, too, and {found}: name a model as --retain.")
 
 
 def _is_log(name: str) -> bool:

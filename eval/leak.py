@@ -96,9 +96,9 @@ class Leaking:
         """A sentence about what is not."""
         if not self.count:
             return (f"{LEAK}: no samples were drawn",)
-        return (
-            () if self.judge else (f"{LEAK}: answers given away in words that have a lower recall; --judge sees them",)
-        )
+        if self.judge is not None:
+            return ()
+        return (f"{LEAK}: answers given away in other words, whose recall is lower; --judge sees them",)
 
     def announce(self, questions: int, models: int, new_tokens: int, say: Callable[[str], Any]) -> None:
         """Say what it will cost, and ask the judge once whether it can tell. Raises ``UserError`` where it cannot."""
