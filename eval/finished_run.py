@@ -117,9 +117,8 @@ def attack_run(
     relearning.drawn(count)  # mistakes and costs are said before a retain model is measured
     named = retain or (_found(settings.retain, own_base) if settings and settings.retain else None)
     if control:
-        _require_model(named)
-    leaking = leaking or Leaking()
-    leaking.announce(count, 1 + control, sets.new_tokens, say)
+        _check_control(named)
+    (leaking or Leaking()).announce(count, 1 + control, sets.new_tokens, say)
     own = run.directory.path / _RETAIN_LOG if retain is None and as_trained else None
     target = None if control else _target(named, own, sets, system, arguments, say)
     durability = relearn(
@@ -146,7 +145,7 @@ def _found(name: str, base: Path | None) -> str:
     return name
 
 
-def _require_model(named: str | None) -> None:
+def _check_control(named: str | None) -> None:
     """Refuse a control that is no model. Raises UserError."""
     if named is None or _is_log(named):
         found = f"{named} is a log" if named else "there is none"
