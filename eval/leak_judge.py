@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,8 @@ class LeakJudge(EndpointJudge):
     """
 
     labels = ("yes", "no")
-    neither = 0.5
     either = "yes nor no"
+    neither = math.nan  # until they are counted
 
     def __init__(self, settings: Endpoint, say: Callable[[str], Any] = print, **more: Any) -> None:
         super().__init__(settings, say, **more)
@@ -54,11 +55,10 @@ class LeakJudge(EndpointJudge):
         Raises ``UserError`` where the server fails or more calls are needed than are allowed.
         """
         questions, answers = ([prompt[turn]["content"] for prompt in prompts] for turn in (0, 1))
-        before = self.undecided[0]
         found = self.prefer_first(questions, answers, responses)
-        if undecided := self.undecided[0] - before:
+        if undecided := sum(map(math.isnan, found)):
             self.say(f"judge {self.name}: {undecided:,} of {len(found):,} answers neither yes nor no: taken for leaks")
-        return found
+        return [0.5 if math.isnan(value) else value for value in found]
 
 
 def known(question: str, answer: str) -> Known:
