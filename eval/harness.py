@@ -15,18 +15,22 @@ from align.eval.kept import Kept
 from align.eval.result import Result
 from align.models.load import load_checkpoint
 from align.runs.memory import answered, explained
-from align.stats import Interval, finite
+from align.stats import Interval, finite, wilson
 from align.versions import OPTIONAL, installed
 
 _CURE = "Lower batch_size in a copy of the suite file, or measure where more memory is free."
 
 
 class Harnessed(NamedTuple):
-    """lm-eval's figures; ``main`` are those of the tasks that were named, ``tasks`` says what each task asked."""
+    """lm-eval's figures with its standard errors, ``errors``.
+
+    ``main`` are those of the tasks that were named, ``tasks`` says what each task asked.
+    """
 
     result: Result
     main: tuple[str, ...]
     tasks: dict[str, dict[str, Any]]
+    errors: dict[str, float]
 
 
 def require_harness(who: str) -> None:
@@ -96,7 +100,7 @@ def _measured(
     counts = found["n-samples"]
     cut = any(count["effective"] < count["original"] for count in counts.values())
     result = Result(name, settings, limit=limit if cut else None)
-    main = []
+    main, errors = [], {}
     for task, values in {**found["results"], **found.get("groups", {})}.items():
         below = found.get("group_subtasks", {}).get(task) or [task]
         n = counts[task]["effective"] if task in counts else _samples(below, found)
@@ -106,14 +110,27 @@ def _measured(
                 continue
             title = f"{task} {metric}" + ("" if kind == "none" else f" ({kind})")
             result.values[title] = float(value)
+            items = _items(found["samples"].get(task, ()), metric, kind)
             error = finite(values.get(f"{metric}_stderr,{kind}"))
             if error is not None:
-                result.intervals[title] = Interval(value, value - 1.96 * error, value + 1.96 * error, n)
-            if items := _items(found["samples"].get(task, ()), metric, kind):
+                errors[title] = error
+                result.intervals[title] = _interval(float(value), error, n, items)
+            if items:
                 result.items[title] = items
             if task in names:
                 main.append(title)
-    return Harnessed(result, tuple(main or result.values), {task: _about(task, found) for task in found["samples"]})
+    about = {task: _about(task, found) for task in found["samples"]}
+    return Harnessed(result, tuple(main or result.values), about, errors)
+
+
+def _interval(value: float, error: float, n: int, items: Mapping[str, float]) -> Interval:
+    """Of a share of rows Wilson's, which holds no impossible value and is not empty where all rows are alike.
+
+    Of other means, and of groups, 1.96 of lm-eval's standard errors to both sides.
+    """
+    if len(items) == n and set(items.values()) <= {0.0, 1.0}:
+        return wilson(sum(items.values()), n)
+    return Interval(value, value - 1.96 * error, value + 1.96 * error, n)
 
 
 def _samples(names: list[str], found: Mapping[str, Any]) -> int:

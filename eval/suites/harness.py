@@ -12,9 +12,8 @@ def harness(settings: Harness, now: Measuring) -> Measured | None:
     """lm-eval's figures of the tasks. None on all processes but the first.
 
     Raises:
-        UserError: where lm-eval is missing, or a task or its data cannot be had.
+        UserError: where a task or its data cannot be had.
     """
-    require_harness(f"suite {now.suite.name}")
     try:
         found = evaluate(
             now.model,
@@ -22,7 +21,7 @@ def harness(settings: Harness, now: Measuring) -> Measured | None:
             kept=now.kept,
             weights=now.weights,
             device=now.world.device,
-            include=_include(settings, now),
+            include=None if settings.include is None else now.suite.place(settings.include),
             shots=settings.shots,
             chat_template=settings.chat_template,
             batch_size=settings.batch_size,
@@ -30,16 +29,16 @@ def harness(settings: Harness, now: Measuring) -> Measured | None:
         )
     except UserError as error:
         raise UserError(f"suite {now.suite.name}: {error}") from error
-    return None if found is None else Measured(found.result, found.main, about={"tasks": found.tasks})
-
-
-def _include(settings: Harness, now: Measuring) -> str | None:
-    """The folder with tasks of the user's own. Raises ``UserError`` where it may not be read."""
-    if settings.include is None:
+    if found is None:
         return None
-    if not now.allow_code:
+    return Measured(found.result, found.main, about={"tasks": found.tasks, "standard_errors": found.errors})
+
+
+def require(settings: Harness, now: Measuring) -> None:
+    """Refuse what cannot go on: no lm-eval, or tasks of the user's own without leave. Raises ``UserError``."""
+    require_harness(f"suite {now.suite.name}")
+    if settings.include is not None and not now.allow_code:
         raise UserError(
-            f"tasks in {settings.include} may hold code, which lm-eval runs as it reads them: add --allow-code where "
-            "you trust them."
+            f"suite {now.suite.name}: tasks in {settings.include} may hold code, which lm-eval runs as it reads them: "
+            "add --allow-code where you trust them."
         )
-    return now.suite.place(settings.include)

@@ -34,12 +34,7 @@ def alpaca(settings: Alpaca, now: Measuring) -> Measured | None:
     Raises:
         UserError: where no judge is named, or the judge, an answer or a file cannot be had.
     """
-    judge = settings.judge or now.judge
-    if judge is None:
-        raise UserError(
-            f"suite {now.suite.name}: nobody judges: give --judge, such as endpoint:URL#MODEL, or name one in a copy "
-            "of the suite file."
-        )
+    judge = _judge(settings, now)
     named = {key: getattr(settings, key) for key in ("reference", "difficulty", "anchors")}
     places = {key: None if name is None else now.suite.place(name) for key, name in named.items()}
     reference = reference_outputs(places["reference"])
@@ -76,6 +71,22 @@ def alpaca(settings: Alpaca, now: Measuring) -> Measured | None:
         if value == value  # not NaN, which was not judged
     }
     return Measured(result, _ALPACA, about={"unjudged": found.unjudged, "official": found.official})
+
+
+def _judge(settings: Alpaca, now: Measuring) -> Judge:
+    """The judge of the suite file, else that of the command line. Raises ``UserError`` where there is none."""
+    judge = settings.judge or now.judge
+    if judge is None:
+        raise UserError(
+            f"suite {now.suite.name}: nobody judges: give --judge, such as endpoint:URL#MODEL, or name one in a copy "
+            "of the suite file."
+        )
+    return judge
+
+
+def require(settings: Alpaca, now: Measuring) -> None:
+    """Refuse what cannot go on: nobody who judges. Raises ``UserError``."""
+    _judge(settings, now)
 
 
 def _spanned(result: Result, name: str, value: float, error: float, n: int) -> None:

@@ -35,6 +35,8 @@ _MEASURES: Mapping[str, Callable[..., Measured | None]] = {
     "harness": harness.harness,
 }
 
+_REQUIRED: Mapping[str, Callable[..., None]] = {"alpaca": judged.require, "harness": harness.require}
+
 
 def run_suites(
     model: str,
@@ -61,9 +63,13 @@ def run_suites(
     run = FinishedRun.at(model, allow_code=allow_code)
     folder = _folder(model, run, out)
     weights = weights_digest(model)
+    each = [Measuring(suite, model, weights, run, folder, world, say, judge, limit, allow_code) for suite in suites]
+    for now in each:  # before the first is measured, which may take hours
+        if require := _REQUIRED.get(now.suite.settings.kind):
+            require(now.suite.settings, now)
     found = []
-    for suite in suites:
-        now = Measuring(suite, model, weights, run, folder, world, say, judge, limit, allow_code)
+    for now in each:
+        suite = now.suite
         before = world.shared(_before(now))
         if before is None:
             before = _measure(now)

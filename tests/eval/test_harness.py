@@ -17,6 +17,7 @@ from align.errors import UserError
 from align.eval import harness
 from align.eval.kept import Kept
 from align.runs.processes import World
+from align.stats import Interval, wilson
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'align-llm[eval]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
@@ -130,9 +131,9 @@ def test_its_own_results_are_ours(place: Path, tmp_path: Path) -> None:
     assert {"colours acc", "colours acc_norm", "spoken exact_match"} <= set(expected)
     assert 0 < expected["colours acc"][0] < 1
     assert found.result.values == {name: value for name, (value, _) in expected.items()}
-    for name, (value, error) in expected.items():
-        span = found.result.intervals[name]
-        assert (span.low, span.high, span.n) == (value - 1.96 * error, value + 1.96 * error, 30)
+    assert found.errors == {name: error for name, (_, error) in expected.items()}
+    for name, (value, _) in expected.items():
+        assert found.result.intervals[name] == wilson(round(30 * value), 30)
     for task, metrics in {"colours": ("acc", "acc_norm"), "spoken": ("exact_match",)}.items():
         samples = theirs["samples"][task]
         for metric in metrics:
@@ -197,3 +198,11 @@ def test_a_chat_template_is_rendered_as_the_tokenizer_does(tmp_path: Path) -> No
     assert lm.apply_chat_template(chat) == "[Who?]"
     with pytest.raises(UserError, match="a task begins the answer itself"):
         lm.apply_chat_template(chat, add_generation_prompt=False)
+
+
+def test_intervals_of_shares_and_of_other_means() -> None:
+    rows = {str(i): float(i < 3) for i in range(4)}
+    assert harness._interval(0.75, 0.25, 4, rows) == wilson(3, 4)
+    assert harness._interval(0.0, 0.0, 30, {str(i): 0.0 for i in range(30)}).high > 0.1
+    assert harness._interval(0.75, 0.25, 4, {**rows, "0": 0.5}) == Interval(0.75, 0.75 - 0.49, 0.75 + 0.49, 4)
+    assert harness._interval(0.75, 0.25, 4, {}) == Interval(0.75, 0.75 - 0.49, 0.75 + 0.49, 4)

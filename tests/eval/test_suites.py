@@ -267,7 +267,8 @@ def test_alpaca_with_a_judge_of_ones_own(place: Path, monkeypatch: pytest.Monkey
     (place / "mine.yaml").write_text("kind: alpaca\nreference: reference.json\nmax_new_tokens: 6\n")
     judge = Judge(function="judging_suite:longest")
     with pytest.raises(UserError) as caught:
-        measured("mine.yaml")
+        measured("preference-heldout", "mine.yaml")
+    assert not (place / "run/eval").exists()  # said before the first suite is measured
     assert str(caught.value) == (
         "suite mine: nobody judges: give --judge, such as endpoint:URL#MODEL, or name one in a copy of the suite file."
     )
