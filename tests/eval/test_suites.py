@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from judges.test_models import save_reward
@@ -22,6 +23,7 @@ from align.errors import UserError
 from align.eval import muse, muse_metrics, tofu
 from align.eval.kept import Kept
 from align.eval.suites import measuring
+from align.eval.suites.preference import _gaps
 from align.eval.suites.reading import load_suite
 from align.eval.suites.run import lines, run_suites
 from align.eval.tofu_data import load_sets
@@ -223,6 +225,18 @@ def test_held_out_pairs_by_hand(place: Path, models: Path) -> None:
     (bare,), _ = measured("own.yaml", model=str(models / "trained"), out=place / "results")
     assert bare["figures"]["accuracy without reference"] == found["figures"]["accuracy without reference"]
     assert bare["missing"]["accuracy"] == "needs a reference: a run's starting model, or one that the suite file names"
+
+
+def test_only_targets_count_where_not_every_token_is_one() -> None:
+    class Told:
+        def score(self, prompts: Any, branches: Any, *, where: str) -> Any:
+            logps = {"chosen": np.array([-1.0, -2.0, -4.0]), "rejected": np.array([-0.5, -0.25])}
+            return [{side: {"logp": logps[side][: len(ids)]} for side, ids in row.items()} for row in branches]
+
+    told: Any = Told()
+    ids = {"prompt_ids": [1], "chosen_ids": [2, 3, 4], "rejected_ids": [5, 6]}
+    masked = {**ids, "chosen_mask": [1, 0, 1], "rejected_mask": [0, 1]}
+    assert _gaps(told, [ids, masked]).tolist() == [-7.0 + 0.75, -5.0 + 0.25]
 
 
 def test_the_model_itself_as_its_reference_is_no_better_than_chance(place: Path, models: Path) -> None:

@@ -10,6 +10,8 @@ from run_records import record
 from align.report.compare import compare
 from align.report.figures import figures
 from align.report.limits import limits
+from align.report.page.blocks import Points, Table
+from align.report.page.evaluation import evaluation
 from align.report.paired import differences
 from align.stats import bootstrap_mean, wilson
 
@@ -62,6 +64,18 @@ def test_items_of_other_rows_are_not_paired(other: dict[str, Any], clause: str) 
     found, note = differences(record("a", evaluations={"held": result(ONE)}), record("b", evaluations={"held": other}))
     assert found == []
     assert note.endswith(f"; {clause}")
+
+
+def test_the_page_has_a_table_of_all_values_and_the_notes() -> None:
+    section = evaluation(record(evaluations={"held": result(ONE, notes=["few rows"]), "few": result(ONE, limit=4)}))
+    tables = {block.title: block.rows for block in section.blocks if isinstance(block, Table)}
+    assert tables["All values of the suite held"] == [
+        ("accuracy", "0.5", "0.352 to 0.648", "40", "-", "-"),
+        ("detail", "3", "-", "-", "-", "-"),
+    ]
+    assert "All values of the suite few" not in tables
+    (notes,) = [block for block in section.blocks if isinstance(block, Points)]
+    assert list(notes.items) == ["held: few rows"]
 
 
 def test_a_benchmark_is_no_longer_missing() -> None:
