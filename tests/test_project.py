@@ -119,6 +119,7 @@ def test_the_wheel_holds_recipes_and_suites(tmp_path: Path) -> None:
         "align/recipe/train_keys.json",
         "align/eval/__init__.py",
         "align/eval/suites/tofu-forget01.yaml",
+        "align/recipes/README.md",
         "align/recipes/__init__.py",
         "align/recipes/quickstart/__main__.py",
         "align/recipes/quickstart/dpo.yaml",

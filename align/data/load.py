@@ -15,6 +15,7 @@ from align.data.batches.lengths import rows_with
 from align.data.rows.convex_rows import convex_rows
 from align.data.rows.lists import row_digests
 from align.data.rows.mixture import interleave, mix
+from align.data.rows.questions import asked
 from align.data.rows.sources import is_table, load_source, naming, source_name
 from align.data.tokens.prompts import prompt_rows
 from align.data.tokens.tokenize import prepare, recognise_dataset
@@ -168,6 +169,7 @@ def _prepared(
     with naming(source):
         if what == "train" and recipe.data.convex is not None:
             assert is_table(rows)  # the recipe's checks refuse streams
+            rows = asked(rows, tokenizer, branches)
             form = recognise_dataset(rows, branches)
             rows = convex_rows(rows, form, recipe.data.convex, seed=recipe.seed, base=recipe.base, say=say)
         prepared, account = prepare(rows, tokenizer, branches, **_limits(recipe, source))

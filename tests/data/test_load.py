@@ -55,3 +55,18 @@ def test_the_digest_sees_the_numbers_of_rows_that_the_objective_reads(tmp_path: 
             found[objective, preference] = loaded(tmp_path, objective)[0].digest
     assert found["bradley_terry", 0.9] != found["bradley_terry", 0.6]
     assert found["dpo", 0.9] == found["dpo", 0.6]
+
+
+def test_convex_rewrites_answers_to_questions_in_the_form_that_they_are_put_in(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"What is {i}?", "chosen": f"It is not the big house {i}", "rejected": f"They do not start {i}"}
+        for i in range(6)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain, _, _ = loaded(tmp_path)
+    data, said, _ = loaded(tmp_path, convex={"pick": "farthest"})
+    assert "  ConvexDA of answers (pick: farthest): 6 of 6 rows with a rewritten text" in said
+    prompt = "<|im_start|>user\nWhat is 3?<|im_end|>\n<|im_start|>assistant\n"
+    assert [TOKENIZER.decode(one.train[3]["prompt_ids"]) for one in (plain, data)] == [prompt, prompt]
+    assert TOKENIZER.decode(plain.train[3]["chosen_ids"]) == "It is not the big house 3<|im_end|>\n"
+    assert all(data.train[i]["chosen_ids"] != plain.train[i]["chosen_ids"] for i in range(6))
