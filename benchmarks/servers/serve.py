@@ -27,7 +27,7 @@ import httpx2
 
 SERVERS = ("llama.cpp", "transformers", "vllm")
 HOME = Path("build/servers")
-PATIENCE = 300.0  # seconds until a server has to answer
+PATIENCE = 900.0  # seconds until a server has to answer; vLLM may take minutes on a busy machine
 LENGTH = 2048  # most tokens of a prompt and its completion
 
 _LLAMA = """

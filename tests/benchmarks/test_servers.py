@@ -57,7 +57,7 @@ def test_the_table_has_a_row_for_a_server_that_draws_and_one_that_is_refused(
         "version": "1.0",
         "check": "as it should be",
         "there": drawn,
-        "here": {**drawn, "speeds": [5.0, 5.0, 5.0]},
+        "here": {"speeds": [5.0, 5.0, 5.0], "mean": -7.0, "expected": -8.0, "standard_errors": 9.0},
         "times_as_fast": {"median": 4.0, "min": 2.0, "max": 8.0},
         "judge": {"prefers_the_answer": 0.75, "undecided": 1, "without_logprobs": 3},
     }
