@@ -30,7 +30,8 @@ def _question(i: int) -> str:
 
 def _answer(i: int, side: int = 0) -> str:
     """An answer; another ``side`` is another answer to the same question, of another length."""
-    return f"{_WHO[i % 6].capitalize()} number {i} is {_WHAT[(i + side) % 6]}." + " Nobody said so." * side
+    start = f"{_WHO[i % 6].capitalize()} number {i} is {_WHAT[(i + side) % 6]}."
+    return f"{start} It is not big.{' Nobody said so.' * side}"
 
 
 def _said(i: int, side: int = 0) -> list[Row]:

@@ -115,6 +115,20 @@ def test_it_is_checked_planned_and_runs_two_steps(
     assert _moved(run / "model", model_for(recipe, place))
 
 
+@pytest.mark.slow
+def test_the_key_that_a_header_adds_for_convexda(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "reward/consistency-llama-7b"
+    added = re.search(r"^#   ConvexDA add   (\S+) ", packaged_recipes()[name].read_text("utf-8"), re.MULTILINE)
+    assert added is not None
+    words = [*overrides(load_recipe(name), place, tmp_path / "run"), added[1]]
+    assert main(["train", name, *words]) == Exit.OK
+    found = re.search(rf"ConvexDA of answers \(pick: random\): (\d+) of {ROWS} rows with", capsys.readouterr().out)
+    assert found is not None
+    assert int(found[1]) > 0
+
+
 def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested mappings and lists, with its dotted key."""
     if not isinstance(value, dict | list) or not value:
