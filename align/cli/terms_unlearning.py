@@ -42,8 +42,9 @@ UNLEARNING: dict[str, Explanation] = {
     ),
     "forgetting": Explanation(
         "Whether the model answers forgotten questions like one that never saw them.",
-        f'"like retain" with forget quality above {ALPHA:g}, "differs" with less; not measured without a suite '
-        "(evaluate) or without evaluate.retain.",
+        f'"like retain" with forget quality above {ALPHA:g}, "differs" with less; "as before" where it was above at '
+        "the start, too: a model that never knew the rows, or too few of them. Not measured without a suite (evaluate) "
+        "or without evaluate.retain.",
         "differs: look at eval/trajectory.png. Before the peak train longer, after it for fewer steps.",
     ),
     "utility": Explanation(

@@ -15,6 +15,8 @@ ALPHA = 0.05  # two-sample KS test against the retain model: above it, no differ
 KEPT = 0.9  # share of the utility at the start
 COLLAPSED = 0.5
 
+AS_BEFORE = "as before"  # a model that never knew the rows, or too few of them, passes the test at the start
+
 _UNTESTED = "relearning, rounded weights, other questions, many samples: align eval relearn {run}"
 
 
@@ -61,9 +63,12 @@ def _forgetting(start: Mapping[str, Any], end: Mapping[str, Any], records: Seque
     quality, utility = end.get("forget_quality"), end.get("utility")
     beside = f"at utility {number(utility)}"
     if quality is not None:
-        word = "like retain" if quality > ALPHA else "differs"
+        was = start.get("forget_quality")
+        word = "differs" if quality <= ALPHA else AS_BEFORE if was is not None and was > ALPHA else "like retain"
         text = f"forget quality {number(quality)} {beside} (D {end['D']:.2f}, n {end['n']}), "
-        text += f"start {number(start.get('forget_quality'))}"
+        text += f"start {number(was)}"
+        if word == AS_BEFORE:
+            text += ": like the retain model before training, too, so nothing shows that it forgot"
         return Finding("forgetting", word, text, {"start": dict(start), "end": dict(end), "alpha": ALPHA})
     if end:
         before, after = start.get("forget_probability"), end.get("forget_probability")
@@ -116,6 +121,8 @@ def _next(found: Mapping[str, Finding], end: Mapping[str, Any], has_retain_term:
         return "measure it: add evaluate: {suite: tofu, ...} for questions, or run align eval muse on texts"
     if forgetting.word == NOT_MEASURED:
         return "set evaluate.retain to a model that never saw these rows: without it nothing says how much is enough"
+    if forgetting.word == AS_BEFORE:
+        return "begin with a model that knows the rows to forget, or measure more of them: a few show no difference"
     if forgetting.word == "differs":
         return "see whether it passed the retain model (eval/trajectory.png): then train for fewer steps, else for more"
     return f"run {found['durability'].text.split(': ')[-1]} before calling it forgotten, and repeat with other seeds"

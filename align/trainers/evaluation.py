@@ -155,7 +155,8 @@ class Evaluation(TrainerCallback):
         quality, utility = reading.get("forget_quality"), reading.get("utility")
         if quality is None or utility is None or "utility" not in self.start:  # the start itself forgot nothing
             return False
-        enough = utility >= self.keep_utility * self.start["utility"]
+        # nothing is nothing to lose, and a model that answers nothing has forgotten all
+        enough = utility > 0 and utility >= self.keep_utility * self.start["utility"]
         return enough and (self.best is None or quality > self.best["forget_quality"])
 
     def _keep(self, step: int, reading: Mapping[str, float], outcome: Outcome) -> None:

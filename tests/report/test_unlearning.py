@@ -39,6 +39,21 @@ def test_words(end: dict[str, Any], forgetting: str, utility: str) -> None:
     assert f"at utility {number(end['utility'])}" in found["forgetting"].text
 
 
+def test_a_model_that_was_like_the_retain_model_from_the_start_earns_no_word_of_praise() -> None:
+    start = {**START, "forget_quality": 0.051, "utility": 0.0}
+    found = unlearning_verdict(
+        [{"step": s, "evaluation": {**start, "forget_quality": q}} for s, q in ((0, 0.051), (9, 1.0))]
+    )
+    assert found["forgetting"].word == "as before"
+    assert found["forgetting"].text == (
+        "forget quality 1 at utility 0 (D 0.60, n 120), start 0.051: like the retain model before training, too, so "
+        "nothing shows that it forgot"
+    )
+    assert found["next"].text.startswith("begin with a model that knows the rows to forget")
+    knew = [{"step": 0, "evaluation": {**start, "forget_quality": 0.05}}, {"step": 9, "evaluation": start}]
+    assert unlearning_verdict(knew)["forgetting"].word == "like retain"
+
+
 def test_without_a_retain_model_nothing_is_claimed() -> None:
     records = [
         {"step": step, "evaluation": {"utility": 0.6, "forget_probability": p}} for step, p in ((0, 0.9), (9, 0.1))
