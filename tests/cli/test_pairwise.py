@@ -12,6 +12,7 @@ from tiny import tiny_tokenizer
 from zoo import tiny_model
 
 from align.cli.main import main
+from align.models.weights import weights_digest
 
 PROMPTS = [{"prompt": f"Say the number {i}."} for i in range(18)]
 
@@ -97,6 +98,8 @@ def test_answers_of_other_settings_are_not_taken_for_these(
     assert exit_code == 0, err
     assert out.splitlines()[-1] == "too few to say: 2 prompts judged, and 30 are the least"
     assert "limited to 2 rows: no result" in out
+    drawn = json.loads((place / "pairwise/b-settings.json").read_text())
+    assert drawn["weights"] == weights_digest(str(models / "b")) != weights_digest(str(models / "a"))
     rows = verdicts(place)
     expected = [(len(r["a"]) > len(r["b"])) + (len(r["a"]) == len(r["b"])) / 2 for r in rows]
     assert [row["outcome"] for row in rows] == expected
