@@ -69,12 +69,14 @@ def run_suites(
             require(now.suite.settings, now)
     found = []
     for now in each:
-        suite = now.suite
         before = world.shared(_before(now))
         if before is None:
             before = _measure(now)
         else:
-            say(f"{suite.name}: measured before with these settings and weights ({before['ended']})")
+            say(
+                f"{now.suite.name}: measured before with these settings and weights ({before['ended']}); remove "
+                f"{result_file(now)} to measure again"
+            )
         found.append(before)
         free()  # the next suite loads what it needs
     return found

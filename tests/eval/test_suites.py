@@ -164,7 +164,10 @@ def test_a_suite_that_was_killed_goes_on_without_repeating_a_row(
         third = Counter(patched)
         (again,), said = measured("tofu.yaml")
     assert third.rows == []
-    assert said == [f"tofu: measured before with these settings and weights ({found['ended']})"]
+    assert said == [
+        f"tofu: measured before with these settings and weights ({found['ended']}); "
+        "remove run/eval/tofu.json to measure again"
+    ]
     assert again == found
     assert load_run(place / "run").evaluations["tofu"] == found
 
