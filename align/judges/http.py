@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,13 +181,10 @@ class Client:
         waiting = Waiting(self.host, self.server.retries, len(jobs), self.say)
         with self._http() as http, ThreadPoolExecutor(min(self.server.concurrency, len(jobs))) as pool:
 
-            def send(method: str, path: str, body: Body | None, usable: Usable) -> Any:
-                with waiting.call() as call:
-                    return self._ask(http, method, path, body, usable, stop, call)
-
             def one(job: Callable[[Send], Any]) -> Any:
                 try:
-                    return job(send)
+                    with waiting.call() as call:
+                        return job(partial(self._ask, http, stop, call))
                 except BaseException as error:
                     failed.append(error)
                     stop.set()  # nothing is begun or tried again; what is under way elsewhere may still land
@@ -206,16 +204,16 @@ class Client:
     def _ask(
         self,
         http: httpx2.Client,
+        stop: threading.Event,
+        call: Call,
         method: str,
         path: str,
         body: Body | None,
         usable: Usable,
-        stop: threading.Event,
-        call: Call,
     ) -> Any:
         """One answer, after as many tries as it takes."""
         content = None if body is None else json.dumps(body).encode()
-        salt = hashlib.sha256(content or b"").hexdigest()
+        salt, call.last = hashlib.sha256(content or b"").hexdigest(), ""
         for attempt in range(self.server.retries + 1):
             if stop.is_set():
                 raise UserError(f"{self.url}{path} is not asked, since another call has failed.")

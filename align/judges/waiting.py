@@ -12,12 +12,12 @@ from typing import Any
 
 from align.report.progress import duration
 
-AGAIN_AFTER = 10.0  # seconds without an answer until something is said, and until it is said again
+FIRST_AFTER, LONGEST = 10.0, 120.0  # seconds without an answer until something is said; doubled each time, at most
 
 
 @dataclass
 class Call:
-    """One call that is under way: when it began, its tries, and what the last failed one met."""
+    """What is asked for one answer: since when, the try that is under way, and what the last failed one met."""
 
     began: float = field(default_factory=time.monotonic)
     tries: int = 1
@@ -41,7 +41,7 @@ class Waiting:
 
     @contextmanager
     def call(self) -> Iterator[Call]:
-        """A call that is under way within."""
+        """One answer is asked for within, in as many calls as it takes."""
         call = Call()
         with self._lock:
             self._calls.append(call)
@@ -53,11 +53,12 @@ class Waiting:
 
     def done(self, futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
         """The futures in the order in which they end; says how things stand where none does for long."""
-        left = set(futures)
+        left, patience = set(futures), FIRST_AFTER
         while left:
-            ended, left = wait(left, timeout=AGAIN_AFTER, return_when=FIRST_COMPLETED)
+            ended, left = wait(left, timeout=patience, return_when=FIRST_COMPLETED)
             if not ended and (sentence := self.sentence(self.total - len(left))):
                 self.say(sentence)
+                patience = min(2 * patience, LONGEST)
             yield from ended
 
     def sentence(self, answered: int) -> str:
@@ -67,9 +68,9 @@ class Waiting:
                 return ""
             count, oldest = len(self._calls), min(self._calls, key=lambda call: call.began)
             since, tries, last = time.monotonic() - oldest.began, oldest.tries, oldest.last
-        many = f"{count} calls are" if count > 1 else "1 call is"
+        many = f"{count} are" if count > 1 else "1 is"
         why = f"; the last one failed: {last}" if last else ""
         return (
-            f"waiting for {self.host}: {answered:,} of {self.total:,} answered, {many} under way, the longest for "
+            f"waiting for {self.host}: {answered:,} of {self.total:,} answered, {many} asked for, the longest for "
             f"{duration(since)}, try {tries} of {self.most}{why}"
         )

@@ -18,7 +18,7 @@ def doubled(path: str, body: dict) -> Reply:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "AGAIN_AFTER", 0.15)
+    monkeypatch.setattr(waiting, "FIRST_AFTER", 0.15)
 
 
 def test_a_busy_server_shows_the_try_and_what_the_last_one_met() -> None:
@@ -33,7 +33,7 @@ def test_a_busy_server_shows_the_try_and_what_the_last_one_met() -> None:
     assert said
     for line in said:
         assert re.fullmatch(
-            r"waiting for 127\.0\.0\.1: 1 of 2 answered, 1 call is under way, the longest for \d s, try [12] of 5; "
+            r"waiting for 127\.0\.0\.1: 1 of 2 answered, 1 is asked for, the longest for \d s, try [12] of 5; "
             r"the last one failed: status 429: slower, please",
             line,
         )
@@ -44,13 +44,21 @@ def test_a_slow_server_shows_itself_and_a_quick_one_does_not() -> None:
     with FaultyServer(reply=doubled, delay=0.4) as server:
         client = Client(Server(url=server.url, key_env="ALIGN_TEST_KEY"), say=said.append)
         client.post("/x", [{"n": 1}, {"n": 2}, {"n": 3}], lambda answer: True)
-    assert said[0] == "waiting for 127.0.0.1: 0 of 3 answered, 3 calls are under way, the longest for 0 s, try 1 of 6"
+    assert said[0] == "waiting for 127.0.0.1: 0 of 3 answered, 3 are asked for, the longest for 0 s, try 1 of 6"
     said.clear()
     with FaultyServer(reply=doubled) as server:
         client = Client(Server(url=server.url, key_env="ALIGN_TEST_KEY"), say=said.append)
         client.post("/x", [{"n": 1}], lambda answer: True)
         client.get("/models", lambda answer: True)
     assert said == []
+
+
+def test_lines_come_ever_more_seldom() -> None:
+    said: list[str] = []
+    with FaultyServer(reply=doubled, delay=1.5) as server:
+        client = Client(Server(url=server.url, key_env="ALIGN_TEST_KEY"), say=said.append)
+        client.post("/x", [{"n": 1}], lambda answer: True)
+    assert len(said) == 3  # after 0.15, 0.45 and 1.05 seconds
 
 
 def test_a_server_that_is_not_up_yet_is_waited_for_aloud() -> None:
@@ -61,7 +69,7 @@ def test_a_server_that_is_not_up_yet_is_waited_for_aloud() -> None:
     with pytest.raises(Exception, match="gave no answer that can be used in 3 tries"):
         client.get("/models", lambda answer: True)
     assert re.match(
-        r"waiting for 127\.0\.0\.1: 0 of 1 answered, 1 call is under way, the longest for \d s, try 1 of 3; the "
+        r"waiting for 127\.0\.0\.1: 0 of 1 answered, 1 is asked for, the longest for \d s, try 1 of 3; the "
         r"last one failed: ",
         said[0],
     )
