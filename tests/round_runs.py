@@ -46,6 +46,10 @@ def compare(prompts, a, b):
     return [0.9 if worth(x) > worth(y) else 0.5 if worth(x) == worth(y) else 0.3 for x, y in zip(a, b)]
 
 
+def first_shown(prompts, a, b):
+    return [1.0] * len(a)
+
+
 def same(prompts, responses):
     return [1.0] * len(responses)
 '''

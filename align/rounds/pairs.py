@@ -20,6 +20,7 @@ from align.rounds.stages import Round
 from align.runs.processes import World
 from align.sampling.files import by_prompt, write_table
 
+_BLIND = 0.45  # position bias of a judge that looks at little else than the order
 _IDS = pa.list_(pa.int32())
 _LOGPS = [f"{branch}_logp_{model}" for model in ("initial", "previous") for branch in ("chosen", "rejected")]
 SCHEMA = pa.schema(
@@ -41,6 +42,13 @@ def dropped(round: Round) -> Counter[str]:
     return total
 
 
+def position_bias(round: Round) -> float | None:
+    """Mean of P(first shown is better) - 1/2 over the judge's comparisons; None where it made none."""
+    notes = [note.get("bias", (0.0, 0)) for note in round.notes()]
+    compared = sum(count for _, count in notes)
+    return sum(total for total, _ in notes) / compared if compared else None
+
+
 def undecided(round: Round) -> tuple[int, int]:
     """The judge's answers that named neither response, and all of them."""
     notes = [note.get("undecided", (0, 0)) for note in round.notes()]
@@ -58,8 +66,7 @@ def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Calla
     why = ", ".join(f"{count:,} {reason}" for reason, count in dropped(round).most_common())
     if not pairs:
         raise UserError(
-            f"Round {round.number}: no pair is left of {len(round.prompts):,} prompts ({why}). The judge must tell "
-            "answers apart: draw more of them (sampling.samples), longer ones, or at a higher temperature."
+            f"Round {round.number}: no pair is left of {len(round.prompts):,} prompts ({why}). {_cure(round)}"
         )
     cut = sum(line["finish"] == "length" for line in lines)
     say(
@@ -84,6 +91,20 @@ def make_pairs(recipe: Recipe, run: Path, round: Round, world: World, say: Calla
             for pair, before, of in zip(pairs, initial, previous, strict=True)
         ]
         write_table(round.pairs, rows, SCHEMA)
+
+
+def _cure(round: Round) -> str:
+    """What to do where no pair is left."""
+    bias = position_bias(round)
+    if bias is not None and abs(bias) > _BLIND:
+        return (
+            f"The judge prefers what it is shown {'first' if bias > 0 else 'last'} in nearly every question (position "
+            f"bias {bias:+.3f}), whatever the answers are: take another judge."
+        )
+    return (
+        "The judge must tell answers apart: draw more of them (sampling.samples), longer ones, or at a higher "
+        "temperature."
+    )
 
 
 def _chosen(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

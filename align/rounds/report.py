@@ -12,7 +12,7 @@ from align.recipe import Recipe
 from align.report.card import CardFacts, model_card
 from align.report.record import RunRecord
 from align.report.rounds import table
-from align.rounds.pairs import dropped, undecided
+from align.rounds.pairs import dropped, position_bias, undecided
 from align.rounds.policy import TRAIN, begins_at_zero
 from align.rounds.stages import Round
 from align.runs.damage import reading
@@ -40,7 +40,6 @@ def record(round: Round, recipe: Recipe) -> dict[str, Any]:
     lines = round.lines("judged")
     scores = [line["score"] for line in lines if line["score"] is not None]
     notes = round.notes()
-    bias, compared = (sum(note.get("bias", (0, 0))[i] for note in notes) for i in (0, 1))
     neither, answers = undecided(round)
     trained = [r for r in RunDirectory(round.folder / TRAIN).metrics() if "loss" in r]
     return {
@@ -53,9 +52,9 @@ def record(round: Round, recipe: Recipe) -> dict[str, Any]:
         "truncated": sum(line["finish"] == "length" for line in lines) / len(lines),
         "dropped": dict(dropped(round)),
         "pairs": len(read_tables([round.pairs])),
-        "comparisons": compared,
+        "comparisons": sum(note.get("comparisons", 0) for note in notes),
         "ties": sum(note.get("ties", 0) for note in notes),
-        "position_bias": bias / compared if compared else None,
+        "position_bias": position_bias(round),
         "undecided": neither / answers if answers else None,
         "loss": [trained[0]["loss"], trained[-1]["loss"]] if trained else None,
         "accuracy": _accuracy(trained, begins_at_zero(recipe, round.number)),

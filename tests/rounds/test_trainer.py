@@ -457,6 +457,16 @@ def test_no_pair_left_is_a_sentence(world: Path, tmp_path: Path) -> None:
         go(world, tmp_path, judge={"function": "round_rules:same"}, **ONE)
 
 
+def test_a_judge_that_looks_at_the_order_alone_is_named_as_the_reason(world: Path, tmp_path: Path) -> None:
+    """More samples would not help it."""
+    with pytest.raises(UserError) as refused:
+        go(world, tmp_path, judge={"function": "round_rules:first_shown"}, select={"how": "tournament"}, **ONE)
+    assert str(refused.value) == (
+        "Round 1: no pair is left of 8 prompts (8 prompts whose final comparison was a tie). The judge prefers what it "
+        "is shown first in nearly every question (position bias +0.500), whatever the answers are: take another judge."
+    )
+
+
 def test_a_server_must_serve_the_rounds_policy_and_draw_from_it(world: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
