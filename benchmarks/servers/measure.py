@@ -146,7 +146,7 @@ def judge(url: str) -> dict[str, Any]:
             return {"said": said, "refused": str(error)}
     return {
         "prefers_the_answer": statistics.mean(values),
-        "undecided": asked.undecided,
+        "undecided": asked.undecided[0],
         "without_logprobs": asked.unweighted,
         "said": said,
     }
