@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.cli.pairwise import ANSWERS, ENDPOINT, check_numbers
+from align.cli.pairwise import ANSWERS, ENDPOINT, ENDPOINT_KEYS, check_numbers
 from align.cli.verbs import ALLOW_CODE, Verb, argument, check_out, flag, path, template_arguments
 from align.errors import Exit, UserError
 from align.runs.files import write_atomically
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # options that say how answers are drawn or judged
 _OF_MODELS = ("system", "template_argument", "temperature", "max_new_tokens", "seed")
-_OF_JUDGES = ("judge", "reference", "agreement", "limit", "max_calls", "price_in", "price_out")
+_OF_JUDGES = ("judge", "reference", "agreement", "limit", *ENDPOINT_KEYS)
 
 
 def run_alpaca(args: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def _measure(args: argparse.Namespace, world: World) -> int:
 
     say = partial(echo, file=sys.stderr if args.json else sys.stdout) if world.rank == 0 else silent
     setup = _setup(args)
-    judge = judge_of(args.judge, max_calls=args.max_calls, price_in=args.price_in, price_out=args.price_out)
+    judge = judge_of(args.judge, **{key: getattr(args, key) for key in ENDPOINT_KEYS})
     given = of_set(read_outputs(Path(args.outputs)), setup, args.outputs) if args.outputs else None
     result = evaluate(
         setup,

@@ -18,7 +18,10 @@ ENDPOINT = (
     argument("--max-calls", metavar="N", type=int, help="most calls of an endpoint, 10,000 by default"),
     argument("--price-in", metavar="X", type=float, help="price of a million tokens read, for the estimate"),
     argument("--price-out", metavar="X", type=float, help="price of a million tokens written"),
+    argument("--concurrency", metavar="N", type=int, help="calls under way at a time in each process, 8 by default"),
+    argument("--timeout", metavar="S", type=float, help="seconds until a call counts as failed, 120 by default"),
 )
+ENDPOINT_KEYS = ("max_calls", "price_in", "price_out", "concurrency", "timeout")
 # of verbs that have one answer drawn to each prompt
 ANSWERS = (
     argument("--max-new-tokens", metavar="N", type=int, help="most of an answer, 2048 by default"),
@@ -32,12 +35,14 @@ ANSWERS = (
 def check_numbers(args: argparse.Namespace, **least: int) -> None:
     """Refuse numbers that say nothing. Raises UserError."""
     check_limit(args.limit)
-    for key, lowest in {"max_calls": 1, "max_new_tokens": 1, "price_in": 0, "price_out": 0, **least}.items():
-        value = getattr(args, key)
+    at_least = {"max_calls": 1, "max_new_tokens": 1, "price_in": 0, "price_out": 0, "concurrency": 1, "timeout": 1}
+    for key, lowest in {**at_least, **least}.items():
+        value = getattr(args, key, None)
         if value is not None and value < lowest:
             raise UserError(f"--{key.replace('_', '-')}: must be at least {lowest}, got {value:g}.")
-    if args.temperature is not None and args.temperature <= 0:
-        raise UserError(f"--temperature: must be above 0, got {args.temperature:g}. Without it the likeliest is taken.")
+    warmth = getattr(args, "temperature", None)
+    if warmth is not None and warmth <= 0:
+        raise UserError(f"--temperature: must be above 0, got {warmth:g}. Without it the likeliest is taken.")
 
 
 def run_pairwise(args: argparse.Namespace) -> int:
@@ -47,7 +52,7 @@ def run_pairwise(args: argparse.Namespace) -> int:
         raise UserError(f"{args.a} is named twice: a comparison with itself shows nothing. Name another model.")
     from align.cli.sample import judge_of, source_of
 
-    settings = judge_of(args.judge, max_calls=args.max_calls, price_in=args.price_in, price_out=args.price_out)
+    settings = judge_of(args.judge, **{key: getattr(args, key) for key in ENDPOINT_KEYS})
     calm()
     from align.eval.answers import Drawing, likeliest
     from align.eval.pairwise_run import Pairing, answers, judged, read_prompts

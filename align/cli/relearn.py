@@ -70,23 +70,19 @@ def _leaking(args: argparse.Namespace, say: Callable[[str], Any]) -> Leaking:
 
     threshold = {} if args.leaks_at is None else {"threshold": args.leaks_at}
     leaking = Leaking(args.samples, **threshold)
-    if args.max_calls is not None and not (args.judge or "").startswith("endpoint:"):
-        raise UserError("--max-calls limits the calls of a server, and none is asked: give --judge endpoint:URL#MODEL.")
-    if args.judge is None:
+    if args.max_calls is not None and args.max_calls < 1:
+        raise UserError(f"--max-calls: must be at least 1, got {args.max_calls}.")
+    from align.cli.sample import judge_of
+
+    settings = judge_of(args.judge, max_calls=args.max_calls)
+    if settings is None:
         return leaking
     if args.samples == 0:
         raise UserError("--judge judges samples, and --samples 0 draws none: leave one of them out.")
     from dataclasses import replace
 
-    from align.cli.sample import judge_of
     from align.eval.leak_judge import load_leak_judge
 
-    settings = judge_of(args.judge)
-    if args.max_calls is not None:
-        if args.max_calls < 1:
-            raise UserError(f"--max-calls: must be at least 1, got {args.max_calls}.")
-        endpoint = settings.endpoint.model_copy(update={"max_calls": args.max_calls})
-        settings = settings.model_copy(update={"endpoint": endpoint})
     return replace(leaking, judge=load_leak_judge(settings, allow_code=args.allow_code, say=say))
 
 

@@ -101,11 +101,15 @@ def judge_of(spec: str | None, **limits: Any) -> Any:
 
     ``limits`` are keys of an endpoint; those that are None are left as they are.
     """
+    given = {key: value for key, value in limits.items() if value is not None}
+    kind, _, rest = (spec or "").partition(":")
+    if given and kind != "endpoint":
+        option = f"--{next(iter(given)).replace('_', '-')}"
+        raise UserError(f"{option} is about a server, and none is asked: give --judge endpoint:URL#MODEL.")
     if spec is None:
         return None
     from align.recipe.sampling import Endpoint, Judge
 
-    kind, _, rest = spec.partition(":")
     if kind not in ("reward", "pair", "endpoint", "function") or not rest:
         raise UserError(f"--judge {spec}: expected {_JUDGES}.")
     if kind != "endpoint":
@@ -113,7 +117,6 @@ def judge_of(spec: str | None, **limits: Any) -> Any:
     url, _, model = rest.rpartition("#")
     if not url or not model:
         raise UserError(f"--judge {spec}: expected endpoint:URL#MODEL, as in endpoint:http://localhost:8000/v1#judge.")
-    given = {key: value for key, value in limits.items() if value is not None}
     return Judge(endpoint=_made(Endpoint, url=url, model=model, **given))
 
 

@@ -8,7 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from align.cli.verbs import ALLOW_CODE, Verb, argument, check_limit, path
+from align.cli.pairwise import ENDPOINT, ENDPOINT_KEYS, check_numbers
+from align.cli.verbs import ALLOW_CODE, Verb, argument, path
 from align.errors import Exit, UserError
 from align.runs.quiet import calm, silent
 from align.runs.terminal import echo
@@ -23,7 +24,7 @@ def with_suites(words: list[str]) -> list[str]:
 
 def run_suite(args: argparse.Namespace) -> int:
     """``align eval RUN --suite NAME...``."""
-    check_limit(args.limit)
+    check_numbers(args)
     from align.eval.suites.reading import load_suite
 
     suites = [load_suite(name) for name in args.suite]
@@ -32,7 +33,7 @@ def run_suite(args: argparse.Namespace) -> int:
         raise UserError(f"--suite: {twice[0]} is named twice, and both would write eval/{twice[0]}.json: name one.")
     from align.cli.sample import judge_of
 
-    judge = judge_of(args.judge)
+    judge = judge_of(args.judge, **{key: getattr(args, key) for key in ENDPOINT_KEYS})
     if judge is not None and not any(suite.settings.kind == "alpaca" for suite in suites):
         raise UserError(f"--judge has no effect: none of {', '.join(names)} asks a judge that one names. Leave it out.")
     calm()
@@ -75,6 +76,7 @@ SUITE = Verb(
         path("--suite", metavar="NAME", nargs="+", required=True, help="names that align list suites prints, or files"),
         argument("--judge", metavar="SPEC", help="for alpaca: endpoint:URL#M, reward:M, pair:M or function:MOD:F"),
         argument("--limit", metavar="N", type=int, help="ask only N rows of each set: a trial, no result"),
+        *ENDPOINT,
         ALLOW_CODE,
         path("--out", metavar="FOLDER", help="where results go, by default the run's own folder eval"),
     ),

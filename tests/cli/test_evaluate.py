@@ -239,7 +239,7 @@ def test_a_run_is_asked_what_its_recipe_says(
         (("model", "--judge", "reward:m"), "is said by endpoint:URL#MODEL, or by function:MODULE:NAME"),
         (("model", "--judge", "function:a:b"), "code is only run where it is allowed: read it, then add --allow-code"),
         (("model", "--judge", "endpoint:http://x/v1#m", "--samples", "0"), "--samples 0 draws none: leave one of them"),
-        (("model", "--max-calls", "3"), "--max-calls limits the calls of a server, and none is asked"),
+        (("model", "--max-calls", "3"), "--max-calls is about a server, and none is asked"),
         (("model", "--judge", "endpoint:http://x/v1#m", "--max-calls", "0"), "--max-calls: must be at least 1, got 0."),
         (("model", "--out", "questions"), "--out questions: no file can be written there"),
         (("./modle",), "./modle: no such folder. Did you mean 'model'?"),

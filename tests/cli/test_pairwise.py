@@ -61,9 +61,10 @@ def test_two_models_are_compared_and_a_call_that_failed_asks_nothing_twice(
         code, out, err = call(capsys, *words, "--max-calls", "34")
         assert code == 2
         assert "34 calls are allowed" in out + err
-        asked = server.requests
-        code, out, err = call(capsys, *words)
+        asked, server.most_at_once = server.requests, 0
+        code, out, err = call(capsys, *words, "--concurrency", "1")
         assert code == 0, err
+        assert server.most_at_once == 1
         assert "judged before: 1 of 2 parts" in err
         assert max(server.asked.values()) == 1
         assert server.requests == asked + sum(row["a"] != row["b"] for row in verdicts(place)[16:]) * 2
@@ -120,6 +121,9 @@ def test_answers_of_other_settings_are_not_taken_for_these(
         ({"prompt": "x"}, ("--temperature", "0"), "--temperature: must be above 0, got 0. Without it the likeliest is "
          "taken."),
         ({"prompt": "x"}, ("--max-calls", "0"), "--max-calls: must be at least 1, got 0."),
+        ({"prompt": "x"}, ("--timeout", "0"), "--timeout: must be at least 1, got 0."),
+        ({"prompt": "x"}, ("--concurrency", "2"), "--concurrency is about a server, and none is asked: give --judge "
+         "endpoint:URL#MODEL."),
         ({"prompt": "x"}, ("--limit", "0"), "--limit: must be at least 1, got 0."),
     ],
 )  # fmt: skip
