@@ -23,6 +23,7 @@ from align.eval.alpaca_rows import annotations_of, difficulty_and_anchors
 from align.eval.answers import Drawing, draw
 from align.eval.kept import Kept
 from align.judges.calls import CALLS
+from align.judges.identity import identity
 from align.judges.judge import CompareJudge, Judging
 from align.judges.loading import judging
 from align.recipe.sampling import Judge
@@ -91,7 +92,7 @@ def evaluate(
         outputs = answered
     with judging():
         asked = judge if judge is not None else load_official(settings, setup.folder / CALLS, **how)
-        rows = judged(setup, outputs, asked, world, say)
+        rows = judged(setup, outputs, asked, identity(settings, base), world, say)
         if world.rank:
             return None
         return conclude(setup, rows, asked, *difficulty_and_anchors(difficulty, anchors), subset=subset)
@@ -128,8 +129,11 @@ def of_set(outputs: Outputs, setup: Setup, where: str) -> Outputs:
     return {text: outputs[text] for text in setup.instructions}
 
 
-def judged(setup: Setup, outputs: Outputs, judge: Judging, world: World, say: Say) -> list[dict[str, Any]]:
+def judged(setup: Setup, outputs: Outputs, judge: Judging, about: Any, world: World, say: Say) -> list[dict[str, Any]]:
     """Rows in the layout of official annotations. Every process calls it and has them all.
+
+    Args:
+        about: the judge's ``identity``, by which its verdicts are kept.
 
     Raises:
         UserError: as the judge does; what it has judged by then is kept.
@@ -143,7 +147,7 @@ def judged(setup: Setup, outputs: Outputs, judge: Judging, world: World, say: Sa
 
     compared = [[text, outputs[text]["output"], setup.reference[text]["output"]] for text in texts]
     kept = Kept(setup.folder / "judged", world, say, PART)
-    found = kept(compared, annotator(judge), ask, what="answers judged", done="judged", sound=is_preference)
+    found = kept(compared, [annotator(judge), about], ask, what="answers judged", done="judged", sound=is_preference)
     return [_row(setup, text, outputs, judge, value) for text, value in zip(texts, found, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from align.eval.answers import Drawing, draw
 from align.eval.kept import Kept
 from align.eval.pairwise import PairwiseResult, Verdict, compare, figures, outcome
 from align.eval.readable import readable, too_long
+from align.judges.endpoint import EndpointJudge
 from align.judges.judge import CompareJudge, Judging
 from align.recipe.sections import Source
 from align.runs.files import write_atomically
@@ -88,6 +90,7 @@ def answers(pairing: Pairing, world: World, say: Say) -> tuple[list[Prompt], lis
 def judged(
     pairing: Pairing,
     judge: Judging,
+    about: Any,
     prompts: Sequence[Prompt],
     a: Sequence[str],
     b: Sequence[str],
@@ -97,9 +100,14 @@ def judged(
 ) -> PairwiseResult:
     """Judge what both models answered, and write rows and figures. Every process calls it and has the result.
 
+    Args:
+        about: the judge's ``identity``, by which its verdicts are kept.
+
     Raises:
         UserError: as the judge does; what it has judged by then is kept.
     """
+    if isinstance(judge, EndpointJudge):
+        judge.neither = math.nan  # an answer with neither letter is no tie
     rows = [list(row) for row in zip(prompts, a, b, strict=True)]
     orders = isinstance(judge, CompareJudge)
     items = [[(p, x, y), (p, y, x)] if orders else [(p, x), (p, y)] for p, x, y in rows]
@@ -113,7 +121,7 @@ def judged(
         return [list(verdict) for verdict in compare(judge, *asked)]
 
     kept = Kept(pairing.folder / "judged", world, say, _PART)
-    found = kept(rows, judge.name, ask, what="pairs judged", done="judged", sound=_is_verdict)
+    found = kept(rows, [judge.name, about], ask, what="pairs judged", done="judged", sound=_is_verdict)
     verdicts: list[Verdict] = [(first, second) for first, second in found]
     result = figures(pairing.models, judge, verdicts, a, b, notes=said, limit=pairing.limit)
     if world.rank == 0:

@@ -57,6 +57,7 @@ def run_pairwise(args: argparse.Namespace) -> int:
     from align.eval.answers import Drawing, likeliest
     from align.eval.pairwise_run import Pairing, answers, judged, read_prompts
     from align.judges.calls import CALLS
+    from align.judges.identity import identity
     from align.judges.loading import early_judge, judging, load_judge
     from align.judges.trial import try_judge
     from align.runs.processes import World
@@ -77,7 +78,7 @@ def run_pairwise(args: argparse.Namespace) -> int:
     found = answers(pairing, world, say)
     with judging():
         asked = judge if judge is not None else load_judge(settings, **how)
-        result = judged(pairing, asked, *found, world, say)
+        result = judged(pairing, asked, identity(settings, Path()), *found, world, say)
     if world.rank == 0:
         echo(json.dumps(result.to_json(), indent=1) if args.json else "\n".join(result.lines()))
     return Exit.OK

@@ -77,7 +77,7 @@ class EndpointJudge(CompareJudge):
     ) -> None:
         super().__init__()
         self.settings, self.say = settings, say
-        self.template = _template(settings.template, base)
+        self.template = template_of(settings.template, base)
         budget = Calls(settings.max_calls, calls)
         self.client = Client(settings, _folder(settings.cache, base), budget=budget, say=say, pause=pause)
         self.name = f"{settings.model} at {self.client.host}"
@@ -208,7 +208,8 @@ def _turns(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
 
 
-def _template(name: str | None, base: Path | None) -> str:
+def template_of(name: str | None, base: Path | None) -> str:
+    """The question with its places: the text of a file, else our own. Raises ``UserError``."""
     if name is None:
         return TEMPLATE
     path = (base or Path()) / name

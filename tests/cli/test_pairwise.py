@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer, preference
+from faulty_server import FaultyServer, Reply, preference
 from tiny import tiny_tokenizer
 from zoo import tiny_model
 
@@ -141,3 +142,43 @@ def test_a_model_beside_itself(place: Path, capsys: pytest.CaptureFixture[str]) 
         2,
         "a is named twice: a comparison with itself shows nothing. Name another model.\n",
     )
+
+
+def test_an_answer_with_neither_letter_is_no_tie(place: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def neither(path: str, body: dict) -> Reply | None:
+        return (200, {}, NEITHER) if "Say the number 1" in body["messages"][0]["content"] else None
+
+    with FaultyServer(reply=neither) as server:
+        code, out, err = call(
+            capsys, str(models / "a"), str(models / "b"), "--prompts", "prompts.jsonl", "--max-new-tokens", "5",
+            "--judge", f"endpoint:{server.url}#gpt", "--json",
+        )  # fmt: skip
+    assert code == 0, err
+    unread = sum(row["a"] != row["b"] and "Say the number 1" in row["prompt"] for row in verdicts(place))
+    assert unread > 5
+    assert [row["outcome"] for row in verdicts(place)].count(None) == unread
+    found = json.loads(out)
+    assert f"{unread} prompts without a verdict that could be read: in no figure" in found["notes"]
+    assert found["win_rate"]["n"] == 18 - unread
+
+
+NEITHER = {"choices": [{"message": {"content": "The"}, "logprobs": None}]}
+
+
+def test_verdicts_of_a_judge_that_was_changed_are_not_taken_for_its_own(
+    place: Path, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (str(models / "a"), str(models / "b"), "--prompts", "prompts.jsonl", "--max-new-tokens", "4", "--limit")
+    words = (*words, "4", "--judge", "function:judging_pairs:score", "--allow-code")
+    found = []
+    for sign in "+", "-", "-":
+        (place / "judging_pairs.py").write_text(
+            f"def score(prompts, texts):\n    return [{sign}len(t) for t in texts]\n"
+        )
+        monkeypatch.delitem(sys.modules, "judging_pairs", raising=False)
+        shutil.rmtree(place / "__pycache__", ignore_errors=True)
+        code, out, err = call(capsys, *words)
+        assert code == 0, err
+        found.append([row["outcome"] for row in verdicts(place)])
+    assert found[0] == [1 - value for value in found[1]] != [0.5] * 4
+    assert "judged before: 1 of 1 parts" in out
