@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.errors import UserError
 from align.outside.files import json_file
 from align.outside.limits import LOG
 from align.runs.files import write_atomically
@@ -58,7 +59,8 @@ class Kept:
             sound: whether a result that was read can be one; a part with another one is made again.
 
         Raises:
-            UserError: as ``work`` does; the parts that were done by then are kept.
+            UserError: as ``work`` does, and where a part cannot be read again; the parts that were done by then are
+                kept.
         """
         parts = [range(len(rows))[start : start + self.size] for start in range(0, len(rows), self.size)]
         files = [self._file(about, [rows[i] for i in part]) for part in parts]
@@ -75,7 +77,13 @@ class Kept:
                     shown.add(len(parts[number]))
 
         self.world.together(make)
-        return [value for file, part in zip(files, parts, strict=True) for value in _read(file, len(part), sound) or ()]
+        found = [_read(file, len(part), sound) for file, part in zip(files, parts, strict=True)]
+        if lost := [file for file, values in zip(files, found, strict=True) if values is None]:
+            raise UserError(
+                f"{done}: {lost[0]} was written, and cannot be read again, or does not hold a result that can be for "
+                "every row. Every process needs the same folder; what can be read is kept."
+            )
+        return [value for values in found for value in values or ()]
 
     def _file(self, about: Any, rows: Sequence[Any]) -> Path:
         key = hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()

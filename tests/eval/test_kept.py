@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,3 +75,15 @@ def test_floats_come_back_exactly(tmp_path: Path) -> None:
     keep = kept(tmp_path, [])
     for _ in range(2):
         assert keep(values, "a", lambda some: [values[i] for i in some], what="rows kept", done="kept") == values
+
+
+def test_a_result_that_cannot_be_one_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    keep = kept(tmp_path, [])
+    with pytest.raises(UserError) as caught:
+        keep(ROWS, "a", Doubling(ROWS), what="rows doubled", done="doubled", sound=lambda value: value != 10.0)
+    lost = str(caught.value).split()[1]
+    assert json.loads(Path(lost).read_text()) == [8.0, 10.0, 12.0, 14.0]
+    assert str(caught.value) == (
+        f"doubled: {lost} was written, and cannot be read again, or does not hold a result that can be for every row. "
+        "Every process needs the same folder; what can be read is kept."
+    )
