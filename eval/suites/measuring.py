@@ -17,9 +17,16 @@ from align.eval.result import Result
 from align.eval.suites.reading import Suite
 from align.models.subject import Subject
 from align.models.weights import weights_digest
+from align.outside.files import opened
 from align.recipe.sampling import Judge
 from align.recipe.sections import Source
+from align.runs.directory import LOCK
+from align.runs.files import digest_of
 from align.runs.processes import World
+
+# settings of suites that name files, folders or models
+_PLACES = ("source", "retain", "reference", "difficulty", "anchors", "pairs", "preferences", "include")
+_ON_HELD_OUT = ("preference", "consistency")  # whose rows are those that a run held out, where none are named
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,17 @@ class Measuring:
             )
         return list(recipe.data.held_out)
 
+    def contents(self) -> dict[str, str]:
+        """Digests of the files, and of the folders with all below them, that the suite reads beside the model."""
+        named = {key: getattr(self.suite.settings, key, None) for key in _PLACES}
+        places = {key: Path(self.suite.place(name)) for key, name in named.items() if name is not None}
+        recipe = self.run.recipe
+        if self.suite.settings.kind in _ON_HELD_OUT and not places.keys() & {"pairs", "preferences"} and recipe:
+            for number, source in enumerate(recipe.data.held_out):
+                if source.path is not None:
+                    places[f"held out {number}"] = (recipe.base or Path()) / source.path
+        return {key: _digest_of_place(place) for key, place in places.items() if place.exists()}
+
     def source(self, name: str) -> Source:
         """Rows that the suite file names: beside it, below the working directory, or on the Hub."""
         place = self.suite.place(name)
@@ -103,6 +121,19 @@ class Measured:
     main: tuple[str, ...]
     asked: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+
+def _digest_of_place(place: Path) -> str:
+    """A digest of a file, or of the files below a folder, of a run's those of its model."""
+    place = place / "model" if (place / LOCK).is_file() else place
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    found = []
+    for file in files:
+        if "__pycache__" in file.parts:  # which reading a folder's code leaves there
+            continue
+        with opened(file) as content:
+            found.append([str(file.relative_to(place)), digest_of(content)])
+    return digest_of_rows(found)
 
 
 def digest_of_rows(rows: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ def preference(settings: HeldOut, now: Measuring) -> Measured:
         del subject
         free()
         theirs = _gaps(now.subject(reference), pairs)
-        margins = own - theirs
+        with np.errstate(invalid="ignore"):  # of two infinite ones there is no difference
+            margins = own - theirs
         _enter(result, ACCURACY, margins, keys)
-        result.add_mean(MARGIN, margins, "", _SEED)
-        result.items[MARGIN] = dict(zip(keys, margins.tolist(), strict=True))
+        result.add_mean(MARGIN, np.where(np.isfinite(margins), margins, np.nan), "", _SEED)
+        result.items[MARGIN] = _items(margins, keys)
     result.order((ACCURACY, ALONE, MARGIN))
     if len(pairs) < FEW_PAIRS:
         result.notes.append(f"a set of {plural(len(pairs), 'pair')} is too small to say anything about accuracy")
@@ -128,8 +130,19 @@ def _right(gaps: np.ndarray) -> np.ndarray:
 
 
 def _enter(result: Result, name: str, gaps: np.ndarray, keys: list[str]) -> None:
-    """Enter the share of gaps above 0."""
-    right = _right(gaps)
-    result.values[name] = float(right.mean())
-    result.intervals[name] = wilson(float(right.sum()), len(right))
-    result.items[name] = dict(zip(keys, right.tolist(), strict=True))
+    """Enter the share of gaps above 0; those that are no number are in no figure, and a note says how many."""
+    right = _right(np.where(np.isfinite(gaps), gaps, np.nan))
+    known = right[~np.isnan(right)]
+    if len(known) < len(right):
+        result.notes.append(f"{name} is over {len(known)} of {len(right)} pairs; the others hold no number")
+    if not len(known):
+        result.missing[name] = "no pair holds a number"
+        return
+    result.values[name] = float(known.mean())
+    result.intervals[name] = wilson(float(known.sum()), len(known))
+    result.items[name] = _items(right, keys)
+
+
+def _items(values: np.ndarray, keys: list[str]) -> dict[str, float]:
+    """Values [n] by pair, without those that are no number."""
+    return {key: value for key, value in zip(keys, values.tolist(), strict=True) if math.isfinite(value)}

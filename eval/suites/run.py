@@ -117,11 +117,12 @@ def _before(now: Measuring) -> dict[str, Any] | None:
 
 
 def _identity(now: Measuring) -> dict[str, Any]:
-    """What a result depends on, as plain JSON: the suite's settings, the judge of the command line, and the weights."""
+    """What a result depends on, as plain JSON: settings and the files that they name, judge and weights."""
     settings = now.suite.written()
     if settings["kind"] == "alpaca" and settings["judge"] is None and now.judge is not None:
         settings["judge"] = now.judge.model_dump(mode="json")
-    return {"suite": now.suite.name, "settings": settings, "weights": now.weights, "asked_limit": now.limit}
+    about = {"suite": now.suite.name, "settings": settings, "contents": now.contents()}
+    return {**about, "weights": now.weights, "asked_limit": now.limit}
 
 
 def _measure(now: Measuring) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def _measure(now: Measuring) -> dict[str, Any]:
     began = time.monotonic()
     now.say(f"{now.suite.name}: measuring {now.model}")
     measured = _MEASURES[now.suite.settings.kind](now.suite.settings, now)
+    now.world.together(lambda: None)  # all have read the parts before they go
     if now.world.rank or measured is None:
         return {}
     written = {

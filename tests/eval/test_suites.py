@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from align.data.rows import world
 from align.errors import UserError
 from align.eval import muse, muse_metrics, tofu
 from align.eval.kept import Kept
+from align.eval.result import Result
 from align.eval.suites import measuring
-from align.eval.suites.preference import _gaps
+from align.eval.suites.preference import _enter, _gaps
 from align.eval.suites.reading import load_suite
 from align.eval.suites.run import lines, run_suites
 from align.eval.tofu_data import load_sets
@@ -321,6 +323,39 @@ def test_other_weights_are_measured_anew(place: Path, models: Path) -> None:
     (second,), _ = measured("preference-heldout")
     assert second["weights"] != first["weights"]
     assert second["figures"]["margin"]["value"] == 0.0
+
+
+def test_files_whose_content_has_changed_are_measured_anew(place: Path) -> None:
+    (first, _), _ = measured("preference-heldout", "tofu.yaml")
+    (place / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS[:5]))
+    file = place / "questions/retain_perturbed.json"
+    file.write_text(file.read_text().replace("?", "!", 1))
+    (second, _), said = measured("preference-heldout", "tofu.yaml")
+    assert not any("measured before" in line for line in said)
+    assert [found["figures"]["margin"]["n"] for found in (first, second)] == [9, 5]
+    _, said = measured("preference-heldout", "tofu.yaml")
+    assert sum("measured before" in line for line in said) == 2
+
+
+def test_a_retain_model_that_was_trained_again_is_another(place: Path, models: Path) -> None:
+    shutil.copytree(models / "trained", place / "kept")
+    (place / "beside.yaml").write_text("kind: preference\nreference: kept\n")
+    (first,), _ = measured("beside.yaml")
+    assert first["figures"]["margin"]["value"] == 0.0
+    shutil.copytree(models / "start", place / "kept", dirs_exist_ok=True)
+    (second,), _ = measured("beside.yaml")
+    assert second["figures"]["margin"]["value"] != 0.0
+
+
+def test_pairs_without_a_number_are_in_no_figure() -> None:
+    result = Result()
+    _enter(result, "accuracy", np.array([1.0, math.nan, -2.0, 0.0, -math.inf]), list("abcde"))
+    assert result.intervals == {"accuracy": wilson(1.5, 3)}
+    assert result.items == {"accuracy": {"a": 1.0, "c": 0.0, "d": 0.5}}
+    assert result.notes == ["accuracy is over 3 of 5 pairs; the others hold no number"]
+    _enter(result, "alone", np.array([math.nan]), ["a"])
+    assert result.missing == {"alone": "no pair holds a number"}
+    assert "alone" not in result.values
 
 
 def test_what_cannot_be_measured(place: Path, models: Path) -> None:
