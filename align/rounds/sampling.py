@@ -61,7 +61,7 @@ def draw_by_server(
     All processes call it together. The first one scores a few samples, where no accelerator is needed for it: the
     server may have that.
     """
-    first = next(part for parts in todo for part in parts)
+    missing = [prompt for parts in todo for part in parts for prompt in now.of_part(part)]
 
     def check() -> None:
         if world.rank == 0:
@@ -69,7 +69,7 @@ def draw_by_server(
             sampler.prepare([prompt["prompt_ids"] for prompt in now.prompts])
             with loaded_whole():
                 model = load_model(policy_section(recipe, run, now.number), base=recipe.base)
-            require_fit(sampler, model, *keyed(now.of_part(first)), now.number, say)
+            require_fit(sampler, model, *keyed(missing), now.number, say)
 
     world.together(check)
     free()

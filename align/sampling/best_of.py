@@ -196,7 +196,8 @@ class _Work:
         from align.sampling.served import require_fit
 
         if self.world.rank == 0 and self.todo["samples"]:
-            _, ids, keys = self._part(self.todo["samples"][0])
+            parts = [self._part(number) for number in self.todo["samples"]]
+            ids, keys = ([one for part in parts for one in part[place]] for place in (1, 2))
             require_fit(self._served, self._model, ids, keys, 0, self.say)
         self._model = None
 

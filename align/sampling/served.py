@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
@@ -164,11 +165,13 @@ def require_fit(
     step: int,
     say: Callable[[str], Any],
 ) -> None:
-    """Let a server draw for the first few prompts and refuse it where it does not draw from ``model`` as asked.
+    """Let a server draw for a few prompts and refuse it where it does not draw from ``model`` as asked.
 
-    What it drew stays in the sampler's cache, or is taken out of it.
+    They are the first of which nothing is kept: what an earlier server drew says nothing of this one. What it drew
+    stays in the sampler's cache, or is taken out of it. Where everything is kept, nothing will be drawn, nor checked.
 
     Args:
+        prompts: all that are still to be drawn for, token ids.
         model: the policy, where it is: it need not be on an accelerator for so few tokens.
 
     Raises:
@@ -177,13 +180,17 @@ def require_fit(
     settings = sampler.settings
     enough = max(8, TOKENS // min(settings.max_new_tokens, PREFIX))  # samples
     count = min(max(2, math.ceil(enough / settings.samples)), MOST_PROMPTS)
-    groups = sampler(prompts[:count], keys[:count], step)
+    places = list(islice(sampler.undrawn(prompts, keys, step), count))
+    if not places:
+        return
+    asked = [prompts[place] for place in places]
+    groups = sampler(asked, [keys[place] for place in places], step)
     attach(model.eval())
     device = next(model.parameters()).device
     engine = ScoringEngine()
     probe(engine, model, device)
     subject = Subject(model, sampler.tokenizer, engine, device=device, say=say)
-    rows = [(prompt, sample) for prompt, group in zip(prompts, groups, strict=False) for sample in group][:enough]
+    rows = [(prompt, sample) for prompt, group in zip(asked, groups, strict=True) for sample in group][:enough]
     found = fit(subject, settings, [p for p, _ in rows], [s for _, s in rows], sampler.last_logps[: len(rows)])
     if found.problem:
         sampler.forget()

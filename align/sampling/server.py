@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.tokens.samples import Finish, Sample, special_tokens
 from align.errors import UserError
+from align.judges.answers import question_key
 from align.judges.http import Body, Client, Usable
 from align.sampling.asking import Asking, settings_of
 from align.sampling.replies import choices_of, ids_of, logps_of
@@ -115,6 +116,15 @@ class ServerSampler:
             "return_token_ids": True,
             **settings_of(self.settings, self._stop, self._ends, int(self.tokenizer.eos_token_id)),
         }
+
+    def undrawn(self, prompts: Sequence[Sequence[int]], keys: Sequence[int], step: int) -> Iterator[int]:
+        """Places of the prompts of which no samples are kept, so that the server will be asked."""
+        usable = self._usable(self.settings.samples)
+        for place, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+            name = question_key(self.client.url, "/completions", self.body(prompt, key, step))
+            answer = self.client.answers.read(name)
+            if answer is None or not usable(answer):
+                yield place
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> None:
         """See that the server serves the policy, and how it takes prompts such as these, before any is drawn for.

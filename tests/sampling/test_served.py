@@ -126,6 +126,28 @@ def test_a_copy_of_few_bits_is_seen_in_the_log_probs_it_names(layout: Layout, fo
         checked(server, folder)
 
 
+def test_what_an_earlier_server_drew_says_nothing_of_the_one_that_is_there(
+    folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    with PolicyServer(loaded(folder), tokenizer, "vllm", models=(NAME,)) as server:
+        _, sampler = checked(server, folder, tmp_path / "cache")
+        first = [body["prompt"] for body in server.bodies if body["max_tokens"] == 12]
+        # at the same address, as after a restart, it now draws from fewer tokens
+        server.settings = {"top_k": 4}
+        with pytest.raises(UserError, match="it draws likelier tokens"):
+            checked(server, folder, tmp_path / "cache")
+        again = [body["prompt"] for body in server.bodies if body["max_tokens"] == 12][len(first) :]
+        assert again
+        assert not [prompt for prompt in again if prompt in first]
+        # what is kept is never asked for, so there is nothing to check
+        server.settings = {}
+        sampler(PROMPTS, KEYS, 1)
+        server.settings = {"top_k": 4}
+        asked = server.requests
+        said, sampler = checked(server, folder, tmp_path / "cache")
+        assert (said, server.requests) == ([], asked)
+
+
 def test_settings_that_were_asked_for_are_what_is_drawn_from(folder: Path, tokenizer: Any) -> None:
     asked = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "min_p": 0.02}
     kinds: list[Layout] = ["vllm", "transformers"]
