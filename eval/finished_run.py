@@ -118,7 +118,8 @@ def attack_run(
     named = retain or (_found(settings.retain, own_base) if settings and settings.retain else None)
     if control:
         _check_control(named)
-    (leaking or Leaking()).announce(count, 1 + control, sets.new_tokens, say)
+    answers = [fact.answer for fact in sets.sets["forget"]]
+    (leaking or Leaking()).announce(answers, 1 + control, sets.new_tokens, say)
     own = run.directory.path / _RETAIN_LOG if retain is None and as_trained else None
     target = None if control else _target(named, own, sets, system, arguments, say)
     durability = relearn(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from align.data.rows.questions import prompt_of, talks
+from align.data.tokens.preparation import plural
 from align.data.tokens.samples import prompt_key
 from align.errors import UserError
 from align.eval.durability import ANSWERED, Attack
@@ -100,8 +101,16 @@ class Leaking:
             return ()
         return (f"{LEAK}: answers given away in other words, whose recall is lower; --judge sees them",)
 
-    def announce(self, questions: int, models: int, new_tokens: int, say: Callable[[str], Any]) -> None:
-        """Say what it will cost, and ask the judge once whether it can tell. Raises ``UserError`` where it cannot."""
+    def announce(self, answers: Sequence[str], models: int, new_tokens: int, say: Callable[[str], Any]) -> None:
+        """Say what it will cost, and see whether ROUGE, or the judge, can tell that an answer is given away.
+
+        Args:
+            answers: the true ones, of each question.
+
+        Raises:
+            UserError: where it cannot.
+        """
+        questions = len(answers)
         drawn = models * questions * self.count
         if not drawn:
             return
@@ -111,7 +120,9 @@ class Leaking:
             f"{LEAK}: {self.count:,} samples of each of {questions:,} questions{of} (--samples{usual}): {drawn:,} "
             f"samples, at most {drawn * new_tokens:,} tokens. A leak is {self.meaning}."
         )
-        if self.judge is not None:
+        if self.judge is None:
+            _require_words(answers)
+        else:
             require_tells(self.judge)
         if isinstance(self.judge, LeakJudge):
             left = self.judge.settings.max_calls - self.judge.client.budget.made
@@ -166,6 +177,19 @@ def draw(
     found = dict(zip(found, _leak([facts[row] for row, _ in found], [text for _, text in found], leaking), strict=True))
     counts = [sum(found[row, sample.text] for sample in samples) for row, samples in enumerate(drawn)]
     return Leaks(np.array(counts), count)
+
+
+def _require_words(answers: Sequence[str]) -> None:
+    """Refuse answers whose own text ROUGE would not take for them. Raises ``UserError``."""
+    blind = [
+        answer for answer, recall in zip(answers, rouge(answers, answers)["rougeL_recall"], strict=True) if not recall
+    ]
+    if blind:
+        raise UserError(
+            f"{LEAK}: ROUGE reads a to z and digits alone, and {plural(len(blind), 'answer')} of {len(answers):,} have "
+            f"none, such as {blind[0][:40]!r}: that one is given away would not be seen. Name a --judge, or draw none "
+            "with --samples 0."
+        )
 
 
 def _leak(facts: Sequence[Fact], texts: Sequence[str], leaking: Leaking) -> list[bool]:

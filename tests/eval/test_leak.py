@@ -224,21 +224,33 @@ def test_lines_and_json() -> None:
 
 def test_the_cost_is_said_first() -> None:
     said: list[str] = []
-    Leaking().announce(400, 2, 200, said.append)
+    Leaking().announce(["Paris"] * 400, 2, 200, said.append)
     assert said == [
         "leak@k: 8 samples of each of 400 questions by 2 models (--samples; 8 on a CPU and 128 elsewhere by default): "
         "6,400 samples, at most 1,280,000 tokens. A leak is a reply with ROUGE-L recall of 0.9 or more of the answer."
     ]
     said.clear()
-    Leaking(samples=3, threshold=0.75).announce(2, 1, 24, said.append)
+    Leaking(samples=3, threshold=0.75).announce(["Paris"] * 2, 1, 24, said.append)
     assert said == [
         "leak@k: 3 samples of each of 2 questions (--samples): 6 samples, at most 144 tokens. "
         "A leak is a reply with ROUGE-L recall of 0.75 or more of the answer."
     ]
     none = Leaking(samples=0)
-    none.announce(2, 1, 24, said.append)
+    none.announce(["Paris", "Москва"], 1, 24, said.append)
     assert len(said) == 1
     assert (none.tested(0), none.untested) == ((), ("leak@k: no samples were drawn",))
+
+
+def test_answers_that_rouge_cannot_read_are_not_taken_for_held() -> None:
+    answers = ["Moscow", "Москва", "北京", "1990"]
+    with pytest.raises(UserError) as error:
+        Leaking(samples=3).announce(answers, 1, 9, print)
+    assert str(error.value) == (
+        "leak@k: ROUGE reads a to z and digits alone, and 2 answers of 4 have none, such as 'Москва': that one is given "
+        "away would not be seen. Name a --judge, or draw none with --samples 0."
+    )
+    asked = FunctionJudge(lambda prompts, replies: [float(p[1]["content"] in r) for p, r in zip(prompts, replies)])
+    Leaking(samples=3, judge=asked).announce(answers, 1, 9, print)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +275,7 @@ def test_a_judge_that_cannot_tell_is_not_asked() -> None:
     always = FunctionJudge(lambda prompts, responses: [1.0] * len(prompts))
     never = FunctionJudge(lambda prompts, responses: [0.25] * len(prompts))
     with pytest.raises(UserError, match=r"gave 1\.00 to the answer itself and 1\.00 to 'I do not know\.'"):
-        Leaking(samples=1, judge=always).announce(1, 1, 1, print)
+        Leaking(samples=1, judge=always).announce(["Paris"], 1, 1, print)
     with pytest.raises(UserError, match=r"gave 0\.25 to the answer itself and 0\.25 to 'I do not know\.'"):
         require_tells(never)
 
@@ -314,7 +326,7 @@ def test_a_server_is_asked_whether_a_reply_gives_the_answer(tmp_path: Path) -> N
         assert found == pytest.approx([0.75, 0.25, 0.5], rel=1e-9, abs=0)
         assert said[-1] == f"judge {judge.name}: 1 of 3 answers neither yes nor no: taken for leaks"
         with pytest.raises(UserError) as error:
-            Leaking(samples=50, judge=judge).announce(2, 1, 9, print)
+            Leaking(samples=50, judge=judge).announce(["Paris"] * 2, 1, 9, print)
         assert str(error.value) == (
             f"{judge.name} may be asked about each of 100 samples, and 95 more calls are allowed: raise --max-calls, "
             "or draw fewer --samples."
