@@ -50,9 +50,12 @@ def preference(settings: HeldOut, now: Measuring) -> Measured:
         why = "needs a reference: a run's starting model, or one that the suite file names"
         result.missing |= {ACCURACY: why, MARGIN: why}
     else:
+        tokenizer = subject.tokenizer
         del subject
         free()
-        theirs = _gaps(now.subject(reference), pairs)
+        beside = now.subject(reference)
+        _require_same_tokens(tokenizer, beside.tokenizer, pairs, f"suite {now.suite.name}: {reference}")
+        theirs = _gaps(beside, pairs)
         with np.errstate(invalid="ignore"):  # of two infinite ones there is no difference
             margins = own - theirs
         _enter(result, ACCURACY, margins, keys)
@@ -111,6 +114,17 @@ def _pairs(settings: HeldOut, now: Measuring, subject: KeptSubject) -> tuple[lis
         found += list(rows)
     limit = now.limit if now.limit is not None and now.limit < len(found) else None
     return found[:limit], limit
+
+
+def _require_same_tokens(own: Any, other: Any, pairs: list[dict[str, Any]], where: str) -> None:
+    """Refuse a reference to which the tokens of the pairs are others. Raises ``UserError``."""
+    used = sorted({token for pair in pairs for key in ("prompt", *_SIDES) for token in pair[f"{key}_ids"]})
+    for token, here, there in zip(used, *(one.convert_ids_to_tokens(used) for one in (own, other)), strict=True):
+        if here != there:
+            raise UserError(
+                f"{where} has another tokenizer: token {token} is {here!r} to the model and {there!r} to it, so it would "
+                "score other texts. Name a reference with the same one."
+            )
 
 
 def _gaps(subject: KeptSubject, pairs: list[dict[str, Any]]) -> np.ndarray:

@@ -347,6 +347,22 @@ def test_a_retain_model_that_was_trained_again_is_another(place: Path, models: P
     assert second["figures"]["margin"]["value"] != 0.0
 
 
+def test_a_reference_with_another_tokenizer_is_refused(place: Path, models: Path) -> None:
+    shutil.copytree(models / "start", place / "other")
+    file = place / "other/tokenizer.json"
+    told = json.loads(file.read_text())
+    vocabulary = told["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    file.write_text(json.dumps(told))
+    (place / "beside.yaml").write_text("kind: preference\nreference: other\n")
+    with pytest.raises(UserError) as caught:
+        measured("beside.yaml")
+    assert str(caught.value) == (
+        f"suite beside: {place / 'other'} has another tokenizer: token {vocabulary['a']} is 'e' to the model and 'a' to "
+        "it, so it would score other texts. Name a reference with the same one."
+    )
+
+
 def test_pairs_without_a_number_are_in_no_figure() -> None:
     result = Result()
     _enter(result, "accuracy", np.array([1.0, math.nan, -2.0, 0.0, -math.inf]), list("abcde"))
