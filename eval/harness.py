@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -128,8 +129,9 @@ def _interval(value: float, error: float, n: int, items: Mapping[str, float]) ->
 
     Of other means, and of groups, 1.96 of lm-eval's standard errors to both sides.
     """
-    if len(items) == n and set(items.values()) <= {0.0, 1.0}:
-        return wilson(sum(items.values()), n)
+    hits = sum(items.values())
+    if len(items) == n and set(items.values()) <= {0.0, 1.0} and math.isclose(hits / n, value, abs_tol=1e-9):
+        return wilson(hits, n)
     return Interval(value, value - 1.96 * error, value + 1.96 * error, n)
 
 

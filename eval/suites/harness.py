@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from align.errors import UserError
 from align.eval.harness import evaluate, require_harness
-from align.eval.suites.measuring import Measured, Measuring
+from align.eval.suites.measuring import Measured, Measuring, digest_of_rows
 from align.eval.suites.sections import Harness
+
+_ASKED = ("version", "shots", "config")
 
 
 def harness(settings: Harness, now: Measuring) -> Measured | None:
@@ -31,7 +33,9 @@ def harness(settings: Harness, now: Measuring) -> Measured | None:
         raise UserError(f"suite {now.suite.name}: {error}") from error
     if found is None:
         return None
-    return Measured(found.result, found.main, about={"tasks": found.tasks, "standard_errors": found.errors})
+    # rows are known by their content, and what surrounds it, such as worked examples, by their task
+    asked = digest_of_rows({task: [about[key] for key in _ASKED] for task, about in found.tasks.items()})
+    return Measured(found.result, found.main, asked, about={"tasks": found.tasks, "standard_errors": found.errors})
 
 
 def require(settings: Harness, now: Measuring) -> None:

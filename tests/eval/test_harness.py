@@ -205,4 +205,6 @@ def test_intervals_of_shares_and_of_other_means() -> None:
     assert harness._interval(0.75, 0.25, 4, rows) == wilson(3, 4)
     assert harness._interval(0.0, 0.0, 30, {str(i): 0.0 for i in range(30)}).high > 0.1
     assert harness._interval(0.75, 0.25, 4, {**rows, "0": 0.5}) == Interval(0.75, 0.75 - 0.49, 0.75 + 0.49, 4)
+    # a task's own way to sum rows up, such as their median, is no share of them
+    assert harness._interval(1.0, 0.25, 4, rows) == Interval(1.0, 1 - 0.49, 1 + 0.49, 4)
     assert harness._interval(0.75, 0.25, 4, {}) == Interval(0.75, 0.75 - 0.49, 0.75 + 0.49, 4)
