@@ -181,9 +181,8 @@ def draw(
 
 def _require_words(answers: Sequence[str]) -> None:
     """Refuse answers whose own text ROUGE would not take for them. Raises ``UserError``."""
-    blind = [
-        answer for answer, recall in zip(answers, rouge(answers, answers)["rougeL_recall"], strict=True) if not recall
-    ]
+    own = rouge(answers, answers)["rougeL_recall"]
+    blind = [answer for answer, recall in zip(answers, own, strict=True) if not recall]
     if blind:
         raise UserError(
             f"{LEAK}: ROUGE reads a to z and digits alone, and {plural(len(blind), 'answer')} of {len(answers):,} have "

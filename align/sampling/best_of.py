@@ -197,7 +197,8 @@ class _Work:
 
         if self.world.rank == 0 and self.todo["samples"]:
             parts = [self._part(number) for number in self.todo["samples"]]
-            ids, keys = ([one for part in parts for one in part[place]] for place in (1, 2))
+            ids = [one for _, of, _ in parts for one in of]
+            keys = [one for _, _, of in parts for one in of]
             require_fit(self._served, self._model, ids, keys, 0, self.say)
         self._model = None
 

@@ -122,8 +122,8 @@ def _require_same_tokens(own: Any, other: Any, pairs: list[dict[str, Any]], wher
     for token, here, there in zip(used, *(one.convert_ids_to_tokens(used) for one in (own, other)), strict=True):
         if here != there:
             raise UserError(
-                f"{where} has another tokenizer: token {token} is {here!r} to the model and {there!r} to it, so it would "
-                "score other texts. Name a reference with the same one."
+                f"{where} has another tokenizer: token {token} is {here!r} to the model and {there!r} to it, so it "
+                "would score other texts. Name a reference with the same one."
             )
 
 

@@ -246,11 +246,11 @@ def test_answers_that_rouge_cannot_read_are_not_taken_for_held() -> None:
     with pytest.raises(UserError) as error:
         Leaking(samples=3).announce(answers, 1, 9, print)
     assert str(error.value) == (
-        "leak@k: ROUGE reads a to z and digits alone, and 2 answers of 4 have none, such as 'Москва': that one is given "
-        "away would not be seen. Name a --judge, or draw none with --samples 0."
+        "leak@k: ROUGE reads a to z and digits alone, and 2 answers of 4 have none, such as 'Москва': that one is "
+        "given away would not be seen. Name a --judge, or draw none with --samples 0."
     )
-    asked = FunctionJudge(lambda prompts, replies: [float(p[1]["content"] in r) for p, r in zip(prompts, replies)])
-    Leaking(samples=3, judge=asked).announce(answers, 1, 9, print)
+    names = FunctionJudge(lambda prompts, replies: [float("Paris" in reply) for reply in replies])
+    Leaking(samples=3, judge=names).announce(answers, 1, 9, print)
 
 
 @pytest.mark.parametrize(

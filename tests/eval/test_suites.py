@@ -358,8 +358,8 @@ def test_a_reference_with_another_tokenizer_is_refused(place: Path, models: Path
     with pytest.raises(UserError) as caught:
         measured("beside.yaml")
     assert str(caught.value) == (
-        f"suite beside: {place / 'other'} has another tokenizer: token {vocabulary['a']} is 'e' to the model and 'a' to "
-        "it, so it would score other texts. Name a reference with the same one."
+        f"suite beside: {place / 'other'} has another tokenizer: token {vocabulary['a']} is 'e' to the model and 'a' "
+        "to it, so it would score other texts. Name a reference with the same one."
     )
 
 
