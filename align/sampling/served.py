@@ -167,7 +167,7 @@ def require_fit(
 ) -> None:
     """Let a server draw for a few prompts and refuse it where it does not draw from ``model`` as asked.
 
-    They are the first of which nothing is kept: what an earlier server drew says nothing of this one. What it drew
+    There are more of them where samples are short. They are the first of which nothing is kept: what an earlier server drew says nothing of this one. What it drew
     stays in the sampler's cache, or is taken out of it. Where everything is kept, nothing will be drawn, nor checked.
 
     Args:
@@ -178,20 +178,26 @@ def require_fit(
         UserError: with what is wrong.
     """
     settings = sampler.settings
-    enough = max(8, TOKENS // min(settings.max_new_tokens, PREFIX))  # samples
-    count = min(max(2, math.ceil(enough / settings.samples)), MOST_PROMPTS)
-    places = list(islice(sampler.undrawn(prompts, keys, step), count))
+    places = list(islice(sampler.undrawn(prompts, keys, step), MOST_PROMPTS))
     if not places:
         return
-    asked = [prompts[place] for place in places]
-    groups = sampler(asked, [keys[place] for place in places], step)
+    enough = max(8, math.ceil(TOKENS / min(settings.max_new_tokens, PREFIX)))  # samples, where none ends early
+    count = max(2, math.ceil(enough / settings.samples))
+    rows: list[tuple[Sequence[int], Sample]] = []
+    logps: list[Sequence[float]] = []
+    while places and sum(len(sample.ids[:PREFIX]) for _, sample in rows) < TOKENS:
+        some, places = places[:count], places[count:]
+        groups = sampler([prompts[place] for place in some], [keys[place] for place in some], step)
+        rows += [(prompts[place], sample) for place, group in zip(some, groups, strict=True) for sample in group][
+            :enough
+        ]
+        logps += sampler.last_logps[:enough]
     attach(model.eval())
     device = next(model.parameters()).device
     engine = ScoringEngine()
     probe(engine, model, device)
     subject = Subject(model, sampler.tokenizer, engine, device=device, say=say)
-    rows = [(prompt, sample) for prompt, group in zip(asked, groups, strict=True) for sample in group][:enough]
-    found = fit(subject, settings, [p for p, _ in rows], [s for _, s in rows], sampler.last_logps[: len(rows)])
+    found = fit(subject, settings, [p for p, _ in rows], [s for _, s in rows], logps)
     if found.problem:
         sampler.forget()
         raise UserError(

@@ -148,6 +148,15 @@ def test_what_an_earlier_server_drew_says_nothing_of_the_one_that_is_there(
         assert (said, server.requests) == ([], asked)
 
 
+def test_more_prompts_are_drawn_where_samples_are_short(folder: Path, tokenizer: Any) -> None:
+    with PolicyServer(loaded(folder), tokenizer, "vllm", models=(NAME,), settings={"max_tokens": 2}) as server:
+        said, _ = checked(server, folder)
+        asked = [body["prompt"] for body in server.bodies if body["max_tokens"] == 12]
+    assert sorted(asked) == sorted(PROMPTS[: served.MOST_PROMPTS])
+    tokens = int(said[-1].split(" as far as ")[1].split()[0])
+    assert 32 * 3 < tokens <= 32 * 3 * 2  # where 34 samples of 12 tokens were expected to do
+
+
 def test_settings_that_were_asked_for_are_what_is_drawn_from(folder: Path, tokenizer: Any) -> None:
     asked = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "min_p": 0.02}
     kinds: list[Layout] = ["vllm", "transformers"]
