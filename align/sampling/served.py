@@ -167,8 +167,9 @@ def require_fit(
 ) -> None:
     """Let a server draw for a few prompts and refuse it where it does not draw from ``model`` as asked.
 
-    There are more of them where samples are short. They are the first of which nothing is kept: what an earlier server drew says nothing of this one. What it drew
-    stays in the sampler's cache, or is taken out of it. Where everything is kept, nothing will be drawn, nor checked.
+    There are more of them where samples are short. They are the first of which nothing is kept: what an earlier server
+    drew says nothing of this one. What it drew stays in the sampler's cache, or is taken out of it. Where everything is
+    kept, nothing will be drawn, nor checked.
 
     Args:
         prompts: all that are still to be drawn for, token ids.
@@ -188,9 +189,8 @@ def require_fit(
     while places and sum(len(sample.ids[:PREFIX]) for _, sample in rows) < TOKENS:
         some, places = places[:count], places[count:]
         groups = sampler([prompts[place] for place in some], [keys[place] for place in some], step)
-        rows += [(prompts[place], sample) for place, group in zip(some, groups, strict=True) for sample in group][
-            :enough
-        ]
+        drawn = [(prompts[place], sample) for place, group in zip(some, groups, strict=True) for sample in group]
+        rows += drawn[:enough]
         logps += sampler.last_logps[:enough]
     attach(model.eval())
     device = next(model.parameters()).device

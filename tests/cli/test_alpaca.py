@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,24 @@ def test_what_was_judged_before_a_kill_is_not_asked_again(place: Path, capsys: p
         assert "judged before: 1 of 2 parts" in out
         assert server.requests == 1 + 20
         assert max(server.asked.values()) == 1
+
+
+def test_verdicts_of_a_judge_that_was_changed_are_not_taken_for_its_own(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--outputs", "outputs.json", "--reference", "reference.json", "--json")
+    words = (*words, "--judge", "function:judging_alpaca:longest", "--allow-code")
+    rates = []
+    for sign in "+", "-":
+        text = f"def longest(prompts, responses):\n    return [{sign}len(r) for r in responses]\n"
+        (place / "judging_alpaca.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "judging_alpaca", raising=False)
+        shutil.rmtree(place / "__pycache__", ignore_errors=True)
+        code, out, err = call(capsys, *words)
+        assert code == 0, err
+        rates.append(json.loads(out)["win_rate"])
+    assert rates[0] == pytest.approx(100 - rates[1], abs=1e-9)
+    assert rates[0] != rates[1]
 
 
 def test_damaged_verdicts_are_judged_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
