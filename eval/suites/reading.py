@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from align.data.rows.files import SUFFIXES
 from align.errors import UserError
 from align.eval.suites.sections import KINDS, Settings
 from align.recipe.messages import Problem, did_you_mean, sentence, shown, unknown_choice
@@ -73,7 +74,11 @@ def load_suite(name: str) -> Suite:
             f"--suite {name}: its result would be eval/{file.stem}.json, a name that is taken or impossible. Call the "
             "file something else, of letters, digits, '.', '_', '+' and '-'."
         )
-    return Suite(file.stem, _validated(parse_file(file, name)), file.resolve().parent)
+    document, base = parse_file(file, name), file.resolve().parent
+    settings = _validated(document)
+    if absent := _absent(settings, base):
+        raise refusal(document, absent)
+    return Suite(file.stem, settings, base)
 
 
 def _validated(document: Document) -> Settings:
@@ -99,6 +104,16 @@ def _validated(document: Document) -> Settings:
     if problems:
         raise refusal(document, problems)
     return found
+
+
+def _absent(settings: Settings, base: Path) -> list[Problem]:
+    """Files and folders that are nowhere. A name that may be a Hub id is left to the Hub."""
+    return [
+        Problem((key,), f"{name}: no such file or folder, neither beside the suite file nor where you are.")
+        for key, name in settings
+        if isinstance(name, str) and (name.startswith((".", "/")) or name.removesuffix(".gz").endswith(SUFFIXES))
+        if not (base / name).exists() and not Path(name).exists()
+    ]
 
 
 def _kinds() -> str:

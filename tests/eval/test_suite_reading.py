@@ -83,6 +83,26 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, se
     assert sorted(str(caught.value).split("\n")) == sorted(sentence.split("\n"))
 
 
+def test_files_that_are_nowhere_are_said_as_the_suite_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine/s.yaml"
+    nowhere = "no such file or folder, neither beside the suite file nor where you are."
+    file.write_text("kind: preference\npairs: held.jsonl\nreference: ../runs/a\n")
+    with pytest.raises(UserError) as caught:
+        load_suite("mine/s.yaml")
+    assert str(caught.value).split("\n") == [
+        f"mine/s.yaml:2  pairs: held.jsonl: {nowhere}",
+        f"mine/s.yaml:3  reference: ../runs/a: {nowhere}",
+        "2 errors, nothing was run.",
+    ]
+    (tmp_path / "mine/held.jsonl").touch()  # beside the suite file
+    file.write_text("kind: preference\npairs: held.jsonl\nreference: some/model\n")
+    assert load_suite("mine/s.yaml").place("held.jsonl") == str(tmp_path / "mine/held.jsonl")
+    (tmp_path / "mine/held.jsonl").rename(tmp_path / "held.jsonl")  # where the user is
+    assert load_suite("mine/s.yaml").place("held.jsonl") == "held.jsonl"
+
+
 def test_names_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "retain.yaml").write_text("kind: tofu\n")

@@ -288,7 +288,7 @@ def _refuse_json_text(row: Mapping[str, Any]) -> None:
 
 
 def _unrecognised(names: Sequence[str], wanted: Sequence[str], candidates: Sequence[Format]) -> str:
-    shown = [name for name in names if name not in ("row", "source")]
+    shown = [name for name in names if name != "row"]
     columns = ", ".join(shown) or "none"
     if reads_labels(wanted):
         return _unlabelled(columns, shown, wanted, candidates)

@@ -34,10 +34,10 @@ class _Noted(dict):
 def unread_columns(form: Format, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that the format reads in none of ``rows``, with a value in one that its canonical form does not repeat.
 
-    ``row`` and ``source`` are ours and do not count.
+    ``row`` is ours (``load_source`` numbers rows by it) and does not count.
     """
     missed: dict[str, None] = {}
-    read = {"row", "source"}
+    read = {"row"}
     for row in map(_Noted, rows):
         canonical = None
         with suppress(BadRow):  # counted where the rows are prepared

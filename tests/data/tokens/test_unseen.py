@@ -127,6 +127,11 @@ class TestColumns:
         ]
         assert account.to_dict()["unread"] == ["system", "id"]
 
+    def test_one_called_source_is_named_as_any_other(self):
+        rows = [pair() | {"source": "crowd", "id": 7}]  # UltraFeedback's rows have such a column
+        account = prepare_rows(from_rows(rows), tiny_tokenizer(chat=False), PAIR)[1]
+        assert account.summary()[2] == "Columns that the model does not see: source, id."
+
     def test_a_column_that_a_bad_row_alone_leaves_aside(self):
         rows = [row(tools=[TOOL]) | {"chosen": None}, row(tools=[TOOL])]
         assert account_of(rows).unread == []
