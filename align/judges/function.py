@@ -104,7 +104,8 @@ def _numbers(
         values = list(returned)
     except TypeError:
         raise UserError(
-            f"judge.function: {spec} returned {type(returned).__name__}, but a list of {count} numbers was expected."
+            f"judge.function: {spec} returned {type(returned).__name__}, but a list of {count} numbers was expected: "
+            "it is called with lists, of prompts and of answers."
         ) from None
     if len(values) != count:
         raise UserError(f"judge.function: {spec} returned {len(values)} numbers for {count} rows.")

@@ -72,7 +72,7 @@ def named(text: str) -> Device:
     if found is None or not re.fullmatch(r"\d+(\.\d+)?", found[1]) or not float(found[1]):
         raise UserError(f"--device {text}: expected a memory such as 80GiB, or one of cpu, {', '.join(CHIPS)}.")
     total = int(float(found[1]) * _UNITS[found[2].upper()])
-    return Device(text, "cuda", total, total, area_of(_OTHER[0], total), _OTHER[1], known=False)
+    return Device("a device", "cuda", total, total, area_of(_OTHER[0], total), _OTHER[1], known=False)
 
 
 def here(device: torch.device) -> Device:

@@ -10,6 +10,9 @@ from align.report.progress import duration
 from align.runs.memory import amount
 
 _WIDTH = 28
+# Seconds of a step below which a GPU waits for the host: forward, backward and optimizer of some tens of layers start
+# thousands of kernels, each of which takes the host about ten microseconds. Assumed, and not measured.
+_SHORT_STEP = 0.02
 
 
 def table(plan: Plan, dropped: Sequence[str] = ()) -> Iterator[str]:
@@ -42,6 +45,10 @@ def table(plan: Plan, dropped: Sequence[str] = ()) -> Iterator[str]:
         yield "    beside what the process holds before; a CPU's C library may keep freed memory, see docs/plan.md"
     yield ""
     yield f"  time       {duration(plan.time.seconds)} of training, by {plan.time.source}"
+    step = plan.time.seconds / about.steps
+    if plan.device.kind != "cpu" and step < _SHORT_STEP:
+        each_step = f"{1000 * step:.2g} ms a step"
+        yield f"             that is {each_step}; so short a step waits for the host: expect it to take longer"
     tokens = ", ".join(f"{name} {count:,}" for name, count in plan.time.tokens.items())
     yield f"             tokens: {tokens}"
     disk = plan.disk

@@ -84,7 +84,11 @@ def test_functions_score_and_compare(recipe: Path) -> None:
     [
         ("picky", "rewards_here:picky failed at row 1: ZeroDivisionError: division by zero."),
         ("several", "rewards_here:several failed over 2 rows together, though not over each alone: RuntimeError."),
-        ("one", "rewards_here:one returned float, but a list of 2 numbers was expected."),
+        (
+            "one",
+            "rewards_here:one returned float, but a list of 2 numbers was expected: it is called with lists, of "
+            "prompts and of answers.",
+        ),
         ("few", "rewards_here:few returned 1 numbers for 2 rows."),
         ("text", "rewards_here:text returned '1.0' for row 0; a finite number was expected."),
         ("nan", "rewards_here:nan returned 'nan' for row 1; a finite number was expected."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,21 @@ def test_a_layer_that_cannot_be_followed_is_estimated_and_said(
     said = "the layers of this architecture cannot be followed without weights: activations are estimated"
     assert said in "\n".join(table(plan))
     assert 0.3 < plan.memory.total / seen.memory.total < 3
+
+
+def test_steps_too_short_for_a_gpu_are_said(world: Path, data: Data) -> None:
+    from align.plan.show import table
+
+    plan = plan_of(made(world), data, ONE, GPU)
+    said = f"that is {1000 * plan.time.seconds / plan.batches.steps:.2g} ms a step; so short a step waits for the host"
+    assert said in "\n".join(table(plan))
+    slower = replace(plan, time=replace(plan.time, seconds=0.021 * plan.batches.steps))
+    assert "ms a step" not in "\n".join(table(slower))
+    on_cpu = plan_of(made(world), data, ONE, named("cpu"))
+    assert "ms a step" not in "\n".join(table(on_cpu))
+
+
+def test_a_device_that_is_named_by_its_memory(world: Path, data: Data) -> None:
+    from align.plan.show import where
+
+    assert where(plan_of(made(world), data, ONE, GPU)) == "1 process, a device of 80.0 GiB"
