@@ -17,6 +17,7 @@ from align.errors import UserError
 from align.eval.alpaca_figures import Anchors, LengthControlled, WinRate, length_controlled, win_rate
 from align.eval.alpaca_rows import JUDGE, REFERENCE, Annotations, official, official_count
 from align.eval.result import limited, mark
+from align.report.thresholds import FEW_PAIRS
 from align.stats import finite
 
 _LC = "length_controlled_winrate"
@@ -107,6 +108,8 @@ class AlpacaResult:
 
 
 def _spanned(value: float, error: float, unit: str = "%") -> str:
+    if not error:  # all rows alike: their spread says nothing of the next row
+        return f"{value:.2f} {unit}"
     low, high = value - 1.96 * error, value + 1.96 * error
     return f"{value:.2f} {unit} [{low:.1f}, {high:.1f}]"
 
@@ -146,6 +149,8 @@ def figures(
             notes.append(f"fitted to {len(numbers):,} of {official_count():,} instructions: no figure of a leaderboard")
     if unjudged := len(found.preference) - len(judged):
         notes.append(f"{plural(unjudged, 'row')} without an answer of the judge that could be read: in no win rate")
+    if len(judged) < FEW_PAIRS:
+        notes.append(f"too few to say: {plural(len(judged), 'instruction')} judged, and {FEW_PAIRS} are the least")
     return AlpacaResult(
         found.model,
         found.reference,

@@ -261,6 +261,18 @@ def test_a_file_without_verdicts_has_no_win_rate() -> None:
         figures(found, "no file", "no file")
 
 
+def test_few_verdicts_say_nothing_and_verdicts_all_alike_have_no_interval() -> None:
+    def found(count: int, preference: float) -> Annotations:
+        names, ones = [f"q{i}" for i in range(count)], np.ones(count, dtype=int)
+        return Annotations(names, np.array([1.0] * (count - 1) + [preference]), ones, ones, "m", "r", "j")
+
+    few, enough = figures(found(29, 1.0), "", ""), figures(found(30, 0.0), "", "")
+    assert few.notes == ("too few to say: 29 instructions judged, and 30 are the least",)
+    assert "  win rate            100.00 %" in few.lines()
+    assert enough.notes == ()
+    assert "  win rate            96.67 % [90.1, 103.2]" in enough.lines()  # 29 of 30, standard error 1/30
+
+
 def test_foreign_instructions_have_no_difficulty() -> None:
     found = Annotations(["a", "b"], np.array([0.1, 0.4]), np.array([1, 1]), np.array([1, 1]), "m", "r", "j")
     result = figures(found, {}, "no file", subset=True)
