@@ -293,11 +293,7 @@ def test_the_card_has_the_numbers_of_the_report(finished: Any) -> None:
     text, found = (folder / "model" / "README.md").read_text(), load_run(folder)
     assert found.verdict is not None
     accuracy = found.verdict["findings"]["learned"]["accuracy"]
-    results = {result.metric_name: result for result in ModelCard(text).data.eval_results}
-    held_out = results["accuracy on held-out pairs"]
-    assert held_out.metric_value == accuracy["value"]
-    assert (held_out.dataset_name, held_out.dataset_type) == ("held_out.jsonl", "local")
-    assert held_out.task_type == "text-generation"
+    assert ModelCard(text).data.eval_results is None  # of 8 pairs: the Hub would show it without its interval
     span = f"{accuracy['value']:.1f} [{accuracy['low']:.1f}, {accuracy['high']:.1f}]"
     assert f"| accuracy on held-out pairs | {span} | 8 | 0.5 |" in text
     for limit in limits(found):

@@ -15,6 +15,7 @@ from align.report.figures import Figure, figures, shown
 from align.report.limits import limits
 from align.report.page.untrusted import fenced, markdown, visible
 from align.report.record import RunRecord
+from align.report.thresholds import FEW_PAIRS
 
 _UNKNOWN = "One seed. The result says where its numbers come from; what else this model does was not measured."
 # figures that belong to a data set, and what the Hub calls such a metric
@@ -109,13 +110,20 @@ def _table(found: Sequence[Figure]) -> list[str]:
     return rows
 
 
+def _of_few(figure: Figure) -> bool:
+    return figure.interval is not None and figure.interval.n < FEW_PAIRS
+
+
 def _results(record: RunRecord) -> list[EvalResult]:
-    """What the Hub's index of results takes: numbers that were measured on a data set with a name."""
+    """What the Hub's index of results takes: numbers that were measured on a data set with a name, and on enough rows.
+
+    The Hub shows them alone, without the words beside them that doubt a number from a few rows.
+    """
     data = record.recipe.get("data") or {}
     suite = (record.recipe.get("evaluate") or {}).get("source") or {}
     sources = {"unlearning": [suite]}.get(record.kind, data.get("held_out") or [])
     names = [str(one.get("id") or Path(str(one.get("path") or "the generated world")).name) for one in sources if one]
-    found = [figure for figure in figures(record) if figure.name in _ON_HELD_OUT]
+    found = [figure for figure in figures(record) if figure.name in _ON_HELD_OUT and not _of_few(figure)]
     if not names:
         return []
     return [

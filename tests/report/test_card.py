@@ -11,6 +11,7 @@ from run_records import DPO, record, span
 from align.objectives import DPO as Objective
 from align.objectives import BradleyTerry
 from align.report.card import CardFacts, model_card
+from align.report.thresholds import FEW_PAIRS
 
 FINDINGS = {"learned": {"word": "yes", "accuracy": span(0.8, 0.05, 200), "start": 0.5, "pairs": "held-out"}}
 
@@ -38,6 +39,15 @@ def test_the_index_names_the_data_set(held_out: list[dict[str, Any]], name: str,
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.8)
     assert "| accuracy on held-out pairs | 0.80 [0.75, 0.85] | 200 | 0.5 |" in text
     assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(("pairs", "indexed"), [(FEW_PAIRS - 1, False), (FEW_PAIRS, True)])
+def test_the_index_has_no_number_of_a_few_pairs(pairs: int, indexed: bool) -> None:
+    findings = {"learned": {**FINDINGS["learned"], "accuracy": span(1.0, 0.05, pairs)}}
+    recipe = {**DPO, "data": {**DPO["data"], "held_out": [{"id": "some/pairs"}]}}
+    text = model_card(CardFacts("first", Objective(), record=record(recipe=recipe, findings=findings)))
+    assert "| accuracy on held-out pairs |" in text
+    assert (ModelCard(text).data.eval_results is not None) is indexed
 
 
 def test_what_was_measured_on_no_named_data_has_a_row_and_no_place_in_the_index() -> None:
