@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from align.recipe.sections import (
     Alternates,
@@ -21,6 +21,12 @@ from align.recipe.sections import (
     Source,
     Watch,
 )
+
+
+def _ends_some(value: str) -> str:
+    if not value:
+        raise ValueError("it has an empty text, before which every completion would end: take it out.")
+    return value
 
 
 class Server(Section):
@@ -44,7 +50,9 @@ class Sampling(Section):
     min_p: float | None = Field(
         None, gt=0, lt=1, description="leave out tokens below this share of the likeliest one's"
     )
-    stop: list[str] = Field([], description="a completion ends before the first of these texts")
+    stop: list[Annotated[str, AfterValidator(_ends_some)]] = Field(
+        [], description="a completion ends before the first of these texts"
+    )
     batch_size: int | None = Field(
         None,
         ge=1,

@@ -61,8 +61,6 @@ class Sampler:
         *,
         say: Callable[[str], Any] = print,
     ) -> None:
-        if "" in settings.stop:
-            raise UserError("sampling.stop has an empty text, before which every completion would end: take it out.")
         self.settings, self.tokenizer, self.seed, self.say = settings, tokenizer, seed, say
         self.shares_prompts: bool | None = None
         cure = (

@@ -60,8 +60,6 @@ class ServerSampler:
     ) -> None:
         if settings.server is None:
             raise UserError("sampling.server is not set: there is no server to draw from.")
-        if "" in settings.stop:
-            raise UserError("sampling.stop has an empty text, before which every completion would end: take it out.")
         if tokenizer.eos_token_id is None:
             raise UserError("The tokenizer has no end-of-text token, so it cannot be told which samples have ended.")
         self.settings, self.tokenizer, self.seed, self.served = settings, tokenizer, seed, served

@@ -114,7 +114,7 @@ def test_a_judge_that_does_not_fit(capsys: pytest.CaptureFixture[str], place: Pa
     AutoModelForSequenceClassification.from_config(config).save_pretrained(place / "reward")
     tiny_tokenizer(chat=False).save_pretrained(place / "reward")
     words = ("prompts.jsonl", "--model", "model", "--n", "4", "--max-new-tokens", "4", "--batch-size", "4")
-    with at_most(positions=60):  # more than one prompt has, and fewer than all of them with their samples
+    with at_most(positions=120):  # more than one prompt has, and fewer than all of them with their samples
         code, _, err = call(capsys, "sample", *words, "--judge", "reward:reward")
     assert code == 3
     assert "\nOut of memory while answers were judged: cpu has " in f"\n{err}"

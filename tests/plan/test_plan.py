@@ -120,6 +120,7 @@ def test_changes_are_plans_of_the_changed_recipe(tmp_path: Path, world: Path, da
     assert "model.lora={}" in found[-1].text
 
 
+@pytest.mark.slow
 def test_changes_of_a_run_whose_samples_are_the_most(tmp_path: Path, world: Path, data: Data) -> None:
     tiny_model(vocab_size=20_000).save_pretrained(tmp_path / "wide")
     settings: dict[str, Any] = {"id": str(tmp_path / "wide"), "lora": {"rank": 2}}

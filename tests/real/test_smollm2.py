@@ -152,6 +152,7 @@ def test_dpo_starts_at_log_two_and_prefers_the_chosen_answers(smollm2: Path, dpo
     assert (gain[::2] - gain[1::2]).min() > 0.5  # nats, every pair
 
 
+@pytest.mark.slow
 def test_the_merged_export_is_the_adapter(smollm2: Path, dpo: Any, tmp_path: Path) -> None:
     folder, _ = dpo
     lines: list[str] = []

@@ -27,11 +27,9 @@ from align.report.trajectory import trajectory
 from align.runs.directory import RunDirectory
 from align.sampling.files import read_tables
 
-SHORT = (  # one of each kind for make test
+SHORT = (  # some for make test
     "preference/kto-zephyr-7b",
-    "reward/consistency-llama-7b",
     "unlearn/tofu-npo-llama3.2-1b",
-    "unlearn/muse-news-flat",
     "online/superhf-llama-7b-lora",
 )
 MAY_CHANGE = re.compile(

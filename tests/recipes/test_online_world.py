@@ -66,6 +66,7 @@ def kl_to_start(folder: Path, model: Path) -> float:
     return float(sum(gaps) / len(gaps))
 
 
+@pytest.mark.slow
 def test_hypo_stays_near_where_dpo_runs_away(taught: Path, tmp_path: Path) -> None:
     hypo, lines = online("hypo", taught, tmp_path / "hypo")
     assert any(re.match(r" step +loss +margin +accuracy +kl ", line) for line in lines)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
 from scipy import stats
 from tiny import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -346,7 +347,7 @@ def test_a_special_token_as_stop_text_ends_a_completion() -> None:
 
 
 def test_stop_texts_that_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"sampling\.stop has an empty text"):
+    with pytest.raises(ValidationError, match="it has an empty text, before which every completion would end"):
         _draw(_model(), [[5]], stop=["x", ""])
     tokenizer = tiny_tokenizer(chat=False)  # nor a template that would close an answer
     tokenizer.eos_token = None
