@@ -118,8 +118,7 @@ def attack_run(
     named = retain or (_found(settings.retain, own_base) if settings and settings.retain else None)
     if control:
         _check_control(named)
-    answers = [fact.answer for fact in sets.sets["forget"]]
-    (leaking or Leaking()).announce(answers, 1 + control, sets.new_tokens, say)
+    (leaking or Leaking()).announce([f.answer for f in sets.sets["forget"]], 1 + control, sets.new_tokens, say)
     own = run.directory.path / _RETAIN_LOG if retain is None and as_trained else None
     target = None if control else _target(named, own, sets, system, arguments, say)
     durability = relearn(

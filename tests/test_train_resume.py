@@ -139,7 +139,8 @@ def test_killed_behind_any_step_it_leaves_what_the_whole_run_leaves(
     assert left(tmp_path / "tiny") == whole("dpo")
 
 
-@pytest.mark.parametrize("name", [name if name == "lora" else slow(name) for name in SETTINGS if name != "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "dpo"])
 def test_killed_twice_in_every_setting(world: Path, whole: Any, tmp_path: Path, name: str) -> None:
     again = made(world, tmp_path, name)
     killed(again, 7)

@@ -19,7 +19,7 @@ from align.data.rows.values import ROLES
 from align.data.tokens.arguments import kept_arguments, unused_arguments
 from align.data.tokens.encode import SAME_AFTER_CUT, SAME_ANSWERS
 from align.data.tokens.endings import count_ends
-from align.data.tokens.preparation import APART, TOGETHER, UNSEEN_NOTE, Preparation, plural
+from align.data.tokens.preparation import APART, NO_TURNS, TOGETHER, UNSEEN_NOTE, Preparation, plural
 from align.data.tokens.preview import preview
 from align.data.tokens.tokenize import prepare_rows, recognise_dataset
 from align.data.tokens.truncation import is_length_reason
@@ -118,6 +118,8 @@ def _tokens(account: Preparation) -> Iterator[Finding]:
         yield Finding("warning", "missed", account.missed)
     elif account.unread:
         yield Finding("ok", "unread", f"columns that the model does not see: {', '.join(account.unread)}")
+    if account.skips_template:
+        yield Finding("warning", "no_turns", NO_TURNS)
     for what, tally in account.unseen.items():
         yield Finding.of("warning", "unseen", what, tally, UNSEEN_NOTE)
     if account.truncated.count:

@@ -72,6 +72,7 @@ def test_what_does_not_fit_ends_with_3_and_what_would(
     assert main(["plan", file, *words, *settings.split(", "), *launch.split()]) == Exit.OK
 
 
+@pytest.mark.slow
 def test_json_has_the_changes_and_no_table(
     file: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,9 +36,8 @@ def one(folder: Path) -> dict[str, Any]:
     return _run(folder, SINGLE)[0]
 
 
-@pytest.mark.parametrize(
-    "label", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["ddp", "fsdp2", "zero3"])
 def test_two_processes_draw_what_one_does(folder: Path, one: dict[str, Any], label: str) -> None:
     two = _run(folder, label)
     assert one["world"] == 1

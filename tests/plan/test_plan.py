@@ -132,6 +132,9 @@ def test_changes_of_a_run_whose_samples_are_the_most(tmp_path: Path, world: Path
     assert any(text.endswith("watch.probe_answers=0, model.dtype=bfloat16") for text in texts)  # the file has float32
     narrow = made(world, model=settings | {"dtype": "bfloat16"}, watch={"probe_pairs": 2, "probe_answers": 4})
     assert not any("dtype" in one.text for one in changes(narrow, data, plan_of(narrow, data, ONE, plan.device)))
+    whole = made(world, model={"id": settings["id"]}, watch={"probe_pairs": 2, "probe_answers": 4})
+    offered = [one.text for one in changes(whole, data, plan_of(whole, data, ONE, plan.device))]
+    assert any(text.endswith("model.lora={}, model.dtype=bfloat16") for text in offered)
     assert plan.time.source == "43% of an A100's rate, since the chip is not known; no run of this shape was seen here"
 
 

@@ -89,6 +89,7 @@ def test_hypo_stays_near_where_dpo_runs_away(taught: Path, tmp_path: Path) -> No
     assert 0 < near < far / 3
 
 
+@pytest.mark.slow
 def test_inpo_goes_its_rounds_and_the_judge_likes_what_came(taught: Path, reward: Any, tmp_path: Path) -> None:
     result, lines = online("inpo", taught, tmp_path / "inpo", "rounds.prompts=20", "rounds.count=2")
     rounds = result.verdict["rounds"]

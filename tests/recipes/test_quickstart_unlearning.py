@@ -32,6 +32,7 @@ def claims(full: dict[str, float], ascent: dict[str, float], npo: dict[str, floa
     assert npo["forget_probability"] < full["forget_probability"] / 2
 
 
+@pytest.mark.slow
 def test_ascent_ruins_a_small_model_and_npo_with_retained_rows_does_not(tmp_path: Path) -> None:
     made = world.build(0, TINY)
     with calm():

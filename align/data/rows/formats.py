@@ -52,6 +52,11 @@ class Format:
     convert: Callable[[Mapping[str, Any]], Row]
     tokenised: bool = False
 
+    @property
+    def skips_template(self) -> bool:
+        """Whether prompts and answers are put as they are, with no chat template around them. Texts have no prompts."""
+        return not (self.conversational or self.tokenised or self.convert is _text)
+
     def offers(self, branches: Sequence[str]) -> bool:
         """Whether an objective on ``branches`` can read such rows. A pair is two labelled answers."""
         if reads_labels(branches):

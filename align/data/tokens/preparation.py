@@ -83,6 +83,12 @@ class Lengths:
         }
 
 
+NO_TURNS = (
+    "the rows are plain text, so the model's chat template is not used: a chat model is asked in turns, and learns "
+    "little from prompts without them. Give messages (role and content), or call the column question and not prompt"
+)
+
+
 @dataclass
 class Preparation:
     """The account of ``prepare``. For a stream it grows while the stream is read, in the process that reads it; a
@@ -108,6 +114,7 @@ class Preparation:
     lengths: dict[str, Lengths] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # columns that the format does not look at
     open_end: str | None = None  # what a chat template closes answers with, where that is no token of its own
+    skips_template: bool = False  # whether the model has a chat template, and the rows are put without it
     pieces: int | None = None  # rows after splitting, where long texts are split; lengths are those before
     labels: tuple[int, int] | None = None  # desirable and undesirable answers, where rows are told apart by label
     mismatch_cut: Tally = field(default_factory=Tally)  # rows whose mismatched answer had to be cut
@@ -216,6 +223,8 @@ class Preparation:
         for what, tally in (("BOS tokens at the start", self.double_bos), ("EOS tokens at the end", self.double_eos)):
             if tally.count:
                 out.append(f"Two {what} of {plural(tally.count, 'row')} ({first_rows(tally)}).")
+        if self.skips_template and self.rows_kept:
+            out.append(f"warning: {NO_TURNS}.")
         if self.open_end is not None and self.rows_kept:
             out.append(f"warning: {plural(self.rows_kept, 'row')}: {self.never_stops}.")
         for name, lengths in self.lengths.items():

@@ -228,6 +228,7 @@ class _Work(NamedTuple):
         encode = Encoder(form, tokenizer, tuple(branches), limit, truncation, system, tuple(features), tuple(values))
         account = Preparation(form.name, tuple(branches), max_length, truncation)
         account.unread = [name for name in unread_columns(form, list(islice(rows, _SAMPLE))) if name not in values]
+        account.skips_template = form.skips_template and bool(tokenizer.chat_template)
         if form.conversational and branches:
             account.open_end = open_end(tokenizer)
         return cls(rows, columns, encode, account, features, masked)

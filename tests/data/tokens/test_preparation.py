@@ -11,6 +11,7 @@ from sample_rows import PAIR, assistant, decoded, hh_rows, pair, user
 from tiny import tiny_tokenizer
 
 from align.data.rows.sources import from_rows
+from align.data.tokens.preparation import Preparation
 from align.data.tokens.tokenize import load_tokenizer, prepare, prepare_rows
 from align.errors import UserError
 
@@ -133,6 +134,19 @@ class TestAccount:
             "chosen equals rejected": [4],
         }
         assert account.summary()[:2] == ["Format: preference, standard, explicit prompt.", "2 rows of 6 kept."]
+
+    def test_a_chat_template_that_is_not_used_is_told(self):
+        def told(row: dict, chat: bool, branches: tuple[str, ...] = PAIR) -> bool:
+            _, account = prepare(from_rows([row]), tiny_tokenizer(chat=chat), branches)
+            assert Preparation.of_record(account.record()) == account
+            return any(line.startswith("warning: the rows are plain text, so the") for line in account.summary())
+
+        turn = [{"role": "user", "content": "The sky is"}]
+        answers = {key: [{"role": "assistant", "content": key}] for key in PAIR}
+        assert told(pair(), True)
+        assert not told(pair(), False)  # of a base model nothing is left out
+        assert not told({"prompt": turn, **answers}, True)
+        assert not told({"text": "The sky is blue."}, True, ("completion",))
 
     def test_words_that_run_together_are_told(self):
         rows = [pair("A game tonight", "This one", " That one"), pair("A game tonight ", "This one", "That one")]
