@@ -23,6 +23,10 @@ class Interval:
     high: float
     n: int
 
+    def within(self, low: float, high: float) -> Interval:
+        """The same with both ends where such an estimate can be: a share has no interval that leaves 0 to 1."""
+        return Interval(self.value, max(low, self.low), min(high, self.high), self.n)
+
     def to_json(self) -> dict[str, float | int | None]:
         """Plain JSON; a value that is not finite becomes null, which JSON can hold and NaN cannot."""
         return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high), "n": self.n}

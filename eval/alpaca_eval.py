@@ -18,7 +18,7 @@ from align.eval.alpaca_figures import Anchors, LengthControlled, WinRate, length
 from align.eval.alpaca_rows import JUDGE, REFERENCE, Annotations, official, official_count
 from align.eval.result import limited, mark
 from align.report.thresholds import FEW_PAIRS
-from align.stats import finite
+from align.stats import Interval, finite
 
 _LC = "length_controlled_winrate"
 
@@ -89,15 +89,18 @@ class AlpacaResult:
         out += [self.title, f"{self.model or 'the model'} against {self.reference or 'the reference'}", ""]
         rows = []
         if controlled is not None:
-            rows.append(("length-controlled win rate", _spanned(controlled.win_rate, controlled.standard_error)))
+            span = interval(controlled.win_rate, controlled.standard_error, wins.n_total)
+            rows.append(("length-controlled win rate", _spanned(controlled.win_rate, span)))
         rows += [
-            ("win rate", _spanned(wins.win_rate, wins.standard_error)),
+            ("win rate", _spanned(wins.win_rate, interval(wins.win_rate, wins.standard_error, wins.n_total))),
             ("discrete win rate", f"{wins.discrete_win_rate:.2f} %"),
             ("wins, losses, ties", f"{wins.n_wins:,}, {wins.n_wins_base:,}, {wins.n_draws:,} of {wins.n_total:,}"),
             ("average length", f"{self.average_length:,} characters"),
         ]
         if self.position_bias is not None and math.isfinite(self.position_bias[0]):
-            rows.append(("likelier when shown first", _spanned(*self.position_bias, unit="points")))
+            bias, error = self.position_bias
+            span = Interval(bias, bias - 1.96 * error, bias + 1.96 * error, wins.n_total) if error else None
+            rows.append(("likelier when shown first", _spanned(bias, span, "points")))
         if self.agreement is not None:
             rows.append(("same winner in both orders", f"{100 * self.agreement:.0f} %"))
         width = max(len(name) for name, _ in rows)
@@ -107,11 +110,17 @@ class AlpacaResult:
         return out + (["", *self.notes] if self.notes else [])
 
 
-def _spanned(value: float, error: float, unit: str = "%") -> str:
-    if not error:  # all rows alike: their spread says nothing of the next row
-        return f"{value:.2f} {unit}"
-    low, high = value - 1.96 * error, value + 1.96 * error
-    return f"{value:.2f} {unit} [{low:.1f}, {high:.1f}]"
+def interval(percent: float, error: float, n: int) -> Interval | None:
+    """1.96 standard errors to both sides of a win rate of ``n`` rows, within 0 and 100.
+
+    None where all rows are alike: their spread says nothing of the next row.
+    """
+    half = 1.96 * error
+    return Interval(percent, percent - half, percent + half, n).within(0.0, 100.0) if error else None
+
+
+def _spanned(value: float, span: Interval | None, unit: str = "%") -> str:
+    return f"{value:.2f} {unit}" + ("" if span is None else f" [{span.low:.1f}, {span.high:.1f}]")
 
 
 def figures(

@@ -224,8 +224,7 @@ def _share(values: np.ndarray, seed: int) -> Interval:
     """
     if np.ptp(values) < _EQUAL:
         return wilson(float(values.sum()), len(values))
-    found = bootstrap_mean(values, seed)
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+    return bootstrap_mean(values, seed).within(0.0, 1.0)
 
 
 def _difference(own: np.ndarray, other: np.ndarray, seed: int) -> Interval:

@@ -182,7 +182,7 @@ def figures(
         int((outcomes == 0).sum()),
         int((outcomes == 0.5).sum()),
         wilson(float(outcomes.sum()), len(known)),
-        bootstrap_mean(pairs.mean(axis=1), _SEED),
+        bootstrap_mean(pairs.mean(axis=1), _SEED).within(0.0, 1.0),
         bias,
         agreement,
         float(np.mean([(gap > 0) + (gap == 0) / 2 for gap in gaps])),

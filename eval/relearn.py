@@ -18,7 +18,7 @@ import numpy as np
 
 from align.errors import UserError
 from align.eval import tofu
-from align.eval.durability import AS_IT_IS, Attack, Durability, answered, attacked, reading
+from align.eval.durability import AS_IT_IS, BEFORE, Attack, Durability, answered, attacked, reading
 from align.eval.leak import LEAK, Leaking, Leaks, draw, leaked
 from align.eval.log import TofuLog
 from align.eval.quantise import round_nf4, round_rows, round_weights
@@ -97,7 +97,7 @@ def relearn(
     unseen = np.setdiff1d(np.arange(len(forget)), drawn)
     often = () if leaks is None else (leaked(leaks, theirs),)
     attacks = (*(_judged(name, states, beside, known, unseen) for name in states if name != AS_IT_IS), *often)
-    readings = {"before unlearning": dict(before)} if before else {}
+    readings = {BEFORE: dict(before)} if before else {}
     if target is not None and not beside:
         readings["retain model"] = reading(target, None)
     return Durability(

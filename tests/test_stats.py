@@ -143,3 +143,8 @@ def test_importing_is_cheap(tmp_path: Path) -> None:
     code = "import sys, align.stats; print('torch' in sys.modules, 'scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_an_interval_of_a_share_stays_where_shares_are() -> None:
+    assert Interval(0.9, 0.4, 1.3, 5).within(0.0, 1.0) == Interval(0.9, 0.4, 1.0, 5)
+    assert Interval(0.1, -0.2, 0.3, 5).within(0.0, 1.0) == Interval(0.1, 0.0, 0.3, 5)

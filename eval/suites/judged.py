@@ -8,6 +8,7 @@ from typing import Any
 
 from align.data.tokens.samples import Prompt
 from align.errors import UserError
+from align.eval.alpaca_eval import interval
 from align.eval.alpaca_rows import read_annotations, reference_outputs
 from align.eval.alpaca_run import ANNOTATIONS, Setup, evaluate
 from align.eval.answers import Drawing, likeliest
@@ -57,12 +58,13 @@ def alpaca(settings: Alpaca, now: Measuring) -> Measured | None:
     result = Result(found.title, {"reference": found.reference, "judge": found.judge}, limit=limit)
     result.notes = list(found.notes)
     wins, controlled = found.wins, found.controlled
-    _spanned(result, "win_rate", wins.win_rate, wins.standard_error, wins.n_total)
+    _enter(result, "win_rate", wins.win_rate, interval(wins.win_rate, wins.standard_error, wins.n_total))
     if controlled is None:
         result.missing["length_controlled_winrate"] = found.missing
     else:
         count = len(setup.instructions)
-        _spanned(result, "length_controlled_winrate", controlled.win_rate, controlled.standard_error, count)
+        span = interval(controlled.win_rate, controlled.standard_error, count)
+        _enter(result, "length_controlled_winrate", controlled.win_rate, span)
     result.values |= {"discrete_win_rate": wins.discrete_win_rate, "avg_length": float(found.average_length)}
     rows = read_annotations(now.own / ANNOTATIONS)
     result.items["win_rate"] = {
@@ -89,9 +91,10 @@ def require(settings: Alpaca, now: Measuring) -> None:
     _judge(settings, now)
 
 
-def _spanned(result: Result, name: str, value: float, error: float, n: int) -> None:
+def _enter(result: Result, name: str, value: float, span: Interval | None) -> None:
     result.values[name] = value
-    result.intervals[name] = Interval(value, value - 1.96 * error, value + 1.96 * error, n)
+    if span is not None:
+        result.intervals[name] = span
 
 
 class KeptJudge(ScoreJudge):

@@ -270,7 +270,7 @@ def test_few_verdicts_say_nothing_and_verdicts_all_alike_have_no_interval() -> N
     assert few.notes == ("too few to say: 29 instructions judged, and 30 are the least",)
     assert "  win rate            100.00 %" in few.lines()
     assert enough.notes == ()
-    assert "  win rate            96.67 % [90.1, 103.2]" in enough.lines()  # 29 of 30, standard error 1/30
+    assert "  win rate            96.67 % [90.1, 100.0]" in enough.lines()  # 29 of 30, standard error 1/30
 
 
 def test_foreign_instructions_have_no_difficulty() -> None:

@@ -115,6 +115,23 @@ def test_lines_and_json() -> None:
     assert (plain["word"], plain["steps"], plain["untested"]) == ("came back", 3, ["that"])
 
 
+def test_a_ruined_model_that_holds_earns_no_praise() -> None:
+    held, back = attacked("8 bits", log(0.1), log(0.1, seed=1)), attacked("relearned", log(0.1), log(0.4, seed=1))
+
+    def made(now: float, was: float | None, *attacks: Attack) -> Durability:
+        before = {} if was is None else {"before unlearning": {"utility": was}}
+        return Durability("runs/x", {}, {**before, "as it is": {"utility": now}}, {}, attacks, (), ())
+
+    assert made(0.3, 0.6, held).word == "held"  # half of it is damage, less is a collapse
+    ruined = made(0.299, 0.6, held)
+    assert ruined.word == ruined.to_json()["word"] == "unclear"
+    said = "its utility is 0.2990, before unlearning 0.6000: held shows nothing, since a ruined model holds anyway"
+    assert (ruined.lines()[-1], ruined.to_json()["notes"]) == (f"  {said}", [said])
+    assert made(0.0, None, held).word == "unclear"
+    assert made(0.1, None, held).word == "held"  # nothing says what it was
+    assert made(0.0, 0.6, held, back).word == "came back"
+
+
 def test_one_row_says_nothing() -> None:
     one = Interval(0.5, -np.inf, np.inf, 1)
     assert Attack("relearned", 1, {"forget_probability": one}).word == "unclear"

@@ -69,6 +69,12 @@ def test_an_answer_wins_where_both_orders_say_so() -> None:
     assert result.verdict == "too few to say: 5 prompts judged, and 30 are the least"
 
 
+def test_a_preference_of_three_prompts_has_ends_that_a_probability_can_have() -> None:
+    found = figures(("A", "B"), Table(TABLE), [(0.0, 0.0), (1.0, 1.0), (0.0, 0.0)], A[:3], B[:3]).preference
+    assert found.value == pytest.approx(1 / 3, abs=1e-12)
+    assert found.low == 0.0 < found.high <= 1.0  # the bootstrap's own lower end is -0.56
+
+
 def test_the_other_way_round_everything_is_mirrored() -> None:
     there, back = (
         figures(("A", "B"), judge := Table(TABLE), compare(judge, ["p"] * 6, a, b), a, b) for a, b in ((A, B), (B, A))
