@@ -72,10 +72,8 @@ def _settings(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]
         yield "watch.probe_answers=0", {"watch.probe_answers": 0}
     if model.lora is None and model.train_only is None:
         yield "model.lora={}", {"model.lora": {}}
-        yield (
-            "model.dtype=bfloat16",
-            {"model.lora": {}, "model.dtype": "bfloat16"},
-        )  # what an adapter leaves
+        # of what the adapter leaves as it is: weights that are all trained would stand still in 16 bits
+        yield "model.dtype=bfloat16", {"model.lora": {}, "model.dtype": "bfloat16"}
     elif model.lora is not None and _frozen_are_wide(plan):
         yield "model.dtype=bfloat16", {"model.dtype": "bfloat16"}
     if plan.device.kind != "cpu" and model.load_in is None and model.train_only is None:
