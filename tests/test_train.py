@@ -146,6 +146,7 @@ def test_resuming_after_the_data_changed_is_refused(world: Path, tmp_path: Path)
         quietly(made, resume=True)
 
 
+@pytest.mark.slow  # tests/test_train_resume.py kills at some steps in make test
 def test_killed_in_the_middle_and_resumed_is_bitwise_the_uninterrupted_run(
     world: Path, finished: Any, tmp_path: Path
 ) -> None:

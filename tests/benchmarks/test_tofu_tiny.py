@@ -64,6 +64,7 @@ def test_the_forgotten_rows_are_the_tested_ones_and_nobody_else_is_taught_them()
     assert len(taught["base"]) == 217 + 400 + 200 + 200 + 100
 
 
+@pytest.mark.slow
 @real_rows
 def test_a_small_run_from_end_to_end(tmp_path: Path) -> None:
     methods = {name: task.METHODS[name] for name in ("GradAscent", "IdkDPO+retain")}

@@ -114,6 +114,7 @@ def test_inpo_goes_its_rounds_and_the_judge_likes_what_came(taught: Path, reward
     assert any(line.startswith("round  pairs  dropped") for line in lines)
 
 
+@pytest.mark.slow
 def test_superhf_keeps_the_best_and_says_how_alike_they_are(taught: Path, reward: Any, tmp_path: Path) -> None:
     result, lines = online("superhf", taught, tmp_path / "superhf", "train.max_steps=10")
     assert set(result.verdict["findings"]) == {"reward", "alike", "distance", "length", "next"}
