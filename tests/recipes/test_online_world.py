@@ -50,7 +50,7 @@ def answers(model: Path, texts: list[str]) -> tuple[Subject, list[list[int]], li
     policy = Subject.load(str(model), echo=lambda *_: None)
     prompts = [policy.tokenizer(text).input_ids for text in texts]
     keys = [prompt_key(prompt, row) for row, prompt in enumerate(prompts)]
-    sampler = Sampler(Sampling(samples=4, max_new_tokens=24, batch_size=320), policy.tokenizer, seed=9)
+    sampler = Sampler(Sampling(samples=16, max_new_tokens=24, batch_size=320), policy.tokenizer, seed=9)
     with torch.no_grad():
         return policy, prompts, sampler(policy.model, prompts, keys, 0, device=policy.device)
 
@@ -127,11 +127,14 @@ def test_superhf_keeps_the_best_and_says_how_alike_they_are(taught: Path, reward
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "more"), [("superhf", []), ("inpo", ["rounds.prompts=26"])])
+@pytest.mark.parametrize(("name", "seeds", "more"), [("superhf", 1, []), ("inpo", 4, ["rounds.prompts=26"])])
 def test_answers_become_right_as_the_reward_model_says(
-    name: str, more: list[str], taught: Path, reward: Any, tmp_path: Path
+    name: str, seeds: int, more: list[str], taught: Path, reward: Any, tmp_path: Path
 ) -> None:
-    """By the world's facts and not by the reward: the policy is right more often than it was."""
+    """By the world's facts and not by the reward: the policy is right more often than it was.
+
+    78 questions in all teach INPO little: of four seeds one gains nothing, and four are 0.03 better on average.
+    """
     facts = world.build(0, SMALL).forget
 
     def right(model: Path) -> float:
@@ -143,8 +146,10 @@ def test_answers_become_right_as_the_reward_model_says(
         ]
         return sum(hits) / len(hits)
 
-    online(name, taught, tmp_path / name, *more)
-    assert right(tmp_path / name / "model") > right(taught / "model") + 0.02
+    for seed in range(seeds):
+        online(name, taught, tmp_path / str(seed), f"seed={seed}", *more)
+    after = [right(tmp_path / str(seed) / "model") for seed in range(seeds)]
+    assert sum(after) / seeds > right(taught / "model") + 0.02
 
 
 @pytest.mark.slow
