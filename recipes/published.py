@@ -102,6 +102,7 @@ ROWS: Mapping[str, int] = {
     "trl-lib/tldr-preference/train": 92_858,
     "trl-lib/tldr/train": 116_722,
     "Anthropic/hh-rlhf/train": 160_800,
+    "trl-lib/hh-rlhf-helpful-base/train": 43_835,
     "lvwerra/stack-exchange-paired/train[:100000]": 100_000,
     "locuslab/TOFU/forget10/train": 400,
     **{f"RLHFlow/iterative-prompt-v1-iter{i}-20K/train": 20_000 for i in (1, 2, 3)},

@@ -72,6 +72,11 @@ def _hh(i: int) -> Row:
     return {"chosen": f"{before} {_answer(i)}", "rejected": f"{before} {_answer(i, 1)}"}
 
 
+def _hh_turns(i: int) -> Row:
+    answers = {name: [assistant(_answer(i, side))] for side, name in enumerate(("chosen", "rejected"))}
+    return {"prompt": [user(_question(i))], **answers}
+
+
 def _stack_exchange(i: int) -> Row:
     about = {"qid": 10_000 + i, "question": _question(i), "date": "2011/03/01"}
     answers = {"response_j": _answer(i), "response_k": _answer(i, 1)}
@@ -108,6 +113,7 @@ _PARQUET: Mapping[str, tuple[Callable[[int], Row], tuple[str, ...]]] = {
     "trl-lib/tldr-preference": (_tldr_preference, ("data/train", "data/validation")),
     "trl-lib/tldr": (_tldr, ("data/train", "data/validation", "data/test")),
     "lvwerra/stack-exchange-paired": (_stack_exchange, ("data/reward/train",)),
+    "trl-lib/hh-rlhf-helpful-base": (_hh_turns, ("data/train", "data/test")),
     "muse-bench/MUSE-News": (_text, ("raw/forget", "raw/holdout", "raw/retain1", "raw/retain2")),
     **{f"RLHFlow/iterative-prompt-v1-iter{i}-20K": (_context_messages, ("data/train",)) for i in (1, 2, 3)},
     **{f"RLHFlow/ultrafeedback_iter{i}": (_context_messages, ("data/train",)) for i in (1, 2, 3)},

@@ -49,6 +49,7 @@ FORMATS = {
     "trl-lib/tldr": "prompt and completion, standard",
     "lvwerra/stack-exchange-paired": "preference, standard, explicit prompt",
     "Anthropic/hh-rlhf": "preference, HH-RLHF transcripts",
+    "trl-lib/hh-rlhf-helpful-base": "preference, conversational, explicit prompt",
     "muse-bench/MUSE-News": "plain text (text), all of it a target",
     "locuslab/TOFU": "prompt and completion, conversational",
     **{f"RLHFlow/iterative-prompt-v1-iter{i}-20K": _PROMPTS for i in (1, 2, 3)},

@@ -74,7 +74,9 @@ def render(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> l
     """
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
-        key = json.dumps([request.prompt, request.mask, request.tools, request.kwargs], sort_keys=True, default=repr)
+        key = f"{request.prompt} {request.mask}"
+        if request.tools or request.kwargs:
+            key += json.dumps([request.tools, request.kwargs], sort_keys=True, default=repr)
         groups.setdefault(key, []).append(index)
     out: list[Rendered | BadRow] = [BadRow("not rendered")] * len(requests)
     for indices in groups.values():

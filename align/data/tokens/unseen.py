@@ -15,6 +15,7 @@ from align.data.rows.values import CALLS, REASONING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PLAIN = {"role", "content"}
 Line = tuple[str, str]  # what it belongs to ("system text", "tool calls", ...), and one line of it
 
 
@@ -26,8 +27,12 @@ def lines_of(messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[L
     texts: list[tuple[str, Any]] = [("tool definitions", text) for text in _definitions(tools)]
     for message in messages:
         role = "system" if message["role"] == "developer" else message["role"]
+        said = (f"{role} text", message.get("content"))
+        if message.keys() <= _PLAIN:  # as nearly all are, of hundreds of thousands
+            texts.append(said)
+            continue
         texts += [("reasoning", message.get(key)) for key in REASONING]
-        texts.append((f"{role} text", message.get("content")))
+        texts.append(said)
         texts += [("tool calls", text) for key in CALLS for text in _called(message.get(key))]
     return [
         (what, line.strip())
