@@ -625,7 +625,8 @@ def test_a_run_killed_in_any_stage_goes_on_as_if_nothing_had_happened(
     assert launch(world, tmp_path, "--resume") == 0
     same(finished[0], tmp_path / "tiny")
     assert all(p.stat().st_mtime_ns == time for p, time in drawn.items())
-    assert sum(count for _, count in judged_calls(world)[before:]) == 2 * 32
+    # and the two answers of the trial, before anything was drawn
+    assert sum(count for _, count in judged_calls(world)[before:]) == 2 + 2 * 32
 
 
 @pytest.mark.slow
@@ -669,7 +670,7 @@ def test_two_processes_draw_judge_and_score_as_one_does(
         assert (two / file.relative_to(one)).read_bytes() == file.read_bytes(), file
     mine, theirs = (load_file(folder / "model/model.safetensors") for folder in (two, one))
     for key in theirs:
-        torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=1e-5)
     records, expected = (json.loads((run / "verdict.json").read_text())["rounds"] for run in (two, one))
     assert [record["pairs"] for record in records] == [8, 8]
     for record, other in zip(records, expected, strict=True):
