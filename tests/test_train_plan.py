@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,33 @@ def test_a_plan_that_cannot_be_made_costs_no_run(world: Path, tmp_path: Path, mo
     assert "plan: none (AttributeError: a library has changed)" in lines
     assert not (made.output_dir / "plan.json").exists()
     assert (made.output_dir / "model" / "export.json").is_file()
+
+
+def test_under_zero3_the_planning_process_makes_its_model_alone(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first process plans: a model made as ZeRO-3 makes one waits for the others, and they for the plan."""
+    from transformers.integrations import deepspeed as integration
+
+    from align.training import run as training
+    from align.training.planned import planned
+
+    deepspeed = pytest.importorskip("deepspeed")
+    made_together: list[object] = []
+
+    def under_zero3(*given: object) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(deepspeed.zero, "Init", lambda *_, **__: made_together.append(_) or nullcontext())
+            held = integration.HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+            assert integration.is_deepspeed_zero3_enabled()
+            found = planned(*given)  # type: ignore[arg-type]
+            assert integration.is_deepspeed_zero3_enabled()
+            integration.unset_hf_deepspeed_config()
+            del held
+        return found
+
+    monkeypatch.setattr(training, "planned", under_zero3)
+    made = recipe(world, tmp_path, train={"max_steps": 1, "save_steps": 1, "eval_steps": 1})
+    run(made, echo=lambda line: None)
+    assert made_together == []
+    assert json.loads((made.output_dir / "plan.json").read_text())["fits"] is True

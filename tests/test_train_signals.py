@@ -180,3 +180,25 @@ end(main([{file!r}]))
     assert done.returncode == 4
     word = "SIGTERM: the work at hand did not end within 1 seconds and is lost. Go on from checkpoint-4: "
     assert word in done.stderr.splitlines()[-1]
+
+
+def test_where_nobody_reads_the_last_word_the_process_ends_all_the_same() -> None:
+    """The launcher is gone and nothing reads the pipe: failing to speak had left the main thread waiting for ever."""
+    code = """
+import os, signal, time
+from align.runs import signals
+signals.GRACE = 0.1
+with signals.SIGNALS.heard():
+    signals.SIGNALS.until = signals.STEP
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+"""
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=write, env={**os.environ, "RANK": "1"})
+    os.close(write)
+    os.close(read)
+    try:
+        assert process.wait(timeout=15) == 4
+    finally:
+        process.kill()
+        process.wait()

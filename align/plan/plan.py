@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -127,15 +126,15 @@ def arguments_on(recipe: Recipe, device: Device) -> Any:
 
 
 def launched(args: Any) -> Launch:
-    """How this process was launched, by the environment that accelerate left."""
+    """How this process was launched, by what accelerate left: ``args`` are the trainer's arguments."""
     processes = args.world_size
     kind: Kind = "ddp" if processes > 1 else "one"
     if launched_with_fsdp():
         kind = "fsdp2"
-    elif os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-        kind = "zero3" if stage == "3" or "zero3" in os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "") else "zero2"
-        if os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE") == "cpu":
+    elif (plugin := args.deepspeed_plugin) is not None:
+        kind = "zero3" if plugin.zero_stage == 3 else "zero2"
+        zero = plugin.deepspeed_config["zero_optimization"]
+        if "cpu" in [(zero.get(what) or {}).get("device") for what in ("offload_optimizer", "offload_param")]:
             kind = "offload"
     return Launch("one process" if kind == "one" else kind, processes, kind)
 

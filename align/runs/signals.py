@@ -139,7 +139,10 @@ class Signals:
     def _leave(self, word: str, code: int) -> None:
         """End this process with a word unless the main thread is about to."""
         if self._leaving.acquire(blocking=False):
-            os._exit(speak(f"{word} {go_on(self.run)}", code) if word else code)
+            try:
+                code = speak(f"{word} {go_on(self.run)}", code) if word else code
+            finally:  # whoever would read the word may be gone, and the main thread waits for this thread's end
+                os._exit(code)
 
 
 SIGNALS = Signals()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from align.compat import loaded_whole
 from align.data.load import Data
 from align.errors import DoesNotFit, told
 from align.plan.changes import changes
@@ -41,7 +42,9 @@ def planned(
     found, problem = Planned(), None
     if world.rank == 0:
         try:
-            plan = plan_of(recipe, data, launched(args), here(args.device), args)
+            # this process plans alone: the model that it looks at is not made by all of them, as ZeRO-3's others are
+            with loaded_whole():
+                plan = plan_of(recipe, data, launched(args), here(args.device), args)
         except Exception as error:  # a plan is a help, and what is wrong with the run itself is met and said by the run
             say(f"plan: none ({told(error)})")
         else:
@@ -49,7 +52,8 @@ def planned(
             directory.write_json(FILE, plan.to_json())
             say(line(plan))
             if plan.cannot and not anyway:
-                problem = refusal(plan, changes(recipe, data, plan))
+                with loaded_whole():
+                    problem = refusal(plan, changes(recipe, data, plan))
     problem = world.shared(problem)
     if problem is not None:
         refused = DoesNotFit(problem)
