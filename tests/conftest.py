@@ -16,4 +16,4 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What DeepSpeed compiles at its first start, a minute of a core, is compiled once for all workers."""
     ours = tmp_path_factory.getbasetemp()
     shared = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(shared / "extensions")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(shared / "extensions"))
