@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import gc
 import importlib
 import io
 import json
@@ -179,6 +180,8 @@ def serve() -> None:
                     importlib.import_module(name)
                 except Exception:
                     continue
+            gc.collect()
+            gc.freeze()  # a job does not look through, and so copy, what was there before it
             warm = True
         answers.write(f"{code}\n")
         answers.flush()

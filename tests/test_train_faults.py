@@ -22,8 +22,8 @@ from small_run import recipe, small_world
 from align.runs.directory import RunDirectory
 
 HOW = ("kill", "half", "raise", "full")
-SOME, KILLS = 6, 200
-LORA = {"r": 4, "alpha": 8}
+SOME, KILLS, PARTS = 6, 200, 8  # the long ones in parts, for several workers
+LORA = {"rank": 4, "alpha": 8}
 DAMAGES = ("emptied", "cut", "flipped", "removed", "another's")
 Losses = list[tuple[int, float, float]]
 
@@ -156,33 +156,37 @@ def test_some_faults_by_lot_lose_nothing(whole: Whole, server: Server, tmp_path:
 
 
 @pytest.mark.slow
-def test_no_fault_before_or_in_any_event_of_a_run_loses_anything(whole: Whole, server: Server, tmp_path: Path) -> None:
-    for number, fault in enumerate(faults(whole)):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_fault_before_or_in_any_event_of_a_run_loses_anything(
+    part: int, whole: Whole, server: Server, tmp_path: Path
+) -> None:
+    for number, fault in enumerate(faults(whole)[part::PARTS]):
         injected(whole, server, tmp_path / str(number), fault)
         shutil.rmtree(tmp_path / str(number))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 def test_two_hundred_kills_at_random_moments_lose_nothing(
-    whole: Whole, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    part: int, whole: Whole, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prints how many went on from which step, by the quarter of the run in which the kill came."""
     began = time.monotonic()
     injected(whole, server, tmp_path / "timed", None)
-    duration, source = time.monotonic() - began, random.Random(17)
+    duration, source = time.monotonic() - began, random.Random(part)
     table: Counter[tuple[int, int]] = Counter()
-    for number in range(KILLS):
+    for number in range(KILLS // PARTS):
         moment = source.random()
         step = injected(whole, server, tmp_path / str(number), None, moment * duration)
         table[int(moment * 4), step] += 1
         shutil.rmtree(tmp_path / str(number))
     steps = sorted({step for _, step in table})
     with capsys.disabled():
-        print(f"\n{KILLS} kills in runs of {duration:.1f} s; all came to the same weights and losses")
+        print(f"\n{table.total()} kills in runs of {duration:.1f} s; all came to the same weights and losses")
         print("quarter   " + "".join(f"from step {step}   " for step in steps))
         for quarter in range(4):
             print(f"{quarter + 1:>7}   " + "".join(f"{table[quarter, step]:>11}   " for step in steps))
-    assert table.total() == KILLS
+    assert table.total() == KILLS // PARTS
 
 
 @dataclass(frozen=True)
@@ -266,8 +270,11 @@ def test_some_damaged_files_by_lot_give_the_same_weights_or_a_sentence(
 
 
 @pytest.mark.slow
-def test_no_damage_to_any_file_of_a_run_gives_other_weights(killed: Killed, server: Server, tmp_path: Path) -> None:
-    for number, (name, how) in enumerate(damages(killed)):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_damage_to_any_file_of_a_run_gives_other_weights(
+    part: int, killed: Killed, server: Server, tmp_path: Path
+) -> None:
+    for number, (name, how) in enumerate(damages(killed)[part::PARTS]):
         resumed(killed, server, tmp_path / str(number), name, how)
         shutil.rmtree(tmp_path / str(number))
 

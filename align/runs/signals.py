@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -75,6 +75,8 @@ class Signals:
         finally:
             self.over()
             self.asked = self.until = ""  # what was asked of this work is not asked of the next one
+            with suppress(BlockingIOError):  # full of signals: it is awake
+                os.write(into, b"\0")  # wakes the other thread, which would look up in half a second
             watch.join()
             signal.set_wakeup_fd(woken)
             os.close(into)
