@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py                     all configurations
     python benchmarks/plan.py --only lora,bf16    some of them
+    python benchmarks/plan.py --on cpu2-fsdp2     under a launcher configuration, the fullest of its processes
     python benchmarks/plan.py --published         larger models by their published sizes, and what a GPU showed
 
 Measured is the process's highest resident memory less what it held before its model was made; two optimizer steps.
@@ -152,13 +153,21 @@ def child(file: Path) -> None:
     training.run(recipe, echo=lambda line: print(line, file=sys.stderr))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     plan = json.loads((recipe.output_dir / "plan.json").read_text())["memory"]
-    print(json.dumps({"planned": plan["total"], "measured": peak - held[0], **plan}))
+    found = {"planned": plan["total"], "measured": peak - held[0], **plan}
+    file.with_name(f"found{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
 
 
-def measure(name: str, heap: bool) -> dict[str, Any]:
-    """One configuration in a fresh process, and before it once more where its store is to be complete."""
+def measure(name: str, heap: bool, on: str | None) -> dict[str, Any]:
+    """One configuration in fresh processes, and before it once more where its store is to be complete."""
     words, changes = CONFIGURATIONS[name]
-    env = {**os.environ, **({} if heap else TENSORS_ALONE)}
+    env, start = {**os.environ, **({} if heap else TENSORS_ALONE)}, [sys.executable]
+    if on is not None:
+        from align.runs.launcher import command, configuration
+
+        chosen = configuration(on)
+        launch = command(chosen, chosen.processes, [])
+        env |= launch.variables
+        start += ["-m", "accelerate.commands.launch", *launch.words[: launch.words.index("-m")]]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         options = ["--words", str(words), "--tied", str(int("tied" in changes))]
@@ -168,11 +177,12 @@ def measure(name: str, heap: bool) -> dict[str, Any]:
         for time in range(1 + ("again" in changes)):
             recipe["output"] = str(folder / f"run{time}")
             (folder / "recipe.json").write_text(json.dumps(recipe))
-            command = [sys.executable, __file__, "--child", str(folder / "recipe.json")]
-            done = subprocess.run(command, capture_output=True, text=True, env=env)
+            run = [*start, __file__, "--child", str(folder / "recipe.json")]
+            done = subprocess.run(run, capture_output=True, text=True, env=env)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-            out = json.loads(done.stdout.splitlines()[-1])
+            found = [json.loads(file.read_text()) for file in folder.glob("found*.json")]
+            out = max(found, key=lambda process: process["measured"])
     return out
 
 
@@ -250,6 +260,7 @@ def print_published() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names of configurations, separated by ;")
+    parser.add_argument("--on", help="a launcher configuration for a CPU, such as cpu2-ddp, or a file")
     parser.add_argument("--heap", action="store_true", help="let glibc and torch keep what they keep by default")
     parser.add_argument("--published", action="store_true", help="plans of models that do not run here")
     parser.add_argument("--json", action="store_true", help="all numbers instead of a table")
@@ -269,7 +280,7 @@ def main() -> None:
     if not args.json:
         print("| configuration | planned, MiB | measured, MiB | ratio | fullest at |\n|---|---|---|---|---|")
     for name in chosen:
-        found = measure(name, args.heap)
+        found = measure(name, args.heap, args.on)
         ratio = found["planned"] / found["measured"]
         sizes = f"{found['planned'] / MIB:,.0f} | {found['measured'] / MIB:,.0f} | {ratio:.2f}"
         print(json.dumps({name: found}) if args.json else f"| {name} | {sizes} | {found['fullest_at']} |", flush=True)

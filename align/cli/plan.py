@@ -103,13 +103,13 @@ def _launch(recipe: Recipe, data: Data, args: argparse.Namespace, device: Device
 
     if args.on is not None:
         chosen = configuration(args.on)
-        return on(chosen.name, chosen.content, args.processes or chosen.processes)
+        return on(chosen, args.processes or chosen.processes)
     if args.device is not None or device.kind == "cpu":
         count = args.processes or 1
         return Launch("ddp" if count > 1 else "one process", count, "ddp" if count > 1 else "one")
     found = placed(recipe, args.processes, data)
     chosen = configuration(found.name)
-    return on(chosen.name, chosen.content, found.processes)
+    return on(chosen, found.processes)
 
 
 def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> Placement:

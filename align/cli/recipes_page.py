@@ -105,7 +105,7 @@ def planned(recipe: Recipe, shape: Mapping[str, object], wanted: Hardware) -> Pl
     """The plan of a recipe for a model of a shape; of one in rounds it is that of the training of one round."""
     launch = Launch("one process", 1, "one")
     if wanted.gpus > 1:
-        launch = on("zero3", configuration("zero3").content, wanted.gpus)
+        launch = on(configuration("zero3"), wanted.gpus)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape), encoding="utf-8")
         made = recipe.model_copy(update={"model": recipe.model.model_copy(update={"id": folder})})

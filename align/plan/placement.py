@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from align.errors import DoesNotFit, UserError
-from align.plan.shares import Kind, Launch
+from align.plan.shares import BOTH, Launch
 from align.runs.memory import amount
 
 
@@ -57,8 +57,8 @@ def place(need: Callable[[Launch], Need], machine: Machine, processes: int | Non
         raise UserError(f"--processes {count}: this machine has {_gpus(len(machine.devices))}, one for each process.")
     device = min(machine.devices[:count])
     tried: list[str] = []
-    for name, kind in _candidates(count, machine.deepspeed):
-        takes = need(Launch(name, count, kind))
+    for launch in _candidates(count, machine.deepspeed):
+        name, takes = launch.name, need(launch)
         on_host = f" and {amount(takes.host)} on the host" if takes.host else ""
         if takes.device <= device and takes.host <= machine.host:
             before = f" ({'; '.join(tried)})" if tried else ""
@@ -71,12 +71,12 @@ def place(need: Callable[[Launch], Need], machine: Machine, processes: int | Non
     )
 
 
-def _candidates(count: int, deepspeed: bool) -> list[tuple[str, Kind]]:
+def _candidates(count: int, deepspeed: bool) -> list[Launch]:
     """Configurations and what they do, the simplest first."""
-    found: list[tuple[str, Kind]] = [("ddp", "ddp")]
+    found = [Launch("ddp", count, "ddp")]
     if count > 1:
-        found.append(("fsdp2", "fsdp2"))
-    return [*found, ("zero3-offload", "offload")] if deepspeed else found
+        found.append(Launch("fsdp2", count, "fsdp2"))
+    return [*found, Launch("zero3-offload", count, "zero3", BOTH)] if deepspeed else found
 
 
 def _gpus(count: int) -> str:

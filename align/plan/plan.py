@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +12,15 @@ from align.plan.batches import Batches, batches
 from align.plan.device import Device
 from align.plan.disk import Disk, disk_of
 from align.plan.memory import Memory, memory_of
-from align.plan.shares import Kind, Launch, kind_of
+from align.plan.shares import Launch, deepspeed, fsdp2, launch_of
 from align.plan.speed import Time, time_of
 from align.plan.stored import is_stored
-from align.runs.launch import launched_with_fsdp
+from align.runs.launch import fsdp_offloads, launched_with_fsdp
 
 if TYPE_CHECKING:
     from align.data.load import Data
     from align.recipe import Recipe
+    from align.runs.launcher import Configuration
 
 FILE = "plan.json"
 MARGIN = 1.15  # plans are right to 15 %: what is above so many times the room there is does not fit
@@ -128,17 +128,14 @@ def arguments_on(recipe: Recipe, device: Device) -> Any:
 def launched(args: Any) -> Launch:
     """How this process was launched, by what accelerate left: ``args`` are the trainer's arguments."""
     processes = args.world_size
-    kind: Kind = "ddp" if processes > 1 else "one"
     if launched_with_fsdp():
-        kind = "fsdp2"
-    elif (plugin := args.deepspeed_plugin) is not None:
-        kind = "zero3" if plugin.zero_stage == 3 else "zero2"
-        zero = plugin.deepspeed_config["zero_optimization"]
-        if "cpu" in [(zero.get(what) or {}).get("device") for what in ("offload_optimizer", "offload_param")]:
-            kind = "offload"
-    return Launch("one process" if kind == "one" else kind, processes, kind)
+        return fsdp2("fsdp2", processes, offloads=fsdp_offloads())
+    if (plugin := args.deepspeed_plugin) is not None:
+        found = deepspeed("", processes, plugin.deepspeed_config["zero_optimization"])
+        return replace(found, name=f"{found.kind}-offload" if found.offloaded else found.kind)
+    return Launch("ddp", processes, "ddp") if processes > 1 else Launch("one process", 1, "one")
 
 
-def on(name: str, content: Mapping[str, Any], processes: int) -> Launch:
-    """A launch under a configuration of accelerate."""
-    return Launch(name, processes, kind_of(content, processes))
+def on(chosen: Configuration, processes: int) -> Launch:
+    """A launch under a configuration of accelerate. Raises UserError where its DeepSpeed file cannot be read."""
+    return launch_of(chosen.name, chosen.content, chosen.zero(), processes)

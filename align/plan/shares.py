@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from align.plan.weights import Weights
 
-Kind = Literal["one", "ddp", "fsdp2", "zero2", "zero3", "offload"]
+Kind = Literal["one", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+_STAGES: tuple[Kind, ...] = ("ddp", "zero1", "zero2", "zero3")
+Offloaded = frozenset[Literal["weights", "optimizer"]]
+BOTH: Offloaded = frozenset({"weights", "optimizer"})
+_OFFLOADS: dict[Literal["weights", "optimizer"], str] = {"weights": "offload_param", "optimizer": "offload_optimizer"}
 
 _DEEPSPEED_BUCKET = 500_000_000  # numbers of DeepSpeed's reduce bucket, where its file says nothing else
 
@@ -20,28 +24,47 @@ class Launch:
     Attributes:
         name: as ``--on`` takes it.
         kind: how weights, gradients and optimizer are shared out.
+        offloaded: what is kept on the host; gradients are where the optimizer is.
     """
 
     name: str
     processes: int
     kind: Kind
+    offloaded: Offloaded = frozenset()
 
     @property
     def shares_weights(self) -> bool:
-        return self.kind in ("fsdp2", "zero3", "offload")
+        return self.kind in ("fsdp2", "zero3")
 
 
-def kind_of(content: Mapping[str, Any], processes: int) -> Kind:
-    """What a configuration of accelerate does."""
+def launch_of(name: str, content: Mapping[str, Any], zero: Mapping[str, Any], processes: int) -> Launch:
+    """What a configuration of accelerate does.
+
+    Args:
+        content: what its file says.
+        zero: what DeepSpeed's section ``zero_optimization`` says, where DeepSpeed is used.
+    """
     if content.get("distributed_type") == "FSDP" or "fsdp" in content.get("fsdp_config", {}):
-        return "fsdp2"
+        return fsdp2(name, processes, offloads=(content.get("fsdp_config") or {}).get("fsdp_offload_params") is True)
     if content.get("distributed_type") == "DEEPSPEED":
-        settings = content.get("deepspeed_config") or {}
-        if "cpu" in (settings.get("offload_optimizer_device"), settings.get("offload_param_device")):
-            return "offload"
-        named = str(settings.get("deepspeed_config_file", ""))
-        return "zero3" if settings.get("zero_stage") == 3 or "zero3" in named else "zero2"
-    return "ddp" if processes > 1 else "one"
+        return deepspeed(name, processes, zero)
+    return Launch(name, processes, "ddp" if processes > 1 else "one")
+
+
+def fsdp2(name: str, processes: int, *, offloads: bool) -> Launch:
+    """FSDP2, which keeps weights, gradients and optimizer on the host or none of them."""
+    return Launch(name, processes, "fsdp2", BOTH if offloads else frozenset())
+
+
+def deepspeed(name: str, processes: int, zero: Mapping[str, Any]) -> Launch:
+    """What DeepSpeed's section ``zero_optimization`` does: its stage, and what it offloads.
+
+    What goes to a disk is counted as if it stayed on the host.
+    """
+    stage = zero.get("stage", 0)
+    devices = {what: zero.get(key) for what, key in _OFFLOADS.items()}
+    moved = {what for what, to in devices.items() if isinstance(to, dict) and to.get("device") in ("cpu", "nvme")}
+    return Launch(name, processes, _STAGES[stage] if stage in range(4) else "zero2", frozenset(moved))
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,7 @@ class Held:
         gradients: once all of them are there, and ``buckets`` what they are exchanged through.
         gathered: weights of the layers at work, and of embedding and head.
         stepping: what the optimizer's step takes beside its states.
-        host: on the machine's host, all processes together; what DeepSpeed moves there.
+        host: on the machine's host, all processes together; what is offloaded.
     """
 
     weights: int
@@ -125,25 +148,35 @@ def held(weights: Weights, launch: Launch, how: Optimizer, reference: int, narro
     if launch.kind == "fsdp2":
         gathered = _gathered(weights, 2 if narrow else None)
         share = tuple(part // n for part in layers)
-        return Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
-    return _deepspeed(weights, launch, states, reference, narrow)
+        found = Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
+    else:
+        found = _deepspeed(weights, launch, states, reference, narrow)
+    return _offloaded(found, launch)
 
 
 def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, narrow: bool) -> Held:
-    """ZeRO: the optimizer and the gradients are shared out, in stage 3 the weights too."""
+    """ZeRO: stage 1 shares out the optimizer, stage 2 the gradients too, stage 3 the weights too."""
     n, width = launch.processes, 2 if narrow else 4
     elements, numbers = weights.sum("elements"), weights.sum("trained")
     wide = 4 * numbers if narrow else 0  # float32 weights beside those in 16 bits
     size = min(weights.sum("bytes"), width * elements)
     reference = min(reference, width * elements) if reference else 0
     bucket = width * min(_DEEPSPEED_BUCKET, numbers)
-    if launch.kind == "zero2":
-        return Held(size, reference, (states + wide) // n, width * numbers // n, 2 * bucket, 0, 0)
+    if not launch.shares_weights:
+        gradients = width * numbers // (1 if launch.kind == "zero1" else n)
+        return Held(size, reference, (states + wide) // n, gradients, 2 * bucket, 0, 0)
     gathered = _gathered(weights, width)
     parts = (size // n, reference // n, (states + wide) // n, width * numbers // n)
-    if launch.kind == "zero3":
-        return Held(*parts, bucket, gathered, 0)
-    return Held(0, 0, 0, 0, bucket, gathered, 0, host=n * sum(parts))
+    return Held(*parts, bucket, gathered, 0)
+
+
+def _offloaded(found: Held, launch: Launch) -> Held:
+    """With what is kept on the host there, and not on the devices."""
+    parts = {"weights": ("weights", "reference"), "optimizer": ("optimizer", "gradients", "stepping")}
+    names = [name for what in launch.offloaded for name in parts[what]]
+    host = launch.processes * sum(getattr(found, name) for name in names)
+    layers = () if "optimizer" in launch.offloaded else found.layer_gradients
+    return replace(found, **dict.fromkeys(names, 0), host=host, layer_gradients=layers)
 
 
 def _gathered(weights: Weights, width: int | None) -> int:

@@ -38,7 +38,13 @@ def check_launcher_files(env: Mapping[str, str] | None = None) -> None:
     """
     name = (os.environ if env is None else env).get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     # accelerate also takes the content itself, coded in base64
-    if name.endswith((".json", ".yaml", ".yml")) and not Path(name).is_file():
+    if name.endswith((".json", ".yaml", ".yml")):
+        check_deepspeed_file(name)
+
+
+def check_deepspeed_file(name: str) -> None:
+    """Refuse a DeepSpeed file that is not there. Raises UserError, with where such a path starts."""
+    if not Path(name).is_file():
         raise UserError(
             f"deepspeed_config_file: {name} is not there. A path in the launcher's configuration starts at the working "
             f"directory, here {Path.cwd()}: start from the folder that it is meant from, or write the whole path."
@@ -105,6 +111,11 @@ def check_launch(made: Any, env: Mapping[str, str] | None = None) -> None:
 def launched_with_fsdp(env: Mapping[str, str] | None = None) -> bool:
     """Whether the launcher asked for FSDP; known before accelerate has made anything of it."""
     return _flag(os.environ if env is None else env, "ACCELERATE_USE_FSDP")
+
+
+def fsdp_offloads(env: Mapping[str, str] | None = None) -> bool:
+    """Whether FSDP was asked to keep weights, gradients and optimizer on the host."""
+    return _flag(os.environ if env is None else env, "FSDP_OFFLOAD_PARAMS")
 
 
 def _check_precision(made: Any, env: Mapping[str, str]) -> None:

@@ -27,6 +27,7 @@ from align.recipe import recipes_folder
 from align.recipe.messages import did_you_mean
 from align.recipe.yaml import parse_file
 from align.runs.go_on import COMMAND
+from align.runs.launch import check_deepspeed_file
 
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
 
@@ -50,6 +51,35 @@ class Configuration:
     @property
     def processes(self) -> int:
         return self.content.get("num_processes", 1)
+
+    @property
+    def deepspeed_file(self) -> Path | None:
+        """DeepSpeed's own file, where it names one."""
+        settings = self.content.get("deepspeed_config") or {}
+        if not self.deepspeed or not (named := settings.get("deepspeed_config_file")):
+            return None
+        # such a path starts at the working directory; that of a packaged configuration is beside it
+        return self.file.parent / Path(named).name if self.name in configurations() else Path(named)
+
+    def zero(self) -> Mapping[str, Any]:
+        """What DeepSpeed's section ``zero_optimization`` says; of accelerate's own keys what they make of it.
+
+        Raises:
+            UserError: where DeepSpeed's file cannot be read.
+        """
+        if not self.deepspeed:
+            return {}
+        if (file := self.deepspeed_file) is None:
+            settings = self.content.get("deepspeed_config") or {}
+            devices = {
+                what: {"device": settings.get(f"{what}_device")} for what in ("offload_optimizer", "offload_param")
+            }
+            return {"stage": settings.get("zero_stage", 2), **devices}
+        check_deepspeed_file(str(file))
+        zero = found.get("zero_optimization") if isinstance(found := parse_file(file, file.name).value, dict) else None
+        if not isinstance(zero, dict):
+            raise UserError(f"--on {self.name}: {file} has no section zero_optimization.")
+        return zero
 
     def count(self, processes: int | None, devices: int) -> int:
         """How many processes are started: so many, else one for each accelerator, on a CPU what the file says.
@@ -129,9 +159,8 @@ def command(chosen: Configuration, processes: int, training: Sequence[str]) -> C
         UserError: where a variable of the environment says something else.
     """
     words = ["--config_file", str(chosen.file), "--num_processes", str(processes)]
-    named = chosen.deepspeed and (chosen.content.get("deepspeed_config") or {}).get("deepspeed_config_file")
-    if named and chosen.name in configurations():  # such a path starts at the working directory
-        words += ["--deepspeed_config_file", str(chosen.file.parent / Path(named).name)]
+    if chosen.name in configurations() and (file := chosen.deepspeed_file) is not None:
+        words += ["--deepspeed_config_file", str(file)]
     on_cpu = {"DS_ACCELERATOR": "cpu"} if chosen.deepspeed else {"ACCELERATE_USE_CPU": "true"}
     variables = on_cpu if chosen.on_cpu else {}
     for key, value in os.environ.items():

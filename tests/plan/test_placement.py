@@ -8,7 +8,7 @@ import pytest
 
 from align.errors import DoesNotFit, UserError
 from align.plan.placement import Machine, Need, place
-from align.plan.shares import Launch
+from align.plan.shares import BOTH, Launch
 
 GIB = 2**30
 
@@ -17,7 +17,7 @@ def run(stays: float, activations: float = 0.0) -> Callable[[Launch], Need]:
     """A run of which ``stays`` GiB can be shared out and ``activations`` cannot."""
 
     def need(launch: Launch) -> Need:
-        if launch.kind == "offload":
+        if launch.offloaded == BOTH:
             return Need(int(activations * GIB), int(stays * GIB))
         share = launch.processes if launch.kind == "fsdp2" else 1
         return Need(int((stays / share + activations) * GIB))

@@ -17,7 +17,7 @@ from align.plan import speed
 from align.plan.changes import changes
 from align.plan.device import Device, named
 from align.plan.plan import Plan, plan_of
-from align.plan.shares import Launch
+from align.plan.shares import BOTH, Launch
 from align.recipe import Recipe
 
 ONE = Launch("one process", 1, "one")
@@ -90,6 +90,18 @@ def test_more_processes_hold_less_each_where_weights_are_shared_out(world: Path,
     totals = [total(world, data, Launch("fsdp2", n, "fsdp2"), train=train) for n in (2, 4, 8)]
     assert totals == sorted(totals, reverse=True)
     assert total(world, data, Launch("ddp", 2, "ddp"), train=train) > total(world, data, train=train)  # buckets
+
+
+def test_offloading_on_a_cpu_moves_nothing_elsewhere(world: Path, data: Data) -> None:
+    """The host is the device."""
+    kept, moved = Launch("zero3", 2, "zero3"), Launch("zero3-offload", 2, "zero3", BOTH)
+    cpu = named("cpu")
+    found = plan_of(made(world), data, moved, cpu).memory
+    assert found.host == 0
+    assert found.phases == plan_of(made(world), data, kept, cpu).memory.phases
+    on_gpu = plan_of(made(world), data, moved, GPU).memory
+    assert on_gpu.host > 0
+    assert on_gpu.total < total(world, data, kept)
 
 
 def test_changes_are_plans_of_the_changed_recipe(tmp_path: Path, world: Path, data: Data) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
-from align.plan.shares import Held, Launch, Optimizer, held, kind_of, optimizer
+from align.errors import UserError
+from align.plan.plan import launched, on
+from align.plan.shares import BOTH, Held, Launch, Optimizer, held, launch_of, optimizer
 from align.plan.weights import Part, Weights
+from align.runs.launcher import configuration, configurations
 
 LAYER = Part(300, 1200, 300, 1200, 400, 40)
 MODEL = Weights(Part(250, 1000, 250, 1000, 1000, 20), (LAYER, LAYER), Part(150, 600, 150, 600, 600, 30), tied=False)
@@ -47,15 +53,26 @@ def test_zero2_shares_the_optimizer_and_gradients() -> None:
     assert (found.optimizer, found.gradients) == ((8000 + 4000) // 4, 500)
     assert found.buckets == 2 * 2 * 1000  # two of at most all weights
     assert under("zero2", 4).optimizer == 2000
+    assert under("zero1", 4, narrow=True) == replace(found, gradients=2000)  # stage 1 keeps them whole
 
 
 def test_zero3_shares_everything_and_offload_moves_it_to_the_host() -> None:
     found = under("zero3", 4, narrow=True)
     assert (found.weights, found.reference, found.optimizer, found.gradients) == (500, 500, 3000, 500)
-    away = under("offload", 4, narrow=True)
-    assert (away.weights, away.reference, away.optimizer, away.gradients) == (0, 0, 0, 0)
-    assert away.host == 4 * (500 + 500 + 3000 + 500)
-    assert away.gathered == found.gathered == 2 * 600 + 500 + 300 + 600
+    assert found.gathered == 2 * 600 + 500 + 300 + 600
+    assert found.host == 0
+    # gradients go where the optimizer is
+    for offloaded, stays, host in (
+        ({"weights", "optimizer"}, (0, 0, 0, 0), 4 * (500 + 500 + 3000 + 500)),
+        ({"optimizer"}, (500, 500, 0, 0), 4 * (3000 + 500)),
+        ({"weights"}, (0, 0, 3000, 500), 4 * (500 + 500)),
+    ):
+        away = held(MODEL, Launch("zero3", 4, "zero3", frozenset(offloaded)), ADAM, 4000, True)  # type: ignore[arg-type]
+        assert (away.weights, away.reference, away.optimizer, away.gradients) == stays
+        assert (away.host, away.gathered) == (host, found.gathered)
+    away = held(MODEL, Launch("fsdp2", 4, "fsdp2", BOTH), ADAM, 4000, False)
+    assert (away.weights, away.optimizer, away.gradients, away.stepping, away.layer_gradients) == (0, 0, 0, 0, ())
+    assert away.host == 4 * (1000 + 1000 + 2000 + 1000 + 1000 // 4)
 
 
 @pytest.mark.parametrize(
@@ -77,34 +94,36 @@ def test_optimizers(name: str, device: str, state: int, stepping: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "processes", "kind"),
+    ("content", "zero", "processes", "kind", "offloaded"),
     [
-        ({"distributed_type": "NO"}, 1, "one"),
-        ({"distributed_type": "MULTI_GPU"}, 8, "ddp"),
-        ({"distributed_type": "FSDP"}, 8, "fsdp2"),
-        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}}, 8, "zero2"),
-        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}}, 8, "zero3"),
+        ({"distributed_type": "NO"}, {}, 1, "one", set()),
+        ({"distributed_type": "MULTI_GPU"}, {}, 8, "ddp", set()),
+        ({"distributed_type": "FSDP"}, {}, 8, "fsdp2", set()),
+        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_offload_params": False}}, {}, 8, "fsdp2", set()),
+        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_offload_params": True}}, {}, 8, "fsdp2", BOTH),
+        ({"distributed_type": "DEEPSPEED"}, {"stage": 0}, 8, "ddp", set()),
+        ({"distributed_type": "DEEPSPEED"}, {"stage": 1}, 8, "zero1", set()),
+        ({"distributed_type": "DEEPSPEED"}, {"stage": 2}, 8, "zero2", set()),
+        ({"distributed_type": "DEEPSPEED"}, {"stage": 3, "offload_param": {"device": "none"}}, 8, "zero3", set()),
+        ({"distributed_type": "DEEPSPEED"}, {"stage": 3, "offload_param": {"device": "cpu"}}, 8, "zero3", {"weights"}),
         (
-            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": "cpu2-zero3.json"}},
-            2,
-            "zero3",
-        ),
-        (
-            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3, "offload_param_device": "cpu"}},
+            {"distributed_type": "DEEPSPEED"},
+            {"stage": 2, "offload_optimizer": {"device": "nvme"}},
             8,
-            "offload",
+            "zero2",
+            {"optimizer"},
         ),
     ],
 )
-def test_what_a_configuration_does(content: dict[str, Any], processes: int, kind: str) -> None:
-    assert kind_of(content, processes) == kind
+def test_what_a_configuration_does(
+    content: dict[str, Any], zero: dict[str, Any], processes: int, kind: Any, offloaded: Any
+) -> None:
+    assert launch_of("x", content, zero, processes) == Launch("x", processes, kind, frozenset(offloaded))
 
 
 def test_the_packaged_configurations_are_known() -> None:
-    from align.runs.launcher import configuration, configurations
-
-    found = {name: kind_of(configuration(name).content, 2) for name in configurations() if name != "cpu1"}
-    assert found == {
+    found = {name: on(configuration(name), 2) for name in configurations() if name != "cpu1"}
+    assert {name: launch.kind for name, launch in found.items()} == {
         "cpu2-ddp": "ddp",
         "cpu2-fsdp2": "fsdp2",
         "cpu2-zero2": "zero2",
@@ -113,5 +132,51 @@ def test_the_packaged_configurations_are_known() -> None:
         "fsdp2": "fsdp2",
         "zero2": "zero2",
         "zero3": "zero3",
-        "zero3-offload": "offload",
+        "zero3-offload": "zero3",
     }
+    assert {name: launch.offloaded for name, launch in found.items() if launch.offloaded} == {"zero3-offload": BOTH}
+
+
+def test_a_deepspeed_file_is_read_and_not_guessed_by_its_name(tmp_path: Path) -> None:
+    """Its name says nothing, its content everything."""
+    mine, settings = tmp_path / "mine.yaml", tmp_path / "zero2-fast.json"
+    about = {"deepspeed_config_file": str(settings), "zero3_init_flag": True}
+    mine.write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": about}))
+    with pytest.raises(UserError, match=rf"^deepspeed_config_file: {settings} is not there\. "):
+        on(configuration(str(mine)), 4)
+    settings.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}')
+    assert on(configuration(str(mine)), 4) == Launch(str(mine), 4, "zero3", frozenset({"optimizer"}))
+    for text, said in (
+        ("{}", f"--on {mine}: {settings} has no section zero_optimization."),
+        ('{"zero_optimization": 3}', f"--on {mine}: {settings} has no section zero_optimization."),
+        ("{", "zero2-fast.json:1  not valid YAML: "),
+    ):
+        settings.write_text(text)
+        with pytest.raises(UserError) as caught:
+            on(configuration(str(mine)), 4)
+        assert str(caught.value).startswith(said)
+
+
+def test_how_this_process_was_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what accelerate leaves, which is a plugin or variables of the environment."""
+    deepspeed = pytest.importorskip("accelerate.utils").DeepSpeedPlugin
+
+    def found(world_size: int, zero: dict[str, Any] | None = None) -> Launch:
+        plugin = None
+        if zero is not None:
+            pytest.importorskip("deepspeed")
+            plugin = deepspeed(hf_ds_config={"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1})
+        return launched(SimpleNamespace(world_size=world_size, deepspeed_plugin=plugin))
+
+    assert found(1) == Launch("one process", 1, "one")
+    assert found(2) == Launch("ddp", 2, "ddp")
+    assert found(2, {"stage": 2}) == Launch("zero2", 2, "zero2")
+    assert found(2, {"stage": 3}) == Launch("zero3", 2, "zero3")
+    cpu = {"device": "cpu"}
+    assert found(2, {"stage": 3, "offload_param": cpu, "offload_optimizer": cpu}) == Launch(
+        "zero3-offload", 2, "zero3", BOTH
+    )
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert found(2) == Launch("fsdp2", 2, "fsdp2")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    assert found(2) == Launch("fsdp2", 2, "fsdp2", BOTH)
