@@ -125,7 +125,8 @@ class _Run:
         copy = recipe.reference.strategy == "copy" or not own
         self.copied = compares and copy and (self.computes_reference or asked)
         how = optimizer(str(getattr(args.optim, "value", args.optim)), device.kind)
-        self.held: Held = held(weights, launch, how, self._reference(), self.autocast is not None)
+        narrow, on_cpu = self.autocast is not None, device.kind == "cpu"
+        self.held: Held = held(weights, launch, how, self._reference(), narrow, on_cpu=on_cpu)
 
     def _reference(self) -> int:
         """Bytes of a frozen copy; in one process and under DDP layers are kept no wider than they compute.

@@ -14,7 +14,7 @@ Offloaded = frozenset[Literal["weights", "optimizer"]]
 BOTH: Offloaded = frozenset({"weights", "optimizer"})
 _OFFLOADS: dict[Literal["weights", "optimizer"], str] = {"weights": "offload_param", "optimizer": "offload_optimizer"}
 
-_DEEPSPEED_BUCKET = 500_000_000  # numbers of DeepSpeed's reduce bucket, where its file says nothing else
+_BUCKET = 500_000_000  # numbers of DeepSpeed's reduce bucket, where its file says nothing else
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,15 @@ class Launch:
         name: as ``--on`` takes it.
         kind: how weights, gradients and optimizer are shared out.
         offloaded: what is kept on the host; gradients are where the optimizer is.
+        bucket, buckets: numbers of a bucket through which DeepSpeed exchanges gradients, and how many there are.
     """
 
     name: str
     processes: int
     kind: Kind
     offloaded: Offloaded = frozenset()
+    bucket: int = _BUCKET
+    buckets: int = 1
 
     @property
     def shares_weights(self) -> bool:
@@ -64,7 +67,10 @@ def deepspeed(name: str, processes: int, zero: Mapping[str, Any]) -> Launch:
     stage = zero.get("stage", 0)
     devices = {what: zero.get(key) for what, key in _OFFLOADS.items()}
     moved = {what for what, to in devices.items() if isinstance(to, dict) and to.get("device") in ("cpu", "nvme")}
-    return Launch(name, processes, _STAGES[stage] if stage in range(4) else "zero2", frozenset(moved))
+    kind, bucket = _STAGES[stage] if stage in range(4) else "zero2", zero.get("reduce_bucket_size")
+    # one is filled while the other is sent; stage 3 has one
+    buckets = 2 if zero.get("overlap_comm") is True and kind in ("zero1", "zero2") else 1
+    return Launch(name, processes, kind, frozenset(moved), bucket if type(bucket) is int else _BUCKET, buckets)
 
 
 @dataclass(frozen=True)
@@ -128,13 +134,16 @@ class Held:
     layer_gradients: tuple[int, ...] = field(default=())
 
 
-def held(weights: Weights, launch: Launch, how: Optimizer, reference: int, narrow: bool) -> Held:
+def held(
+    weights: Weights, launch: Launch, how: Optimizer, reference: int, narrow: bool, *, on_cpu: bool = False
+) -> Held:
     """What is held under a launch.
 
     Args:
         reference: bytes of a whole frozen copy; 0 where there is none.
         narrow: whether forwards compute in 16 bits; DeepSpeed then keeps weights and gradients so, with float32 weights
             in the optimizer, and FSDP2 gathers them so.
+        on_cpu: there a bucket takes no more than is put into it.
     """
     size, trained, numbers = weights.sum("bytes"), weights.sum("trained_bytes"), weights.sum("trained")
     states = how.states * trained + int(how.bytes * numbers) + (weights.sum("rows") if how.folded else 0)
@@ -150,21 +159,21 @@ def held(weights: Weights, launch: Launch, how: Optimizer, reference: int, narro
         share = tuple(part // n for part in layers)
         found = Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
     else:
-        found = _deepspeed(weights, launch, states, reference, narrow)
+        found = _deepspeed(weights, launch, states, reference, narrow, on_cpu)
     return _offloaded(found, launch)
 
 
-def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, narrow: bool) -> Held:
+def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, narrow: bool, on_cpu: bool) -> Held:
     """ZeRO: stage 1 shares out the optimizer, stage 2 the gradients too, stage 3 the weights too."""
     n, width = launch.processes, 2 if narrow else 4
     elements, numbers = weights.sum("elements"), weights.sum("trained")
     wide = 4 * numbers if narrow else 0  # float32 weights beside those in 16 bits
     size = min(weights.sum("bytes"), width * elements)
     reference = min(reference, width * elements) if reference else 0
-    bucket = width * min(_DEEPSPEED_BUCKET, numbers)
+    bucket = width * launch.buckets * (min(launch.bucket, numbers) if on_cpu else launch.bucket)
     if not launch.shares_weights:
         gradients = width * numbers // (1 if launch.kind == "zero1" else n)
-        return Held(size, reference, (states + wide) // n, gradients, 2 * bucket, 0, 0)
+        return Held(size, reference, (states + wide) // n, gradients, bucket, 0, 0)
     gathered = _gathered(weights, width)
     parts = (size // n, reference // n, (states + wide) // n, width * numbers // n)
     return Held(*parts, bucket, gathered, 0)

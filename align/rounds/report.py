@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from align.rounds.pairs import dropped, position_bias, undecided
 from align.rounds.policy import TRAIN, begins_at_zero
 from align.rounds.stages import Round
 from align.runs.damage import reading
-from align.runs.directory import VERDICT, RunDirectory
+from align.runs.directory import METRICS, VERDICT, RunDirectory
 from align.sampling.files import read_tables
 from align.sampling.similarity import among
 
@@ -104,3 +104,24 @@ def card(recipe: Recipe, data: Sequence[str], run: RunRecord, versions: Mapping[
 
 def _set(section: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in section.items() if value not in (None, []))
+
+
+def noted(directory: RunDirectory, values: Mapping[str, Any], say: Callable[[str], Any]) -> None:
+    """Add a round to ``metrics.jsonl``, once, and say it."""
+    if all(line.get("round") != values["round"] for line in directory.metrics()):
+        directory.append(METRICS, [values])
+    for line in table([values]):
+        say(line)
+
+
+def until_done(echo: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Leave out a round's own verdict, which asks for held-out pairs; the table of rounds stands in its place."""
+    done = False
+
+    def say(line: str) -> None:
+        nonlocal done
+        done = done or line.startswith("Done in")
+        if not done:
+            echo(line)
+
+    return say

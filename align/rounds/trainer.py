@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.rows.sources import source_name
 from align.errors import Stopped, UserError
+from align.export.hub import Push
+from align.export.listing import listing
+from align.export.target import MAIN, Target
 from align.judges.calls import CALLS
 from align.judges.function import Function
 from align.judges.judge import Judging
@@ -26,25 +29,18 @@ from align.recipe import Recipe
 from align.recipe.sampling import Judge, Rounds, Sampling, Select
 from align.recipe.template_arguments import dated
 from align.reference.rows import check_reads
-from align.report.rounds import table
 from align.rounds.arguments import recipe_of
 from align.rounds.facts import begin_rounds
 from align.rounds.finish import finish, remove_checkpoints
 from align.rounds.judging import check_judge, estimate, judge_of, try_judge
 from align.rounds.pace import Pace
 from align.rounds.pairs import make_pairs
-from align.rounds.policy import (
-    TRAIN,
-    is_sharded,
-    loaded,
-    round_folder,
-    train_recipe,
-)
+from align.rounds.policy import TRAIN, is_sharded, loaded, round_folder, train_recipe
 from align.rounds.prompts import PROMPTS, deal, digest
-from align.rounds.report import record
+from align.rounds.report import noted, record, until_done
 from align.rounds.sampling import draw_by_server, draw_parts
 from align.rounds.stages import Round, Stage, judge_part
-from align.runs.directory import LOCK, METRICS, VERDICT, RunDirectory
+from align.runs.directory import LOCK, VERDICT, RunDirectory
 from align.runs.launch import check_launch, check_launcher_files
 from align.runs.processes import World, free
 from align.runs.quiet import quieten
@@ -172,6 +168,29 @@ class RoundTrainer:
             del args  # under DeepSpeed it would cut up every model that is loaded from here on
             return self._all(resume, began)
 
+    def push_to_hub(
+        self, repo: str | None = None, *, private: bool = True, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Push the finished run's model, as ``align push`` does; ``repo`` is by default the run directory's name.
+
+        Every process calls it. ``revision`` is a branch, made where there is none.
+
+        Returns:
+            The address of the repository; an empty text on all processes but the first.
+
+        Raises:
+            UserError: where the rounds have not come to their end, or the Hub refuses.
+        """
+        folder = self.directory.path
+        if not self.directory.writer:
+            return ""
+        if not (folder / VERDICT).exists():
+            raise UserError(f"{folder}: the rounds have not come to their end, so there is no model to push.")
+        target = Target(repo or folder.resolve().name, private, revision or MAIN)
+        push = Push(listing(folder), target, self.say, token=token)
+        self.say(push.ending(push.run()))
+        return push.url
+
     def _all(self, resume: bool, began: float) -> RunResult:
         """``train`` in a directory that no other run writes to; ``began`` is by the monotonic clock."""
         quieten(self.world.rank == 0)
@@ -194,7 +213,7 @@ class RoundTrainer:
             if not self.rounds.keep_checkpoints and (freed := remove_checkpoints(now.folder / TRAIN, self.directory)):
                 self.say(f"round {now.number}: {freed}")
             records.append(record(now, self.recipe))
-            self._note(records[-1])
+            noted(self.directory, records[-1], self.say)
             if now.number < self.rounds.count:  # the last one's is the whole run's
                 report(self.recipe, self.directory, self.say)
         named = [Path(source_name(source)).name for source in self.recipe.data.train or []]
@@ -297,7 +316,7 @@ class RoundTrainer:
         begun: list[bool] = []
         # all look before the first process writes
         self.world.together(lambda: begun.append((recipe.output_dir / LOCK).exists()))
-        train(recipe, resume=begun[0], anyway=self.anyway, echo=_until_done(self.echo))
+        train(recipe, resume=begun[0], anyway=self.anyway, echo=until_done(self.echo))
         self.world.together(free)
 
     # ---- before and after
@@ -321,29 +340,7 @@ class RoundTrainer:
                 begin_rounds(self.recipe, self.directory, *how, file, arguments, said.lines)
 
         self.world.together(work)
-        prompts: list[list[dict[str, Any]]] = [[] for _ in range(self.rounds.count)]
+        dealt: list[list[dict[str, Any]]] = [[] for _ in range(self.rounds.count)]
         for line in read_tables([file]):
-            prompts[line["round"] - 1].append(line)
-        folder = self.directory.path
-        return [Round(number, round_folder(folder, number), lines) for number, lines in enumerate(prompts, 1)]
-
-    def _note(self, values: Mapping[str, Any]) -> None:
-        """Add a round to ``metrics.jsonl``, once."""
-        if all(line.get("round") != values["round"] for line in self.directory.metrics()):
-            self.directory.append(METRICS, [values])
-        lines = table([values])
-        for line in lines:
-            self.say(line)
-
-
-def _until_done(echo: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Leave out a round's own verdict, which asks for held-out pairs; the table of rounds stands in its place."""
-    done = False
-
-    def say(line: str) -> None:
-        nonlocal done
-        done = done or line.startswith("Done in")
-        if not done:
-            echo(line)
-
-    return say
+            dealt[line["round"] - 1].append(line)
+        return [Round(number, round_folder(file.parent, number), lines) for number, lines in enumerate(dealt, 1)]

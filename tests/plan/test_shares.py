@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.utils import DeepSpeedPlugin
 
 from align.errors import UserError
 from align.plan.plan import launched, on
-from align.plan.shares import BOTH, Held, Launch, Optimizer, held, launch_of, optimizer
+from align.plan.shares import BOTH, Held, Launch, Optimizer, deepspeed, held, launch_of, optimizer
 from align.plan.weights import Part, Weights
 from align.runs.launcher import configuration, configurations
 
@@ -22,7 +23,7 @@ ADAM = Optimizer()
 
 
 def under(name: Any, processes: int, how: Optimizer = ADAM, reference: int = 4000, narrow: bool = False) -> Held:
-    return held(MODEL, Launch(name, processes, name), how, reference, narrow)
+    return held(MODEL, Launch(name, processes, name), how, reference, narrow, on_cpu=True)
 
 
 def test_one_process_holds_everything() -> None:
@@ -51,7 +52,16 @@ def test_zero2_shares_the_optimizer_and_gradients() -> None:
     # weights in 16 bits; their float32 copy, and both means, are shared out
     assert (found.weights, found.reference) == (2000, 2000)
     assert (found.optimizer, found.gradients) == ((8000 + 4000) // 4, 500)
-    assert found.buckets == 2 * 2 * 1000  # two of at most all weights
+    assert found.buckets == 2 * 1000  # of at most all weights
+    fast = deepspeed("zero2", 4, {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 300})
+    for on_cpu, launch, numbers in (
+        (True, fast, 2 * 300),  # two of them
+        (False, fast, 2 * 300),
+        (True, Launch("zero2", 4, "zero2"), 1000),
+        (False, Launch("zero2", 4, "zero2"), 500_000_000),  # on a GPU all of it, whatever is put into it
+        (False, deepspeed("zero3", 4, {"stage": 3, "overlap_comm": True, "reduce_bucket_size": 300}), 300),
+    ):
+        assert held(MODEL, launch, ADAM, 0, True, on_cpu=on_cpu).buckets == 2 * numbers
     assert under("zero2", 4).optimizer == 2000
     assert under("zero1", 4, narrow=True) == replace(found, gradients=2000)  # stage 1 keeps them whole
 
@@ -159,13 +169,12 @@ def test_a_deepspeed_file_is_read_and_not_guessed_by_its_name(tmp_path: Path) ->
 
 def test_how_this_process_was_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what accelerate leaves, which is a plugin or variables of the environment."""
-    deepspeed = pytest.importorskip("accelerate.utils").DeepSpeedPlugin
 
     def found(world_size: int, zero: dict[str, Any] | None = None) -> Launch:
         plugin = None
         if zero is not None:
             pytest.importorskip("deepspeed")
-            plugin = deepspeed(hf_ds_config={"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1})
+            plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1})
         return launched(SimpleNamespace(world_size=world_size, deepspeed_plugin=plugin))
 
     assert found(1) == Launch("one process", 1, "one")

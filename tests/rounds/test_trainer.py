@@ -19,13 +19,15 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from hub_server import HubServer
 from policy_server import PolicyServer
 from round_runs import PROMPTS, make_world, values, write_recipe
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from align.data.tokens.samples import prompt_key
 from align.errors import Stopped, UserError
+from align.export.listing import listing
 from align.judges.judge import ScoreJudge
 from align.objectives import DPO, INPO
 from align.recipe import Recipe, load_recipe
@@ -531,9 +533,50 @@ def test_the_trainer_in_python_is_the_run_of_the_recipe(
         trainer.train()
 
 
-def test_arguments_in_python_are_checked(world: Path, tmp_path: Path) -> None:
-    from transformers import TrainingArguments
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own way with a large file
+def test_what_python_has_trained_in_rounds_is_pushed_as_align_push_does(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(world)
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "mine"), use_cpu=True, report_to="none", max_steps=1, logging_steps=1
+    )
+    trainer = RoundTrainer(
+        str(world / "model"),
+        None,
+        args,
+        train_dataset=Dataset.from_json(str(world / "prompts.jsonl"), cache_dir=str(tmp_path / "cache")),
+        judge=Judge(function="round_rules:score"),
+        sampling=Sampling(samples=4, max_new_tokens=6),
+        rounds=Rounds(count=1, prompts=8),
+        max_length=64,
+        allow_code=True,
+        echo=lambda _: None,
+    )
+    with HubServer() as hub:
+        hub.here(monkeypatch, tmp_path / "home", token=None)
+        with pytest.raises(UserError, match=r"mine: the rounds have not come to their end, so there is no model to"):
+            trainer.push_to_hub(token=hub.token)
+        assert not hub.repos
+        trainer.train()
+        assert trainer.push_to_hub(token=hub.token) == f"{hub.url}/ada/mine"
+        there = {entry.name: entry.read() for entry in listing(tmp_path / "mine").entries}
+        assert "model.safetensors" in there
+        assert hub.files("ada/mine") == there
+        repo = hub.repos["models", "ada/mine"]
+        assert repo.private
+        commits = len(repo.titles)
+        assert trainer.push_to_hub(token=hub.token) == f"{hub.url}/ada/mine"
+        assert len(repo.titles) == commits
+        trainer.push_to_hub("lab/x", private=False, revision="trial", token=hub.token)
+        repo = hub.repos["models", "lab/x"]
+        assert (repo.private, set(repo.heads)) == (False, {"main", "trial"})
+        trainer.directory.writer = False  # as on the other processes
+        assert trainer.push_to_hub("lab/y", token=hub.token) == ""
+        assert ("models", "lab/y") not in hub.repos
 
+
+def test_arguments_in_python_are_checked(world: Path, tmp_path: Path) -> None:
     data = Dataset.from_list([{"prompt": f"w{i} w4"} for i in range(3, 9)])
     args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none", learning_rate=3e-4)
     common: dict[str, Any] = {"train_dataset": data, "judge": Longest()}
