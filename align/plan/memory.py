@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,8 +109,6 @@ class _Run:
         weights: Weights,
         stored: bool,
     ) -> None:
-        if device.kind == "cpu":
-            launch = replace(launch, offloaded=frozenset())  # the host is the device
         self.recipe, self.args, self.batches, self.launch, self.device = recipe, args, batches, launch, device
         self.model, self.weights = model, weights
         self.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

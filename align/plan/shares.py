@@ -143,7 +143,7 @@ def held(
         reference: bytes of a whole frozen copy; 0 where there is none.
         narrow: whether forwards compute in 16 bits; DeepSpeed then keeps weights and gradients so, with float32 weights
             in the optimizer, and FSDP2 gathers them so.
-        on_cpu: there a bucket takes no more than is put into it.
+        on_cpu: there a bucket takes no more than is put into it, and what is offloaded stays on the device.
     """
     size, trained, numbers = weights.sum("bytes"), weights.sum("trained_bytes"), weights.sum("trained")
     states = how.states * trained + int(how.bytes * numbers) + (weights.sum("rows") if how.folded else 0)
@@ -160,14 +160,15 @@ def held(
         found = Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
     else:
         found = _deepspeed(weights, launch, states, reference, narrow, on_cpu)
-    return _offloaded(found, launch)
+    return found if on_cpu else _offloaded(found, launch)  # on a CPU the host is the device
 
 
 def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, narrow: bool, on_cpu: bool) -> Held:
     """ZeRO: stage 1 shares out the optimizer, stage 2 the gradients too, stage 3 the weights too."""
     n, width = launch.processes, 2 if narrow else 4
     elements, numbers = weights.sum("elements"), weights.sum("trained")
-    wide = 4 * numbers if narrow else 0  # float32 weights beside those in 16 bits
+    # the optimizer's own float32 weights, which stage 3 alone saves where they would be the same ones in the same place
+    wide = 4 * numbers if narrow or launch.kind != "zero3" or "optimizer" in launch.offloaded else 0
     size = min(weights.sum("bytes"), width * elements)
     reference = min(reference, width * elements) if reference else 0
     bucket = width * launch.buckets * (min(launch.bucket, numbers) if on_cpu else launch.bucket)
