@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from align.errors import DoesNotFit, UserError
 from align.runs.damage import reading
@@ -42,7 +43,12 @@ def test_a_record_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path, sma
 
 def test_libraries_that_write_by_themselves_are_understood(tmp_path: Path, small_files: None) -> None:
     weights = {"a": torch.zeros(1000)}
-    for save in (lambda file: save_file(weights, file), lambda file: torch.save(weights, file)):
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0"))
+    for save in (
+        lambda file: save_file(weights, file),
+        lambda file: torch.save(weights, file),
+        lambda file: tokenizer.save(str(file)),
+    ):
         with pytest.raises(DoesNotFit, match=r"cannot be written: the (file would be larger|disk is full)"), on_disk():
             save(tmp_path / "weights")
 
