@@ -1,7 +1,9 @@
-"""Memory that ends where a test says: real models, with a real error of the CPU's allocator or the words of a GPU's."""
+"""Memory or disk that ends where a test says, with a real error or a GPU's words."""
 
 from __future__ import annotations
 
+import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,3 +30,15 @@ def at_most(*, rows: int | None = None, positions: int | None = None, words: str
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def files_of(size: int) -> Iterator[None]:
+    """Within, no file may be longer than so many bytes, as after ``ulimit -f``."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)

@@ -42,6 +42,11 @@ def on_disk(run: Path | None = None) -> Iterator[None]:
         raise _answer(error, run) or error from error
 
 
+def is_full(error: Exception) -> bool:
+    """Whether an error of a write says that there is no room."""
+    return _number(error, None) in _FULL
+
+
 def _answer(error: Exception, run: Path | None) -> UserError | None:
     """The sentence for an error, or None for one that is about something else."""
     number, file = _number(error, run), getattr(error, "filename", None)

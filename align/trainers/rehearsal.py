@@ -11,6 +11,7 @@ from align.engine.scoring import causal_model
 from align.errors import UserError
 from align.models.ends import mend_generation_config
 from align.models.load import first_line
+from align.runs.disk import is_full
 
 
 def rehearse_save(model: Any, tokenizer: Any, folder: str, main: bool, say: Callable[[str], Any]) -> None:
@@ -21,6 +22,7 @@ def rehearse_save(model: Any, tokenizer: Any, folder: str, main: bool, say: Call
 
     Raises:
         UserError: with what cannot be saved and why.
+        Exception: what the library that writes raises where the disk is full; ``on_disk`` knows it.
     """
     inner = causal_model(model)
     parts = {"model's config": inner.config, "tokenizer": tokenizer}
@@ -34,6 +36,8 @@ def rehearse_save(model: Any, tokenizer: Any, folder: str, main: bool, say: Call
             if getattr(inner, "generation_config", None) is not None:
                 _try_generation_config(inner.generation_config, place, say)
     except OSError as error:
+        if is_full(error):
+            raise
         raise UserError(f"{folder} cannot be written to ({error.strerror or first_line(error)}).") from error
 
 
@@ -56,6 +60,8 @@ def _try(name: str, part: Any, place: str) -> None:
     except OSError:
         raise  # the disk's fault
     except Exception as error:  # whatever it is, the first save would end in it
+        if is_full(error):
+            raise
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(
             f"The {name} cannot be saved ({why}), so nothing that is trained could be kept. Mend it in the model's "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from shortage import files_of
 from tokenizers import Tokenizer, models
 
 from align.errors import DoesNotFit, UserError
@@ -21,11 +20,8 @@ from align.runs.disk import on_disk
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file may be longer than 1,000 bytes here, as after ``ulimit -f``."""
-    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    with files_of(1000):
+        yield
 
 
 def test_a_record_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path, small_files: None) -> None:

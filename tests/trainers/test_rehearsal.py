@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from shortage import files_of
 from torch.optim import SGD, AdamW
 from training import trainer
 from transformers import AutoModelForCausalLM, GenerationConfig
 from zoo import tiny_model
 
 from align import DPO
-from align.errors import UserError
+from align.errors import DoesNotFit, UserError
 from align.models.ends import mend_generation_config
+from align.runs.disk import on_disk
 from align.trainers.rounding import lost_share, rounding_warning
 
 # an epsilon that float16 can hold
@@ -102,6 +104,20 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"file/out cannot be written to \(Not a directory\)"):
         made.train()
+
+
+@pytest.mark.parametrize("fits", ["nothing", "config"])
+def test_a_full_disk_is_no_fault_of_the_model(fits: str, tmp_path: Path) -> None:
+    """The tokenizer is written by a library that raises a bare Exception."""
+    made = trainer(tmp_path / "out", DPO())
+    for part in (made.model.config, made.processing_class):
+        part.save_pretrained(tmp_path / "parts")
+    config = (tmp_path / "parts/config.json").stat().st_size
+    assert (tmp_path / "parts/tokenizer.json").stat().st_size > config + 1
+    size = config + 1 if fits == "config" else 10
+    with pytest.raises(DoesNotFit, match=r"the file would be larger than files may be here"), on_disk(), files_of(size):
+        made.train()
+    assert made.state.global_step == 0
 
 
 def test_the_share_of_weights_that_a_step_leaves_as_they_are() -> None:
