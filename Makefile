@@ -65,7 +65,7 @@ test-all: $(REAL)
 		echo "# $$(date -u '+%Y-%m-%d %H:%M UTC'), commit $$(git rev-parse --short HEAD 2>/dev/null || echo none)" \
 			"$$(test -z "$$(git status --porcelain 2>/dev/null | grep -v docs/test-all.txt)" || echo '(with changes)')"; \
 		$(BIN)/python -m align doctor | head -20; \
-		$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) --dist worksteal -q -rs --durations=10; \
+		$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) --dist worksteal -q -rfEs --durations=10; \
 	} 2>&1 | sed "s#$(CURDIR)#.#g" | tee docs/test-all.txt
 
 floors:
