@@ -67,7 +67,8 @@ def deepspeed(name: str, processes: int, zero: Mapping[str, Any]) -> Launch:
     stage = zero.get("stage", 0)
     devices = {what: zero.get(key) for what, key in _OFFLOADS.items()}
     moved = {what for what, to in devices.items() if isinstance(to, dict) and to.get("device") in ("cpu", "nvme")}
-    kind, bucket = _STAGES[stage] if stage in range(4) else "zero2", zero.get("reduce_bucket_size")
+    kind: Kind = _STAGES[stage] if stage in range(4) else "zero2"
+    bucket = zero.get("reduce_bucket_size")
     # one is filled while the other is sent; stage 3 has one
     buckets = 2 if zero.get("overlap_comm") is True and kind in ("zero1", "zero2") else 1
     return Launch(name, processes, kind, frozenset(moved), bucket if type(bucket) is int else _BUCKET, buckets)
