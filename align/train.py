@@ -88,16 +88,12 @@ def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
     leave_together()  # an upload may take longer than processes wait for one another
     if rank():
         return
-    from align.export.hub import Push
-    from align.export.listing import listing
+    from align.export.hub import push_now
     from align.export.target import Target
 
     again = ["align", "push", str(recipe.output_dir), output.push, *([] if output.private else ["--public"])]
     try:
-        push = Push(listing(recipe.output_dir), Target(output.push, output.private), echo)
-        for note in push.listing.notes:
-            echo(f"note: {note}")
-        echo(push.ending(push.run()))
+        push_now(recipe.output_dir, Target(output.push, output.private), echo)
     except (UserError, KeyboardInterrupt) as error:
         why = error if isinstance(error, UserError) else "it was interrupted."
         raise UserError(

@@ -17,7 +17,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from align.errors import UserError
-from align.export.listing import Entry, Listing
+from align.export.listing import Entry, Listing, listing
 from align.export.names import WEIGHTS, belongs
 from align.export.target import MAIN, Target, login
 from align.export.tries import Say, bars_on_a_terminal, tried
@@ -47,6 +47,15 @@ class State:
         """Whether a file is there as it is here."""
         blob, large = self.files.get(entry.name, (None, None))
         return blob == entry.blob if large is None else large == entry.sha256
+
+
+def push_now(place: Path, target: Target, say: Say, *, token: str | None = None) -> str:
+    """Push what of a run or folder ``align push`` would take, without a question; the address. Raises UserError."""
+    push = Push(listing(place), target, say, token=token)
+    for note in push.listing.notes:
+        say(f"note: {note}")
+    say(push.ending(push.run()))
+    return push.url
 
 
 @dataclass(frozen=True)

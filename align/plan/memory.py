@@ -90,8 +90,7 @@ def memory_of(
     phases = dict(run.phases(layers))
     overhead = device.overhead(max(sum(parts.values()) for parts in phases.values()))
     phases = {name: {**parts, "context and fragmentation": overhead} for name, parts in phases.items()}
-    whole = run.held.optimizer if launch.kind in ("one", "ddp") else run.held.optimizer * launch.processes
-    about = (run.copied, run.computes_reference, run.compares_whole, whole)
+    about = (run.copied, run.computes_reference, run.compares_whole, run.held.states)
     return Memory(phases, run.held.host, followed, weights, *about)
 
 

@@ -131,7 +131,7 @@ def launched(args: Any) -> Launch:
     if launched_with_fsdp():
         return fsdp2("fsdp2", processes, offloads=fsdp_offloads())
     if (plugin := args.deepspeed_plugin) is not None:
-        found = deepspeed("", processes, plugin.deepspeed_config["zero_optimization"])
+        found = deepspeed("", processes, plugin.deepspeed_config.get("zero_optimization") or {})
         return replace(found, name=f"{found.kind}-offload" if found.offloaded else found.kind)
     return Launch("ddp", processes, "ddp") if processes > 1 else Launch("one process", 1, "one")
 

@@ -47,8 +47,9 @@ def launch_of(name: str, content: Mapping[str, Any], zero: Mapping[str, Any], pr
         content: what its file says.
         zero: what DeepSpeed's section ``zero_optimization`` says, where DeepSpeed is used.
     """
-    if content.get("distributed_type") == "FSDP" or "fsdp" in content.get("fsdp_config", {}):
-        return fsdp2(name, processes, offloads=(content.get("fsdp_config") or {}).get("fsdp_offload_params") is True)
+    settings = content.get("fsdp_config") or {}
+    if content.get("distributed_type") == "FSDP" or "fsdp" in settings:
+        return fsdp2(name, processes, offloads=settings.get("fsdp_offload_params") is True)
     if content.get("distributed_type") == "DEEPSPEED":
         return deepspeed(name, processes, zero)
     return Launch(name, processes, "ddp" if processes > 1 else "one")
@@ -65,13 +66,14 @@ def deepspeed(name: str, processes: int, zero: Mapping[str, Any]) -> Launch:
     What goes to a disk is counted as if it stayed on the host.
     """
     stage = zero.get("stage", 0)
+    kind: Kind = _STAGES[int(stage)] if stage in range(4) else "zero2"
     devices = {what: zero.get(key) for what, key in _OFFLOADS.items()}
     moved = {what for what, to in devices.items() if isinstance(to, dict) and to.get("device") in ("cpu", "nvme")}
-    kind: Kind = _STAGES[stage] if stage in range(4) else "zero2"
-    bucket = zero.get("reduce_bucket_size")
+    said = zero.get("reduce_bucket_size")  # often 5e8
+    bucket = int(said) if isinstance(said, int | float) else _BUCKET
     # one is filled while the other is sent; stage 3 has one
     buckets = 2 if zero.get("overlap_comm") is True and kind in ("zero1", "zero2") else 1
-    return Launch(name, processes, kind, frozenset(moved), bucket if type(bucket) is int else _BUCKET, buckets)
+    return Launch(name, processes, kind, frozenset(moved), bucket, buckets)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Held:
         gathered: weights of the layers at work, and of embedding and head.
         stepping: what the optimizer's step takes beside its states.
         host: on the machine's host, all processes together; what is offloaded.
+        states: of the optimizer, all processes together, wherever they are.
     """
 
     weights: int
@@ -133,6 +136,7 @@ class Held:
     stepping: int = 0
     host: int = 0
     layer_gradients: tuple[int, ...] = field(default=())
+    states: int = 0
 
 
 def held(
@@ -154,13 +158,14 @@ def held(
     n = launch.processes
     if launch.kind in ("one", "ddp"):
         buckets = trained if launch.kind == "ddp" and n > 1 else 0
-        return Held(size, reference, states, trained, buckets, 0, stepping, layer_gradients=layers)
+        return Held(size, reference, states, trained, buckets, 0, stepping, layer_gradients=layers, states=states)
     if launch.kind == "fsdp2":
         gathered = _gathered(weights, 2 if narrow else None)
         share = tuple(part // n for part in layers)
         found = Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
     else:
         found = _deepspeed(weights, launch, states, reference, narrow, on_cpu)
+    found = replace(found, states=n * found.optimizer)
     return found if on_cpu else _offloaded(found, launch)  # on a CPU the host is the device
 
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.rows.sources import source_name
 from align.errors import Stopped, UserError
-from align.export.hub import Push
-from align.export.listing import listing
+from align.export.hub import push_now
 from align.export.target import MAIN, Target
 from align.judges.calls import CALLS
 from align.judges.function import Function
@@ -187,9 +186,7 @@ class RoundTrainer:
         if not (folder / VERDICT).exists():
             raise UserError(f"{folder}: the rounds have not come to their end, so there is no model to push.")
         target = Target(repo or folder.resolve().name, private, revision or MAIN)
-        push = Push(listing(folder), target, self.say, token=token)
-        self.say(push.ending(push.run()))
-        return push.url
+        return push_now(folder, target, self.say, token=token)
 
     def _all(self, resume: bool, began: float) -> RunResult:
         """``train`` in a directory that no other run writes to; ``began`` is by the monotonic clock."""

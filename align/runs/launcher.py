@@ -26,6 +26,7 @@ from align.errors import UserError
 from align.recipe import recipes_folder
 from align.recipe.messages import did_you_mean
 from align.recipe.yaml import parse_file
+from align.runs.damage import json_object
 from align.runs.go_on import COMMAND
 from align.runs.launch import check_deepspeed_file
 
@@ -76,8 +77,13 @@ class Configuration:
             }
             return {"stage": settings.get("zero_stage", 2), **devices}
         check_deepspeed_file(str(file))
-        zero = found.get("zero_optimization") if isinstance(found := parse_file(file, file.name).value, dict) else None
-        if not isinstance(zero, dict):
+        try:
+            found = json_object(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"--on {self.name}: {file} cannot be read: {error.strerror}.") from error
+        if found is None:
+            raise UserError(f"--on {self.name}: {file} holds no JSON object.")
+        if not isinstance(zero := found.get("zero_optimization"), dict):
             raise UserError(f"--on {self.name}: {file} has no section zero_optimization.")
         return zero
 
@@ -128,13 +134,16 @@ def _problem(content: Any) -> str | None:
     """What is wrong with a configuration's keys that are read here; accelerate looks at the others."""
     if not isinstance(content, dict) or "distributed_type" not in content:
         return "this is no configuration of accelerate (it names no distributed_type)"
-    processes, on_cpu, deepspeed = (content.get(key) for key in ("num_processes", "use_cpu", "deepspeed_config"))
+    processes, on_cpu = content.get("num_processes"), content.get("use_cpu")
     if "num_processes" in content and (type(processes) is not int or processes < 1):
         return f"num_processes is {processes!r}; expected a whole number of 1 or more"
     if not isinstance(on_cpu, bool | None):
         return f"use_cpu is {on_cpu!r}; expected true or false"
-    if not isinstance(deepspeed, dict | None):
-        return f"deepspeed_config is {deepspeed!r}; expected keys and values below it"
+    for key in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(content.get(key), dict | None):
+            return f"{key} is {content[key]!r}; expected keys and values below it"
+    if not isinstance(file := (content.get("deepspeed_config") or {}).get("deepspeed_config_file"), str | None):
+        return f"deepspeed_config_file is {file!r}; expected a path"
     return None
 
 

@@ -24,8 +24,7 @@ from align.engine.reads import feeds_last
 from align.engine.scoring import ScoringEngine, causal_model
 from align.errors import UserError
 from align.export.folder import complete
-from align.export.hub import Push
-from align.export.listing import listing
+from align.export.hub import push_now
 from align.export.names import CARD
 from align.export.source import find
 from align.export.target import MAIN, Target
@@ -286,9 +285,7 @@ class TreeTrainer(AlignMixin):
         complete(top / MODEL, find(top / MODEL), card=(top / CARD).read_text(encoding="utf-8"))
         private = self.args.hub_private_repo is not False
         target = Target(self.args.hub_model_id or top.resolve().name, private, revision or MAIN, message=commit_message)
-        push = Push(listing(top / MODEL), target, self.echo, token=token or self.args.hub_token)
-        self.echo(push.ending(push.run()))
-        return push.url
+        return push_now(top / MODEL, target, self.echo, token=token or self.args.hub_token)
 
     def _sharded(self) -> bool:
         kind = self.accelerator.distributed_type

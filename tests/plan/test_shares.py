@@ -29,7 +29,7 @@ def under(name: Any, processes: int, how: Optimizer = ADAM, reference: int = 400
 def test_one_process_holds_everything() -> None:
     found = under("one", 1)
     assert (found.weights, found.reference, found.optimizer, found.gradients) == (4000, 4000, 8000, 4000)
-    assert (found.buckets, found.gathered, found.host) == (0, 0, 0)
+    assert (found.buckets, found.gathered, found.host, found.states) == (0, 0, 0, 8000)
     assert found.stepping == 1000  # the largest weight
     assert found.layer_gradients == (1200, 1200)
 
@@ -80,7 +80,7 @@ def test_zero3_shares_everything_and_offload_moves_it_to_the_host() -> None:
     ):
         away = held(MODEL, Launch("zero3", 4, "zero3", frozenset(offloaded)), ADAM, 4000, True)  # type: ignore[arg-type]
         assert (away.weights, away.reference, away.optimizer, away.gradients) == stays
-        assert (away.host, away.gathered) == (host, found.gathered)
+        assert (away.host, away.gathered, away.states) == (host, found.gathered, 4 * 3000)
     away = held(MODEL, Launch("fsdp2", 4, "fsdp2", BOTH), ADAM, 4000, False)
     assert (away.weights, away.optimizer, away.gradients, away.stepping, away.layer_gradients) == (0, 0, 0, 0, ())
     assert away.host == 4 * (1000 + 1000 + 2000 + 1000 + 1000 // 4)
@@ -155,12 +155,13 @@ def test_a_deepspeed_file_is_read_and_not_guessed_by_its_name(tmp_path: Path) ->
     mine.write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": about}))
     with pytest.raises(UserError, match=rf"^deepspeed_config_file: {settings} is not there\. "):
         on(configuration(str(mine)), 4)
-    settings.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}')
-    assert on(configuration(str(mine)), 4) == Launch(str(mine), 4, "zero3", frozenset({"optimizer"}))
+    about = '{"stage": 3, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 2e8}'  # as DeepSpeed's pages do
+    settings.write_text(f'{{"zero_optimization": {about}}}')
+    assert on(configuration(str(mine)), 4) == Launch(str(mine), 4, "zero3", frozenset({"optimizer"}), 200_000_000)
     for text, said in (
         ("{}", f"--on {mine}: {settings} has no section zero_optimization."),
         ('{"zero_optimization": 3}', f"--on {mine}: {settings} has no section zero_optimization."),
-        ("{", "zero2-fast.json:1  not valid YAML: "),
+        ("{", f"--on {mine}: {settings} holds no JSON object."),
     ):
         settings.write_text(text)
         with pytest.raises(UserError) as caught:
@@ -180,6 +181,7 @@ def test_how_this_process_was_launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert found(1) == Launch("one process", 1, "one")
     assert found(2) == Launch("ddp", 2, "ddp")
+    assert found(2, {}) == Launch("ddp", 2, "ddp")
     assert found(2, {"stage": 2}) == Launch("zero2", 2, "zero2")
     assert found(2, {"stage": 3}) == Launch("zero3", 2, "zero3")
     cpu = {"device": "cpu"}

@@ -109,6 +109,8 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
         (start + "num_processes: true", "num_processes is True; expected a whole number of 1 or more."),
         (start + "num_processes:", "num_processes is None; expected a whole number of 1 or more."),
         (start + "use_cpu: 'yes'", "use_cpu is 'yes'; expected true or false."),
+        (start + "fsdp_config: 2", "fsdp_config is 2; expected keys and values below it."),
+        (start + "deepspeed_config: {deepspeed_config_file: 3}", "deepspeed_config_file is 3; expected a path."),
         (start + "deepspeed_config: zero3", "deepspeed_config is 'zero3'; expected keys and values below it."),
     ):
         mine.write_text(text)
