@@ -57,7 +57,7 @@ quickstart: $(STAMP)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m align.recipes.quickstart
 
 test: $(REAL)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) -m "not slow" -q -rs
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(THREADS) --dist worksteal -m "not slow" -q -rs
 
 test-all: $(REAL)
 	@mkdir -p docs
