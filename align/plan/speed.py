@@ -68,9 +68,14 @@ def time_of(recipe: Recipe, args: Any, batches: Batches, memory: Memory, launch:
     lora = recipe.model.lora is not None
     policy = (4 if lora else 6) + 2 * checkpoints_layers(args)
     flops = float(each * (policy * tokens["policy"] + 2 * (tokens.get("reference", 0) + tokens.get("evaluations", 0))))
-    before = seen(device.name, shape_of(memory, lora))
-    if before:
-        rate, source = statistics.median(before), f"the rate of {_runs(len(before))} of this shape on this machine"
+    before = seen(device.name, shape_of(memory, lora, launch))
+    alone = seen(device.name, shape_of(memory, lora)) if not before else []
+    # a rate is one process's; those of a CPU share its cores, and together are no faster than one that has them all
+    together = launch.processes if before or device.kind != "cpu" else 1
+    if before or alone:
+        rate = statistics.median(before or alone)
+        source = f"the rate of {_runs(len(before or alone))} of this shape on this machine"
+        source += ", in one process; what processes send each other is not counted" if alone else ""
     elif device.flops is not None:
         share = _REACHED["lora" if lora else "full"]
         rate = share * device.flops
@@ -81,7 +86,7 @@ def time_of(recipe: Recipe, args: Any, batches: Batches, memory: Memory, launch:
     else:
         rate = _REACHED_ON_CPU * product_rate()
         source = f"{_REACHED_ON_CPU:.0%} of a matrix product measured now; no run of this shape was seen here"
-    return Time(tokens, flops / rate / launch.processes, flops, source)
+    return Time(tokens, flops / rate / together, flops, source)
 
 
 def _evaluations(args: Any, batches: Batches) -> int:
@@ -94,9 +99,12 @@ def _evaluations(args: Any, batches: Batches) -> int:
     return int(batches.steps / max(every, 1)) + 1
 
 
-def shape_of(memory: Memory, lora: bool) -> str:
-    """What makes runs alike in speed: weights, and whether an adapter is trained."""
-    return f"{memory.weights.sum('elements')} weights{', adapter' if lora else ''}"
+def shape_of(memory: Memory, lora: bool, launch: Launch | None = None) -> str:
+    """What makes runs alike in speed: weights, whether an adapter is trained, processes (one by default), wrapper."""
+    processes = ""
+    if launch is not None and launch.processes > 1:
+        processes = f", {launch.processes} processes under {launch.kind}"
+    return f"{memory.weights.sum('elements')} weights{', adapter' if lora else ''}{processes}"
 
 
 def _runs(count: int) -> str:

@@ -73,7 +73,7 @@ def compared(recipe: Recipe, found: Planned, cost: Mapping[str, Any]) -> dict[st
     on_cpu = plan.device.kind == "cpu"
     total, seconds = plan.memory.total, cost["probes"]["training_seconds"]
     if seconds >= _SHORT and cost["steps"] == plan.batches.steps:
-        shape = shape_of(plan.memory, recipe.model.lora is not None)
+        shape = shape_of(plan.memory, recipe.model.lora is not None, plan.launch)
         remember(plan.device.name, shape, plan.time.flops / seconds / plan.launch.processes)
     return {
         "planned": {

@@ -171,8 +171,8 @@ def test_time_is_operations_over_the_rate_and_says_which(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def time() -> Plan:
-        return plan_of(made(world, train={"max_steps": 5, "num_train_epochs": 1}), data, ONE, named("H100"))
+    def time(launch: Launch = ONE, device: str = "H100") -> Plan:
+        return plan_of(made(world, train={"max_steps": 5, "num_train_epochs": 1}), data, launch, named(device))
 
     first = time()
     tokens = first.time.tokens
@@ -190,6 +190,24 @@ def test_time_is_operations_over_the_rate_and_says_which(
     again = time()
     assert again.time.source == "the rate of 3 earlier runs of this shape on this machine"
     assert again.time.seconds == pytest.approx(expected / 2e9, rel=1e-9, abs=0)
+
+    four = Launch("fsdp2", 4, "fsdp2")
+    spread = time(four).time
+    assert spread.seconds == pytest.approx(spread.flops / 2e9 / 4, rel=1e-9, abs=0)
+    assert spread.source == (
+        "the rate of 3 earlier runs of this shape on this machine, in one process; what processes send each other is "
+        "not counted"
+    )
+    speed.remember("H100", speed.shape_of(first.memory, False, four), 1e9)
+    assert time(four).time.seconds == pytest.approx(spread.flops / 1e9 / 4, rel=1e-9, abs=0)
+    assert time(Launch("ddp", 4, "ddp")).time.seconds == pytest.approx(spread.flops / 2e9 / 4, rel=1e-9, abs=0)
+
+    speed.remember("cpu", shape, 5e9)  # two processes share the cores that one had
+    shared = time(Launch("ddp", 2, "ddp"), "cpu").time
+    assert shared.seconds == pytest.approx(shared.flops / 5e9, rel=1e-9, abs=0)
+    monkeypatch.setattr(speed, "product_rate", lambda: 8e9)
+    (tmp_path / "align" / speed.FILE).unlink()
+    assert time(Launch("ddp", 2, "ddp"), "cpu").time.seconds == pytest.approx(shared.flops / 4e9, rel=1e-9, abs=0)
 
 
 def test_disk_is_the_model_and_the_checkpoints_that_are_there_at_a_time(world: Path, data: Data) -> None:
