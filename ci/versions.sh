@@ -32,7 +32,7 @@ row() {
   constraints "$name" > "$folder/constraints.txt"
   "$PYTHON" -m venv "$folder/venv" &&
     "$folder/venv/bin/python" -m pip install -q --disable-pip-version-check -c "$folder/constraints.txt" \
-      -e '.[dev,deepspeed,real,encoder,eval]' || { echo "| $name | cannot be installed |"; return 1; }
+      -e '.[dev,deepspeed,real,encoder,eval,qlora]' || { echo "| $name | cannot be installed |"; return 1; }
   HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 "$folder/venv/bin/python" -m pytest -n "$WORKERS" \
     -m "not slow" -W default -q -rfEs -p no:cacheprovider "$@" > "build/versions/$name.log" 2>&1
   local code=$?

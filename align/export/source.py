@@ -11,7 +11,8 @@ import torch
 
 from align.errors import UserError
 from align.models.load import adapter_base, adapter_revision, first_line, made_as
-from align.models.policy import quantization, read_model
+from align.models.policy import read_model
+from align.models.quantised import quantization
 from align.models.reward import check_new_weights, read_reward_model
 from align.recipe.sections import Model
 from align.runs import checkpoints

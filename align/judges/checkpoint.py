@@ -15,6 +15,7 @@ from align.data.rows.sources import quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError, loading
 from align.models.load import DType, adapter_base, check_labels, first_line, made_as, model_folder, usual_type
+from align.models.quantised import plain, quantization, trained_in
 from align.recipe.sections import Model
 from align.runs.models import located
 
@@ -72,7 +73,10 @@ def load_judge_model(
     found = find_judge_model(key, kind, name, revision, base)
     brought: set[str] = set()  # parts that an adapter has in full
     with _sentences(key, name), quiet_hub(), loaded_whole():
-        options = {"num_labels": 1} if "SequenceClassification" in kind.__name__ else {}
+        options: dict[str, Any] = {"num_labels": 1} if "SequenceClassification" in kind.__name__ else {}
+        bits = trained_in(Path(found.source)) if found.adapter else None
+        if bits is not None:
+            options["quantization_config"] = quantization(bits)
         model, info = kind.from_pretrained(
             found.model,
             revision=None if found.adapter else revision,
@@ -85,7 +89,7 @@ def load_judge_model(
         if found.adapter:
             from peft import PeftModel
 
-            adapted = PeftModel.from_pretrained(model, found.source)
+            adapted = PeftModel.from_pretrained(model if bits is None else plain(model), found.source)
             brought = set(adapted.peft_config["default"].modules_to_save or ())
             model = adapted.merge_and_unload()
     missing = sorted(weight for weight in info["missing_keys"] if not brought & set(weight.split(".")))

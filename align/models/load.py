@@ -12,6 +12,7 @@ from align.data.rows.sources import did_you_mean, quiet_hub
 from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError, loading, told
+from align.models.quantised import Bits, plain, quantization, trained_in
 from align.outside.files import json_file
 from align.outside.limits import JSON
 from align.recipe.sections import Model
@@ -30,7 +31,8 @@ def load_checkpoint(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Model and tokenizer of ``name``; weights in ``dtype``, None or ``auto`` for ``usual_type``.
 
-    ``arguments`` of its chat template win over those that it was saved with.
+    Weights under an adapter are rounded as they were quantised in the run that trained it. ``arguments`` of its chat
+    template win over those that it was saved with.
 
     Raises:
         UserError: where there is no such model or it cannot be read.
@@ -42,7 +44,8 @@ def load_checkpoint(
     if adapter:
         check_adapter("model", name, source, reward=False)
     revision = adapter_revision(where) if adapter and where is not None else None
-    model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype, revision)
+    bits = trained_in(where) if adapter and where is not None else None
+    model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype, revision, bits)
     if adapter:
         from peft import PeftModel
         from transformers import GenerationConfig
@@ -162,7 +165,7 @@ def usual_type() -> DType:
     return "auto" if torch.accelerator.is_available() else "float32"
 
 
-def _model(base: str, source: str, dtype: DType, revision: str | None) -> Any:
+def _model(base: str, source: str, dtype: DType, revision: str | None, bits: Bits | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     under = "" if base == source else f", which the adapter {source} was trained on,"
@@ -176,7 +179,10 @@ def _model(base: str, source: str, dtype: DType, revision: str | None) -> Any:
     with loading(not_loaded), quiet_hub():
         options: dict[str, Any] = {"revision": revision, **hub_options(base)}
         refuse_classifier("model", base, AutoConfig.from_pretrained(base, trust_remote_code=False, **options))
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **SAFE, **options)
+        if bits is not None:
+            options["quantization_config"] = quantization(bits)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **SAFE, **options)
+        return model if bits is None else plain(model)
 
 
 def first_line(error: Exception) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
 from align.engine.scoring import causal_model
 from align.errors import UserError, loading
 from align.models.load import SAFE, adapter_base, check_adapter, first_line, refuse_classifier, usual_type
+from align.models.quantised import quantization
 from align.models.reward import read_reward_model
 from align.runs.models import hub_options, hub_refusal, is_adapter, located
 
@@ -187,20 +187,4 @@ def lora_config(lora: Lora | None, *, reward: bool = False, revision: str | None
         modules_to_save=list(lora.modules_to_save) or None,
         task_type="SEQ_CLS" if reward else "CAUSAL_LM",
         revision=revision,
-    )
-
-
-def quantization(load_in: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
-    """Settings of bitsandbytes for weights under an adapter. Raises UserError where it is not installed."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError("model.load_in needs bitsandbytes: pip install bitsandbytes.") from error
-    if load_in == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
     )

@@ -129,7 +129,9 @@ class Model(Section):
         description="attention of the fallback path and of answers, by transformers' name (sdpa, eager; "
         "flash_attention names are taken for sdpa); packed rows have kernels of their own",
     )
-    load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantised weights under an adapter (needs lora)")
+    load_in: Literal["4bit", "8bit"] | None = Field(
+        None, description="quantised weights under an adapter (needs lora and bitsandbytes); 8bit needs a GPU"
+    )
     train_only: list[str] | None = Field(
         None,
         min_length=1,

@@ -8,8 +8,9 @@ from typing import Any
 
 
 def without_device_notice() -> None:
-    """Leave out what DeepSpeed, where installed, announces at its import: that there is no GPU."""
+    """Leave out what DeepSpeed and bitsandbytes, where installed, announce at their import: what a CPU is without."""
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # kernels of the Hub
 
 
 def calm() -> None:

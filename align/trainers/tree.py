@@ -29,6 +29,7 @@ from align.export.names import CARD
 from align.export.source import find
 from align.export.target import MAIN, Target
 from align.models.limits import refuse_beyond
+from align.models.quantised import adapter_values, check_quantised, keep_wide
 from align.objectives.base import Objective, sources_of
 from align.recipe.template_arguments import dated
 from align.reference.rows import check_anchors
@@ -92,6 +93,8 @@ class TreeTrainer(AlignMixin):
         model = load(model, args, peft_config, reward=self.reward)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         switch_dropout_off(model)
+        check_quantised(model)
+        self._adapter_values = adapter_values(model)
         self.objective, self.order = objective, order
         collator = self.make_collator()
         say = print if args.process_index == 0 else silent
@@ -118,6 +121,7 @@ class TreeTrainer(AlignMixin):
 
     def check_ready(self) -> None:
         """Looks at what TRL's constructor has made. Raises UserError."""
+        keep_wide(self.model, self._adapter_values)
         check_trained(self.model)
         check_launch(self.accelerator)
         leave_outputs_wide(self.accelerator)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapted import distance, logits
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from small_run import recipe, small_world
@@ -246,6 +247,13 @@ def test_what_cannot_be_asked(world: Path, tmp_path: Path) -> None:
     if find_spec("bitsandbytes") is None:
         with pytest.raises(UserError, match=r"model\.load_in needs bitsandbytes: pip install bitsandbytes"):
             export_run(tmp_path / "quantised", merge=True, say=silent, **FREE)
+        return
+    lines: list[str] = []
+    export_run(tmp_path / "quantised", merge=True, say=lines.append, **FREE)
+    assert "is quantised (4bit); it is dequantised to float32 first, and merged weights are not quantised" in lines[0]
+    merged = logits(load_checkpoint(str(tmp_path / "quantised" / "merged"))[0])
+    assert distance(merged, logits(load_checkpoint(str(tmp_path / "quantised"))[0])) < 1e-5
+    assert distance(merged, logits(load_checkpoint(str(world / "adapter"))[0])) > 1e-3
 
 
 # ---- cards and licences
