@@ -18,6 +18,7 @@ from align.models.load import DType, adapter_base, check_labels, first_line, mad
 from align.models.quantised import plain, quantization, trained_in
 from align.recipe.sections import Model
 from align.runs.models import located
+from align.runs.quiet import unreported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +73,7 @@ def load_judge_model(
     """Model and tokenizer, frozen; an adapter is merged into its model. ``kind`` is the class that loads it."""
     found = find_judge_model(key, kind, name, revision, base)
     brought: set[str] = set()  # parts that an adapter has in full
-    with _sentences(key, name), quiet_hub(), loaded_whole():
+    with _sentences(key, name), quiet_hub(), loaded_whole(), unreported():
         options: dict[str, Any] = {"num_labels": 1} if "SequenceClassification" in kind.__name__ else {}
         bits = trained_in(Path(found.source)) if found.adapter else None
         if bits is not None:

@@ -54,19 +54,25 @@ def plain(model: Any) -> Any:
     return model.dequantize().to(kind)
 
 
-def check_quantised(model: nn.Module) -> None:
-    """See to it that gradients pass the quantised weights of a model that will be trained.
+def leave_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew at the first forward in evaluation mode.
 
-    On a CPU with AVX-512 for bfloat16, 4-bit layers are packed anew by the first forward in evaluation mode. What then
-    computes rounds to 16 bits, and has no backward: layers below would get no gradient, with a warning alone. So
-    packing is switched off.
-
-    Raises:
-        UserError: where no gradient can pass: 4-bit weights that are packed already, or 8-bit ones on a CPU.
+    It does on a CPU with AVX-512 for bfloat16. What then computes rounds to 16 bits, takes no small matrices, and has
+    no backward: layers below would get no gradient, with a warning alone.
     """
     for module in model.modules():
         if hasattr(module, _PACKING):
             setattr(module, _PACKING, False)
+
+
+def check_quantised(model: nn.Module) -> None:
+    """See to it that gradients pass the quantised weights of a model that will be trained.
+
+    Raises:
+        UserError: where they cannot: 4-bit weights that are packed already, or 8-bit ones on a CPU.
+    """
+    leave_unpacked(model)
+    for module in model.modules():
         if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
             raise UserError(
                 "The model's 4-bit weights are packed for inference on a CPU, as a forward in evaluation mode leaves "

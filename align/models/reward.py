@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
@@ -11,6 +10,7 @@ from align.data.rows.sources import quiet_hub
 from align.errors import UserError, loading
 from align.models.load import SAFE, check_labels, first_line, made_as
 from align.runs.models import hub_options
+from align.runs.quiet import unreported
 
 
 def check_classifier(model: Any) -> None:
@@ -37,8 +37,6 @@ def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
     Raises:
         UserError: where there is none, it has several labels, or weights of more than the head are missing.
     """
-    logger = logging.getLogger("transformers")
-    level = logger.level
     shared: Any = hub_options(name)
 
     def not_loaded(error: Exception) -> str:
@@ -47,18 +45,13 @@ def read_reward_model(name: str, **options: Any) -> PreTrainedModel:
             "with config.json and safetensors, or a Hub id that can be reached (HF_HUB_OFFLINE is honoured)."
         )
 
-    try:
-        with loading(not_loaded), quiet_hub():
-            config = AutoConfig.from_pretrained(
-                name, revision=options.get("revision"), trust_remote_code=False, **shared
-            )
-            check_labels("model.id", name, config)
-            logger.setLevel(logging.ERROR)  # what is new is said by us, and what is missing is refused
+    with loading(not_loaded), quiet_hub():
+        config = AutoConfig.from_pretrained(name, revision=options.get("revision"), trust_remote_code=False, **shared)
+        check_labels("model.id", name, config)
+        with unreported():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, **{**SAFE, **shared, **options, "num_labels": 1, "output_loading_info": True}
             )
-    finally:
-        logger.setLevel(level)
     backbone = f"{model.base_model_prefix}."
     missing = sorted(info["missing_keys"])
     if lost := [weight for weight in missing if weight.startswith(backbone) and "pooler" not in weight]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -39,6 +41,18 @@ def quieten(main: bool) -> None:
         logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="peft")
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")  # TRL's own
+
+
+@contextmanager
+def unreported() -> Iterator[None]:
+    """Without transformers' report of weights that are new or missing: for those who look, and say or refuse it."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def silent(*_: Any) -> None:

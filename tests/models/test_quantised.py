@@ -20,9 +20,9 @@ from align.compat import training_config
 from align.errors import UserError
 from align.judges.checkpoint import load_judge_model
 from align.models.load import load_checkpoint
-from align.models.policy import lora_config
+from align.models.policy import load_model, lora_config
 from align.models.quantised import check_quantised, plain, quantization
-from align.recipe.sections import Lora
+from align.recipe.sections import Lora, Model
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra qlora)")
 pytestmark = [
@@ -135,11 +135,21 @@ def test_a_run_is_loaded_with_the_weights_that_it_was_trained_on(tmp_path: Path,
         assert distance(logits(peft.PeftModel.from_pretrained(quantised, tmp_path / "run/model")), expected) < 1e-5
 
 
-def test_a_judge_too(tmp_path: Path) -> None:
+def test_the_policy_of_a_recipe_computes_in_float32_before_a_trainer_has_it(tmp_path: Path) -> None:
+    """Such as one that draws samples."""
+    under = base(tmp_path / "base", hidden_size=128, intermediate_size=256)
+    model = load_model(Model(id=str(under), load_in="4bit", lora=Lora(rank=4)))
+    assert distance(logits(model), logits(plain(read(under)))) < 1e-5
+
+
+def test_a_judge_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     under = base(tmp_path / "base")
     made = adapter(tmp_path / "adapter", under, reward=True)
     model = plain(read(under, kind=AutoModelForSequenceClassification, num_labels=1))
     expected = logits(peft.PeftModel.from_pretrained(model, made))
     run = as_run(tmp_path / "run", made, "4bit")
+    assert "score.weight" in caplog.text  # transformers' report, of the adapter's head that it does not know
+    caplog.clear()
     judge, _ = load_judge_model("judge.reward", AutoModelForSequenceClassification, str(run), None, "float32", None)
+    assert "score.weight" not in caplog.text
     assert distance(logits(judge), expected) < 1e-5
