@@ -19,7 +19,8 @@ def ended(error: BaseException) -> int:
     A sentence that is not that of all processes begins with the rank. Raises ``error`` again where it is a fault of the
     program and there is one process, whose traceback Python shows.
     """
-    SIGNALS.over()
+    # a launcher ends all processes when one of them has left, which must not change what the others leave with
+    SIGNALS.over(leaves=several())
     if isinstance(error, UserError):
         return _mistake(error)
     if isinstance(error, KeyboardInterrupt):

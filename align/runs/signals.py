@@ -52,6 +52,7 @@ class Signals:
     def __init__(self) -> None:
         self.asked, self.until, self.saving = "", "", False
         self.run: Path | None = None
+        self._leaves = False  # nothing is heard after the work, either
         self._over = threading.Event()  # nothing is heard
         self._over.set()
         self._leaving = threading.Lock()  # the main thread or the one that watches: who has it says the last word
@@ -62,7 +63,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets no other thread hear them
             return
-        self.asked, self.until, self.saving, self.run = "", "", False, None
+        self.asked, self.until, self.saving, self.run, self._leaves = "", "", False, None, False
         self._over, self._leaving = threading.Event(), threading.Lock()
         before = {number: signal.signal(number, self._hear) for number in _NAMES}
         out, into = os.pipe()
@@ -81,11 +82,16 @@ class Signals:
             signal.set_wakeup_fd(woken)
             os.close(into)
             os.close(out)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self._leaves:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
-    def over(self) -> None:
-        """The work has ended: nothing is heard from here on, so that the last sentence is said whole."""
+    def over(self, *, leaves: bool = False) -> None:
+        """The work has ended: nothing is heard from here on, so that the last sentence is said whole.
+
+        ``leaves``: nor is anything afterwards, so that the process leaves with its own exit code.
+        """
+        self._leaves = leaves or self._leaves
         if self._over.is_set():
             return
         for number in _NAMES:

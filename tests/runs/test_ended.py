@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from align.errors import UserError
+from align.runs.ended import ended
 from align.runs.signals import SIGNALS, Interrupted
 from align.runs.speaker import speak
 
@@ -63,6 +65,21 @@ def outcome(folder: Path, *faults: tuple[str, float]) -> tuple[list[str], list[i
 def test_a_mistake_that_all_meet_is_said_once_whoever_meets_it_first(tmp_path: Path, delays: tuple) -> None:
     said, codes = outcome(tmp_path, ("mistake", delays[0]), ("mistake", delays[1]))
     assert (said, codes) == ([MISTAKE, ""], [2, 2])
+
+
+def test_a_process_that_has_said_its_last_word_leaves_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher's SIGTERM, which comes when another process has left, does not change its exit code."""
+    before = signal.getsignal(signal.SIGTERM)
+    for processes, after in (("1", before), ("2", signal.SIG_IGN)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        try:
+            with SIGNALS.heard():
+                assert ended(UserError("name is missing")) == 2
+            assert signal.getsignal(signal.SIGTERM) == after
+        finally:
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, before)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_mistake_that_only_one_meets_is_said_with_its_rank(tmp_path: Path) -> None:
