@@ -88,11 +88,11 @@ def _device(recipe: Recipe, name: str | None) -> Device:
     import torch
 
     from align.plan.device import here, named
+    from align.runs.memory import usual_device
 
     if name is not None:
         return named(name)
-    on_cpu = recipe.train.get("use_cpu") is True or not torch.accelerator.is_available()
-    return here(torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    return here(torch.device("cpu") if recipe.train.get("use_cpu") is True else usual_device())
 
 
 def _launch(recipe: Recipe, data: Data, args: argparse.Namespace, device: Device) -> Launch:
@@ -127,7 +127,7 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
     from align.plan.longest import longest_rows
     from align.plan.placement import Machine, Need, place
     from align.plan.plan import plan_of
-    from align.runs.memory import accelerators, memory
+    from align.runs.memory import accelerators, memory, usual_device
     from align.runs.quiet import without_device_notice
     from align.versions import installed
 
@@ -138,7 +138,7 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
     def need(launch: Launch) -> Need:
         if not rows:
             rows.append(prepared(recipe)[0] if recipe.rounds is None else longest_rows())
-        found = plan_of(recipe, rows[0], launch, here(torch.device(torch.accelerator.current_accelerator() or "cpu")))
+        found = plan_of(recipe, rows[0], launch, here(usual_device()))
         return Need(found.memory.total, found.memory.host)
 
     host = memory(torch.device("cpu")).total

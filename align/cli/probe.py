@@ -59,16 +59,14 @@ def load_any(args: argparse.Namespace, pair: str | None = None) -> Judging:
     if args.fusion_encoder and not args.fusion:
         raise UserError("--fusion-encoder finds similar answers, and --fusion names none: give both, or neither.")
     calm()
-    import torch
-
     from align.judges.loading import load_judge
     from align.recipe.sampling import Fusion, Judge
     from align.recipe.sections import Source
+    from align.runs.memory import usual_device
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     fusion = Fusion(corpus=Source(path=args.fusion), encoder=args.fusion_encoder) if args.fusion else None
     settings = Judge(reward=args.model, pair=pair, function=args.function, dtype=args.dtype, fusion=fusion)
-    return load_judge(settings, base=Path.cwd(), allow_code=args.allow_code, device=device, say=say_of(args))
+    return load_judge(settings, base=Path.cwd(), allow_code=args.allow_code, device=usual_device(), say=say_of(args))
 
 
 def say_of(args: argparse.Namespace) -> Callable[[str], Any]:

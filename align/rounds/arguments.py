@@ -102,11 +102,12 @@ def _parts(objective: Objective) -> tuple[Part, ...]:
 
 def _train(args: Any) -> dict[str, Any]:
     """Values of ``TrainingArguments`` under the names that recipes know; what recipes refuse must not be set."""
-    defaults = {name: field.default for name, field in type(args).__dataclass_fields__.items()}
+    # an object, since TRL's constructor fills in defaults, other ones in other versions
+    unset = type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
     for name, cure in REFUSED.items():
         value = getattr(args, name, None)
         plain = isinstance(value, bool | int | float | str)
-        if name not in _LEFT and plain and value != defaults.get(name, value):
+        if name not in _LEFT and plain and value != getattr(unset, name, value):
             raise UserError(f"args.{name} is {value!r}, which rounds do not take: {cure}")
     values: Mapping[str, Any] = args.to_dict()
     # a key of ours that transformers knows too has another default there, and counts once it is set

@@ -60,6 +60,13 @@ def memory(device: torch.device) -> Memory:
     return Memory(str(device), total, free, held, spare, module.max_memory_allocated(device))
 
 
+def usual_device() -> torch.device:
+    """The accelerator that is here, else the CPU. A build of torch for one, on a machine without it, has none."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def accelerators() -> tuple[int, ...]:
     """The memory of each accelerator, by a process of its own: a look takes memory that only its end gives back."""
     import torch
@@ -125,7 +132,7 @@ class Shortage:
         on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
         if on_cpu or (device is None and not torch.accelerator.is_available()):
             device = torch.device("cpu")
-        now = memory(device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+        now = memory(device or usual_device())
         said = {
             "total": _size(f"total capacity of {_SIZE}", text),
             "free": _size(f"of which {_SIZE} is free", text),

@@ -14,6 +14,7 @@ from align.errors import UserError
 from align.models.ends import end_ids
 from align.models.load import DType, load_checkpoint
 from align.recipe.sampling import Sampling
+from align.runs.memory import usual_device
 from align.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def talk_with(
         UserError: where there is no such model, or its generation config has a setting that cannot be.
     """
     model, tokenizer = load_checkpoint(name, dtype, arguments)
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu")).eval()
+    model.to(usual_device()).eval()
     try:
         settings = Sampling(samples=1, **{**published(model), **given})
     except ValidationError as error:

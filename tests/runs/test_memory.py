@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from align.errors import DoesNotFit, ran_out
-from align.runs.memory import Shortage, amount, answered, memory, tensor_bytes
+from align.runs.memory import Shortage, amount, answered, memory, tensor_bytes, usual_device
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CUDA_WORDS = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is "
@@ -32,6 +34,23 @@ def test_what_a_cuda_error_says_stands_above_what_is_read_later() -> None:
         "kept in pieces too small for that: the environment variable PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True "
         "joins them."
     )
+
+
+def test_a_build_of_torch_for_gpus_on_a_machine_without_one_computes_on_its_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There torch names the accelerator that it was built for, unless it is asked for one that is here."""
+
+    def built_for(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for)
+    assert usual_device() == CPU
+    for folder in ("align", "eval"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            uses = file.read_text(encoding="utf-8").count("current_accelerator(")
+            allowed = {"memory.py": 2, "doctor.py": 1}  # one of them behind accelerator.is_available() each
+            assert uses <= allowed.get(file.name, 0), f"{file}: usual_device() says what is here"
 
 
 def test_real_failures_of_the_cpu_are_known() -> None:

@@ -10,11 +10,16 @@ from datasets import Dataset, disable_progress_bars
 from huggingface_hub import constants
 from sample_rows import PAIR, decoded, hh_rows, pair, talk_rows
 from tiny import tiny_tokenizer
+from trl import SFTConfig
 
 from align.data.tokens.tokenize import load_tokenizer, prepare
 from align.errors import UserError
 
 disable_progress_bars()
+# its name since transformers 5.23, and before
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in SFTConfig.__dataclass_fields__
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ class Oracle:
             "bf16": False,
             "use_cpu": True,
             "report_to": "none",
-            "activation_checkpointing": False,
+            CHECKPOINTING: False,
             "max_length": None,
         }
 
