@@ -60,7 +60,7 @@ def spoken() -> int | None:
         pid, _, code = (place.parent / "spoken").read_text().partition(" ")
     except FileNotFoundError:
         return None
-    return None if pid == str(os.getpid()) else int(code or 1)  # 1 while it is being written
+    return None if pid == str(os.getpid()) else int(code)
 
 
 def wait_for_another(seconds: float) -> int | None:
@@ -79,8 +79,9 @@ def speak(sentence: str, code: int) -> int:
     place = _place()
     try:
         if place is not None:
-            with open(place.parent / "spoken", "x") as file:
-                file.write(f"{os.getpid()} {code}")
+            own = place.parent / f"last-{os.getpid()}"
+            own.write_text(f"{os.getpid()} {code}")
+            os.link(own, place.parent / "spoken")  # whole from the first moment, and only one is first
     except FileExistsError:
         return spoken() or code
     except OSError:

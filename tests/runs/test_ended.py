@@ -94,6 +94,30 @@ def test_who_comes_second_says_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_process_leaves_with_is_known_from_the_moment_that_it_has_spoken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may look at any time: what it finds has never an exit code that is still being written."""
+    (tmp_path / "0").mkdir()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    look = f"""
+import os, sys
+from pathlib import Path
+place, seen = Path({str(tmp_path)!r}), []
+def look(frame, event, arg):
+    if (place / "spoken").exists():
+        seen.append((place / "spoken").read_text())
+    return look
+from align.runs.speaker import speak
+sys.settrace(look)
+speak("over", 4)
+sys.settrace(None)
+assert set(seen) == {{f"{{os.getpid()}} 4"}}, seen
+"""
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "over\n")
+
+
 @pytest.mark.parametrize("other", ["waits", "consequence", "stuck"])
 def test_memory_that_runs_out_on_one_process_is_its_sentence_and_its_code(tmp_path: Path, other: str) -> None:
     said, codes = outcome(tmp_path, (other, 0), ("shortage", 0))
