@@ -67,6 +67,11 @@ def export_run(
         raise UserError("--dtype and --max-shard-size are for whole weights: an adapter is written as it is.")
     if max_shard_size and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size):
         raise UserError(f"--max-shard-size {max_shard_size}: expected a number with KB, MB, GB or TB, such as 5GB.")
+    if source.load_in is not None and not merge:
+        say(
+            f"note: the adapter was trained on weights in {source.load_in}; on plain ones it computes otherwise, and "
+            "--merge writes what was trained"
+        )
     place = _place(source, out, merge, replaces)
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{uuid4().hex}")

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig
 from align.errors import UserError
 from align.runs.damage import read_lock
 from align.runs.directory import LOCK
+from align.runs.quiet import hushed
 
 Bits = Literal["4bit", "8bit"]
 _PACKING = "support_avx512bf16_for_cpu"  # of Linear4bit
@@ -51,7 +52,8 @@ def trained_in(adapter: Path) -> Bits | None:
 def plain(model: Any) -> Any:
     """The model with plain weights that hold what its quantised ones stand for, in the type that its others have."""
     kind = model.dtype
-    return model.dequantize().to(kind)
+    with hushed("transformers"):  # it says which type it computes in
+        return model.dequantize().to(kind)
 
 
 def leave_unpacked(model: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from align.plan.device import Device
 from align.plan.shares import Held, Launch, held, optimizer
 from align.plan.trace import Layer, trace
 from align.plan.weights import Weights, layers_of, policy, weigh
+from align.runs.quiet import hushed
 from align.trainers.policy import switch_dropout_off
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ class _Run:
         if self.autocast is not None and self.launch.kind not in ("one", "ddp"):
             self.model.to(self.autocast)  # weights are gathered, or kept, in 16 bits: autocast casts none
         try:
-            with _quiet():
+            # torch reports code that it cannot follow as an error; here that is no news
+            with hushed("torch._subclasses.fake_tensor", logging.CRITICAL):
                 return trace(self.model, self.batches.largest, self.autocast, self.device.kind), True
         except Exception:
             return _by_width(self.model, self.batches.tokens), False
@@ -255,15 +256,3 @@ def _by_width(model: Any, tokens: int) -> list[Layer]:
         enters = tokens * size * config.hidden_size
         out.append(Layer(keeps + 4 * enters, enters, keeps + 6 * enters, keeps // 2 + 2 * enters, keeps + 4 * enters))
     return out
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch reports code that it cannot follow as an error; here that is no news."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

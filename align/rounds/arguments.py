@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from align.compat import loaded_whole
 from align.errors import UserError
 from align.judges.judge import Judging
 from align.objectives import Objective, WeightedSum, name_of
@@ -102,8 +103,10 @@ def _parts(objective: Objective) -> tuple[Part, ...]:
 
 def _train(args: Any) -> dict[str, Any]:
     """Values of ``TrainingArguments`` under the names that recipes know; what recipes refuse must not be set."""
-    # an object, since TRL's constructor fills in defaults, other ones in other versions
-    unset = type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
+    # an object, since TRL's constructor fills in defaults, other ones in other versions. A launcher's settings, which
+    # it would take for its own, stay those of `args`
+    with loaded_whole():
+        unset = type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu, bf16=args.bf16, fp16=args.fp16)
     for name, cure in REFUSED.items():
         value = getattr(args, name, None)
         plain = isinstance(value, bool | int | float | str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 
@@ -43,16 +43,21 @@ def quieten(main: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")  # TRL's own
 
 
-@contextmanager
-def unreported() -> Iterator[None]:
+def unreported() -> AbstractContextManager[None]:
     """Without transformers' report of weights that are new or missing: for those who look, and say or refuse it."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    return hushed("transformers")
+
+
+@contextmanager
+def hushed(name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Within, a logger says nothing below ``level``."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def silent(*_: Any) -> None:

@@ -243,12 +243,14 @@ def test_what_cannot_be_asked(world: Path, tmp_path: Path) -> None:
     lock = tmp_path / "quantised" / "recipe.lock.yaml"
     lock.write_text(lock.read_text().replace("load_in: null", "load_in: 4bit"))
     assert find(tmp_path / "quantised").load_in == "4bit"
-    export_run(tmp_path / "quantised", say=silent, **FREE)  # as it is, it needs no quantised base
+    lines: list[str] = []
+    export_run(tmp_path / "quantised", say=lines.append, **FREE)  # as it is, it needs no quantised base
+    assert lines[0].startswith("note: the adapter was trained on weights in 4bit; on plain ones it computes otherwise")
     if find_spec("bitsandbytes") is None:
         with pytest.raises(UserError, match=r"model\.load_in needs bitsandbytes: pip install bitsandbytes"):
             export_run(tmp_path / "quantised", merge=True, say=silent, **FREE)
         return
-    lines: list[str] = []
+    lines.clear()
     export_run(tmp_path / "quantised", merge=True, say=lines.append, **FREE)
     assert "is quantised (4bit); it is dequantised to float32 first, and merged weights are not quantised" in lines[0]
     merged = logits(load_checkpoint(str(tmp_path / "quantised" / "merged"))[0])

@@ -7,11 +7,10 @@ number in the source, counted from 0). Nothing is tokenised here.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -21,6 +20,7 @@ from align.data.rows.files import SUFFIXES, file_kind, file_stem
 from align.data.rows.tables import from_files, from_rows, rows_of
 from align.errors import UserError
 from align.runs.models import gated, hub_refusal, without_waiting
+from align.runs.quiet import hushed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -161,16 +161,9 @@ def _from_hub(source: Source) -> AnyDataset:
         raise UserError(_hub_sentence(source, error)) from error
 
 
-@contextmanager
-def quiet_hub() -> Iterator[None]:
+def quiet_hub() -> AbstractContextManager[None]:
     """Without the Hub client's line for every retry; our own sentence says how it ended."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    return hushed("huggingface_hub")
 
 
 def _hub_sentence(source: Source, error: Exception) -> str:
