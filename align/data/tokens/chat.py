@@ -12,7 +12,7 @@ import jinja2
 
 from align.data.rows.formats import BadRow
 from align.data.tokens.arguments import rendering
-from align.data.tokens.ids import ids_of
+from align.data.tokens.ids import ids_of_parts
 from align.data.tokens.templates import Text, rendered
 from align.errors import UserError
 
@@ -111,7 +111,7 @@ def _refused(reason: str) -> BadRow:
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Rendered]:
-    encoded = ids_of(tokenizer, [one.text for one in texts], add_special_tokens=False)
+    encoded = ids_of_parts(tokenizer, [one.text for one in texts])
     return [Rendered(ids, one.text) for ids, one in zip(encoded, texts, strict=True)]
 
 

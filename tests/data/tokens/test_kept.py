@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from align.data.rows.sources import from_rows
 from align.data.tokens import identity, table, tokenize
 from align.data.tokens.arguments import keep_arguments
 from align.data.tokens.identity import preparation_key, tokenizer_identity
-from align.data.tokens.ids import ids_of
 from align.data.tokens.preparation import Preparation
 from align.data.tokens.tokenize import prepare_rows
 from align.objectives import KTO
@@ -195,33 +193,3 @@ def test_a_slow_tokenizer_and_few_rows_are_not_kept(monkeypatch: pytest.MonkeyPa
     assert preparation_key(from_rows(PAIRS), slow, PAIR, SETTINGS) is None
     monkeypatch.undo()
     assert preparation_key(from_rows(PAIRS), tiny_tokenizer(), PAIR, SETTINGS) is None
-
-
-# ---- ids without the tokenizer's own lists
-
-
-def truncating(tokenizer: Any) -> None:
-    tokenizer(["a b c d"] * 2, truncation=True, max_length=2, padding=True)
-
-
-@pytest.mark.parametrize("before", [lambda _: None, truncating], ids=["fresh", "used"])
-@pytest.mark.parametrize("bos", [False, True])
-def test_ids_are_those_of_the_tokenizers_own_call(before: Callable[[Any], None], bos: bool) -> None:
-    tokenizer, texts = tiny_tokenizer(bos=bos), ["", "a", "What is it? <|im_end|>\n", "é 漢字 " * 50]
-    for special in (True, False):
-        before(tokenizer)
-        expected = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
-        before(tokenizer)
-        assert ids_of(tokenizer, texts, add_special_tokens=special) == expected
-    assert ids_of(tokenizer, []) == []
-
-
-def test_a_tokenizer_with_a_call_of_its_own_is_called() -> None:
-    tokenizer = tiny_tokenizer()
-
-    class Own(type(tokenizer)):  # type: ignore[misc]
-        def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
-            return super()._encode_plus([part.upper() for part in text], *args, **kwargs)
-
-    own = Own(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
-    assert ids_of(own, ["sea"]) == ids_of(tokenizer, ["SEA"]) != ids_of(tokenizer, ["sea"])
