@@ -28,6 +28,7 @@ from align.errors import Exit, UserError
 from align.runs.disk import on_disk
 from align.runs.ended import interrupted
 from align.runs.memory import answered
+from align.runs.quiet import without_device_notice
 from align.runs.signals import SIGNALS, Interrupted
 from align.runs.terminal import echo
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         args.overrides = [*args.overrides, *rest]
     try:
+        without_device_notice()
         with answered(), on_disk():
             code = int(args.run(args))
         sys.stdout.flush()

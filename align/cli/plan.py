@@ -29,9 +29,8 @@ def _plan(args: argparse.Namespace) -> int:
     from align.plan.longest import with_steps
     from align.plan.plan import plan_of
     from align.plan.show import cures, table
-    from align.runs.quiet import quieten, without_device_notice
+    from align.runs.quiet import quieten
 
-    without_device_notice()
     quieten(True)
     device = _device(recipe, args.device)
     pairs = None
@@ -128,10 +127,8 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
     from align.plan.placement import Machine, Need, place
     from align.plan.plan import plan_of
     from align.runs.memory import accelerators, memory, usual_device
-    from align.runs.quiet import without_device_notice
     from align.versions import installed
 
-    without_device_notice()
     devices = () if recipe.train.get("use_cpu") is True else accelerators()
     rows: list[Data] = [] if data is None else [data]
 

@@ -17,7 +17,6 @@ def without_device_notice() -> None:
 
 def calm() -> None:
     """For verbs that train nothing: no bars, and no warnings that are not the reader's to mend."""
-    without_device_notice()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     import datasets
     from transformers.utils import logging as shown
