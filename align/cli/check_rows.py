@@ -78,7 +78,6 @@ def check_rows(
         findings += reading(config, prepared, branches)
     let_go()
     findings += _ends(account, prepared, tokenizer, ends)
-    let_go()
     # answers that are not read have no faults
     findings += [*_doubles(keys, form), *_traits(traits, account)] if branches else _same_prompts(keys)
     others_are, why = _SHARED.get(role, _SHARED["train"])

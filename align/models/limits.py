@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from align.data.rows.cache import let_go
 from align.data.rows.sources import is_table
 from align.data.tokens.preparation import Tally, first_rows, plural
 from align.errors import UserError
@@ -112,6 +113,7 @@ def beyond_vocabulary(rows: Dataset, branches: Sequence[str], vocabulary: int) -
             ids = np.asarray(pc.fill_null(pc.cast(flat, pa.int64()), -1))
             owner = np.repeat(np.arange(len(rows)), np.asarray(pc.fill_null(pc.list_value_length(lists), 0)))
             bad |= set(owner[(ids < 0) | (ids >= vocabulary)].tolist())
+        let_go()
     return _tally(rows, sorted(bad))
 
 

@@ -29,6 +29,7 @@ from align.trainers.arguments import check_best_metric
 from align.trainers.checkpoints import CheckpointMixin
 from align.trainers.coverage import Coverage
 from align.trainers.ending import Ending
+from align.trainers.gradients import uncut
 from align.trainers.loaders import eval_loader, train_loader
 from align.trainers.memory import Watermark, in_evaluation, in_step, outside
 from align.trainers.meter import Meter
@@ -79,8 +80,8 @@ class AlignMixin(CheckpointMixin):
     # ---- memory that runs out is answered with numbers
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises ``DoesNotFit`` where memory runs out."""
-        with answered(lambda error: outside(self, error)):
+        """As in transformers. Raises ``DoesNotFit`` where memory runs out, ``UserError`` where a gradient is lost."""
+        with uncut(), answered(lambda error: outside(self, error)):
             return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Tensor:

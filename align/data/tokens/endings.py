@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
+from align.data.rows.cache import let_go
 from align.data.rows.values import BadRow
 from align.data.tokens.chat import Request, render
 from align.data.tokens.samples import special_tokens
@@ -65,6 +66,7 @@ def count_ends(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Counter[int
                 empty = blank(last)
                 found.update(last[~empty].tolist())
                 starts, stops = starts[empty], stops[empty] - 1
+        let_go()
     return found
 
 
