@@ -11,7 +11,7 @@ from align.data.rows.sources import quiet_hub
 from align.engine.scoring import causal_model
 from align.errors import UserError, loading
 from align.models.load import SAFE, adapter_base, check_adapter, first_line, refuse_classifier, usual_type
-from align.models.quantised import leave_unpacked, quantization
+from align.models.quantised import leave_unpacked, let_file_go, quantization
 from align.models.reward import read_reward_model
 from align.runs.models import hub_options, hub_refusal, is_adapter, located
 
@@ -43,6 +43,8 @@ def load_model(section: Model, *, base: Path | None = None, reward: bool = False
         options["quantization_config"] = quantization(section.load_in)
     model = (read_reward_model if reward else read_model)(located(section.id, base), **options)
     leave_unpacked(model)
+    if section.load_in is not None:
+        let_file_go(model)
     if section.lora is not None and section.lora.adapter is not None:
         return _with_adapter(model, section.lora.adapter, base)
     if section.train_only is not None:

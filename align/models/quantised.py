@@ -67,6 +67,13 @@ def leave_unpacked(model: nn.Module) -> None:
             setattr(module, _PACKING, False)
 
 
+def let_file_go(model: nn.Module) -> None:
+    """Copy the weights that stay as they are: on a CPU they are views of their file, all of which stays in memory."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+
+
 def check_quantised(model: nn.Module) -> None:
     """See to it that gradients pass the quantised weights of a model that will be trained.
 

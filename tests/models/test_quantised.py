@@ -144,6 +144,17 @@ def test_the_policy_of_a_recipe_computes_in_float32_before_a_trainer_has_it(tmp_
     assert distance(logits(model), logits(plain(read(under)))) < 1e-5
 
 
+def test_the_file_that_was_quantised_does_not_stay_in_memory(tmp_path: Path) -> None:
+    under = base(tmp_path / "base", hidden_size=128, intermediate_size=256)
+    file = str(under / "model.safetensors")
+    left = read(under)
+    assert file in Path("/proc/self/maps").read_text(), "transformers lets it go by itself now"
+    del left
+    model = load_model(Model(id=str(under), load_in="4bit", lora=Lora(rank=4)))
+    assert file not in Path("/proc/self/maps").read_text()
+    assert model.get_input_embeddings().weight.abs().sum() > 0
+
+
 @pytest.fixture
 def reported(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What transformers logs, whether or not it hands it on."""
