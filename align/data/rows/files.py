@@ -18,7 +18,8 @@ from align.outside.limits import ARRAY, MIB, ROW
 
 Row = dict[str, Any]
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_LINES = (".json", ".jsonl", ".ndjson")
+SUFFIXES = (*_LINES, ".csv", ".tsv", ".parquet")
 _ARRAY_KEYS = ("data", "rows", "instances", "examples", "train")
 
 
@@ -60,6 +61,40 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     if count == 0:
         raise UserError(f"{path}: holds no rows; expected at least one.")
+
+
+def line_pieces(path: Path, size: int) -> list[range] | None:
+    """Pieces of about ``size`` bytes of a file of JSON lines, each of whole lines, as the bytes that they are.
+
+    None for a file of another kind, and where it cannot be read: ``read_rows`` says why.
+    """
+    if path.suffix.lower() not in _LINES:
+        return None
+    pieces: list[range] = []
+    try:
+        with opened(path) as stream:
+            end = stream.seek(0, io.SEEK_END)
+            while (start := pieces[-1].stop if pieces else 0) < end:
+                stream.seek(min(start + size, end))
+                stream.readline(ROW)
+                pieces.append(range(start, stream.tell()))
+    except OSError:
+        return None
+    return pieces
+
+
+def read_piece(path: Path, piece: range) -> list[Row]:
+    """The rows of a piece of a file of JSON lines.
+
+    Raises ``UserError`` where it holds anything but rows; ``read_rows`` knows in which line, and what it may be.
+    """
+    with opened(path) as stream:
+        stream.seek(piece.start)
+        lines = stream.read(len(piece)).split(b"\n")
+    if any(len(line) >= ROW for line in lines):
+        raise UserError(f"{path}: a row is too long.")
+    texts = (_decode(path, 0, line).strip() for line in lines)
+    return [_json_line(path, 0, text) for text in texts if text]
 
 
 def _open(path: Path) -> BinaryIO:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 import time
@@ -17,7 +16,6 @@ from datasets import Dataset
 from align.data.rows import cache
 from align.data.rows.cache import Made, as_dataset, kept, key_of, made_of, table_digest
 from align.data.rows.sources import from_rows
-from align.data.rows.tables import from_files
 from align.errors import UserError
 
 ROWS = [{"prompt": f"p{i}", "turns": [{"role": "user", "content": "é" * i}], "n": i} for i in range(5)]
@@ -180,64 +178,6 @@ def test_the_digest_of_a_table_is_that_of_its_rows_wherever_they_lie() -> None:
         table.select(range(4)),
     ]
     assert len({table_digest(other)[0] for other in changed} | {expected[0]}) == 7
-
-
-# ---- files
-
-
-def written(folder: Path, rows: list[dict], name: str = "rows.jsonl") -> Path:
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [{"a": "x", "n": i} for i in range(9)],
-        [{"a": "x"}] * 5 + [{"a": None, "b": i} for i in range(4)],  # a column that comes later
-        [{"b": None, "a": 1}] * 4 + [{"a": 2, "b": "late"}] * 5,  # values that come later
-        [{"a": 1}] * 4 + [{"a": 1.5}] * 4,  # types that only go together as a whole
-        [{"a": [{"role": "user"}]}] * 4 + [{"a": [{"role": "user", "name": "x"}]}] * 4,
-        [{"a": 1}] * 4 + [{"a": "one"}] * 4,  # no type at all
-    ],
-    ids=["plain", "late column", "late values", "numbers", "keys", "mixed"],
-)
-def test_rows_read_in_chunks_are_those_read_at_once(
-    rows: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from align.data.rows import tables
-
-    monkeypatch.setattr(tables, "_AT_ONCE", 3)
-    expected = from_rows(rows)
-    found = from_files([written(tmp_path, rows)], None)
-    assert found.features == expected.features
-    assert found.column_names == expected.column_names
-    assert found.to_list() == expected.to_list()
-
-
-def test_large_files_are_read_once_and_again_when_a_character_changes(
-    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from align.data.rows import tables
-
-    monkeypatch.setattr(tables, "WORTH", 1)
-    rows = [{"a": f"text {i}"} for i in range(5)]
-    path = written(tmp_path, rows)
-
-    def entries() -> int:
-        return len([entry for entry in own_folder.iterdir() if entry.is_dir()])
-
-    for place in (path, written(tmp_path, rows, "moved.jsonl")):  # the name of the file does not matter
-        assert from_files([place], None).to_list() == rows
-        assert entries() == 1
-    assert from_files([written(tmp_path, [*rows[:4], {"a": "text 5"}])], None)[4] == {"a": "text 5"}
-    assert entries() == 2
-    assert from_files([path], 2).to_list() == rows[:2]  # a beginning is read and not kept
-    assert entries() == 2
-    path.write_text(path.read_text() + '{"a": \n')
-    with pytest.raises(UserError, match=r"rows.jsonl:6: not valid JSON"):
-        from_files([path], None)
 
 
 def test_names_of_entries_tell_values_apart() -> None:
