@@ -75,7 +75,7 @@ def line_pieces(path: Path, size: int) -> list[range] | None:
         with opened(path) as stream:
             end = stream.seek(0, io.SEEK_END)
             while (start := pieces[-1].stop if pieces else 0) < end:
-                stream.seek(min(start + size, end))
+                stream.seek(start + size)
                 stream.readline(ROW)
                 pieces.append(range(start, stream.tell()))
     except OSError:

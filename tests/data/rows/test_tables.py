@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 from align.data.rows import tables
+from align.data.rows.files import line_pieces
 from align.data.rows.sources import from_rows
 from align.data.rows.tables import from_files
 from align.errors import UserError
@@ -86,13 +87,17 @@ def test_rows_are_the_same_however_a_file_is_cut(
 def test_several_files_are_read_in_pieces_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_PIECE", 300)
     paths = [written(tmp_path, PLAIN[:120], "b.jsonl"), written(tmp_path, PLAIN[120:], "a.jsonl")]
+    (tmp_path / "rows.csv").write_text("a,n\nx,1\ny,2\n")
     found = tables._in_pieces(paths, 3)
     assert found is not None
     assert found.to_list() == PLAIN
+    assert line_pieces(tmp_path / "rows.csv", 300) is None
     assert tables._in_pieces([*paths, written(tmp_path, PLAIN[:1], "c.jsonl")], 3) is None  # it may stand for more
-    (tmp_path / "rows.csv").write_text("a,n\nx,1\ny,2\n")
     assert tables._in_pieces([*paths, tmp_path / "rows.csv"], 3) is None
     assert tables._in_pieces([tmp_path / "nothing.jsonl"], 3) is None
+    monkeypatch.setattr(tables, "WORTH", 1)
+    monkeypatch.delattr(tables, "_read")  # not needed
+    assert from_files(paths, None).to_list() == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -105,10 +110,11 @@ def test_several_files_are_read_in_pieces_in_their_order(tmp_path: Path, monkeyp
         ('{"a": "' + "x" * 5000 + '"}', r"rows\.jsonl:151: the row has more than"),
     ],
 )
+@pytest.mark.parametrize("size", [300, 1 << 20])
 def test_what_is_wrong_in_a_piece_is_said_with_its_line(
-    line: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: Any, expected: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_PIECE", 300)
+    monkeypatch.setattr(tables, "_PIECE", size)
     monkeypatch.setattr(tables, "WORTH", 1)
     monkeypatch.setattr("align.data.rows.files.ROW", 4096)
     lines = LINES.encode().splitlines(keepends=True)
