@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from align.errors import UserError
+from align.models.complete import with_adapter
 from align.models.load import adapter_base, adapter_revision, first_line, made_as
 from align.models.policy import read_model
 from align.models.quantised import quantization
@@ -111,10 +112,8 @@ class Source:
         return model.eval().requires_grad_(False)
 
     def _adapted(self, model: Any) -> Any:
-        from peft import PeftModel
-
         try:
-            return PeftModel.from_pretrained(model, str(self.folder))
+            return with_adapter(model, str(self.folder))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"{self.folder}: the adapter cannot be put on {self.base} ({first_line(error)}). Name the model that "

@@ -14,7 +14,17 @@ from align.compat import loaded_whole
 from align.data.rows.sources import quiet_hub
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError, loading
-from align.models.load import DType, adapter_base, check_labels, first_line, made_as, model_folder, usual_type
+from align.models.complete import with_adapter
+from align.models.load import (
+    DType,
+    adapter_base,
+    adapter_revision,
+    check_labels,
+    first_line,
+    made_as,
+    model_folder,
+    usual_type,
+)
 from align.models.quantised import plain, quantization, trained_in
 from align.recipe.sections import Model
 from align.runs.models import located
@@ -28,11 +38,13 @@ if TYPE_CHECKING:
 class Found:
     """A judge's model as it is named, without its weights.
 
-    ``source`` is its folder or Hub id, ``model`` what is under it where it is an adapter, else the same.
+    ``source`` is its folder or Hub id, ``model`` what is under it where it is an adapter, else the same, at
+    ``revision``.
     """
 
     source: str
     model: str
+    revision: str | None
     adapter: bool
     tokenizer: PreTrainedTokenizerBase
 
@@ -49,7 +61,9 @@ def find_judge_model(key: str, kind: Any, name: str, revision: str | None, base:
         raise UserError(f"{key}: {error}") from error
     source = str(where or name)
     adapter = where is not None and (where / "adapter_config.json").exists()
-    model = adapter_base(where) if adapter and where is not None else source
+    model = source
+    if adapter and where is not None:
+        model, revision = adapter_base(where), revision or adapter_revision(where)
     with _sentences(key, name), quiet_hub():
         if adapter:
             from peft import PeftConfig
@@ -64,7 +78,7 @@ def find_judge_model(key: str, kind: Any, name: str, revision: str | None, base:
         tokenizer = load_tokenizer(Model(id=with_tokenizer, revision=revision))
     except UserError as error:
         raise UserError(str(error).replace("model.id", key, 1)) from error
-    return Found(source, model, adapter, tokenizer)
+    return Found(source, model, revision, adapter, tokenizer)
 
 
 def load_judge_model(
@@ -80,7 +94,7 @@ def load_judge_model(
             options["quantization_config"] = quantization(bits)
         model, info = kind.from_pretrained(
             found.model,
-            revision=None if found.adapter else revision,
+            revision=found.revision,
             dtype=usual_type() if dtype == "auto" else dtype,
             trust_remote_code=False,
             use_safetensors=True,
@@ -88,9 +102,7 @@ def load_judge_model(
             **options,
         )
         if found.adapter:
-            from peft import PeftModel
-
-            adapted = PeftModel.from_pretrained(model if bits is None else plain(model), found.source)
+            adapted = with_adapter(model if bits is None else plain(model), found.source)
             brought = set(adapted.peft_config["default"].modules_to_save or ())
             model = adapted.merge_and_unload()
     missing = sorted(weight for weight in info["missing_keys"] if not brought & set(weight.split(".")))

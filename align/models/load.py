@@ -12,6 +12,7 @@ from align.data.rows.sources import did_you_mean, quiet_hub
 from align.data.tokens.arguments import keep_arguments, kept_arguments
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError, loading, told
+from align.models.complete import language_model, with_adapter
 from align.models.quantised import Bits, plain, quantization, trained_in
 from align.outside.files import json_file
 from align.outside.limits import JSON
@@ -47,11 +48,10 @@ def load_checkpoint(
     bits = trained_in(where) if adapter and where is not None else None
     model = _model(base, source, usual_type() if dtype in (None, "auto") else dtype, revision, bits)
     if adapter:
-        from peft import PeftModel
         from transformers import GenerationConfig
 
         with loading(lambda error: f"{source}: the adapter cannot be loaded ({first_line(error)})."):
-            model = PeftModel.from_pretrained(model, source)
+            model = with_adapter(model, source)
             if Path(source, GENERATION).is_file():  # its training may have named other ends than the model under it
                 model.get_base_model().generation_config = GenerationConfig.from_pretrained(source)
     return model, checkpoint_tokenizer(name, arguments)
@@ -166,7 +166,7 @@ def usual_type() -> DType:
 
 
 def _model(base: str, source: str, dtype: DType, revision: str | None, bits: Bits | None) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     under = "" if base == source else f", which the adapter {source} was trained on,"
 
@@ -181,7 +181,7 @@ def _model(base: str, source: str, dtype: DType, revision: str | None, bits: Bit
         refuse_classifier("model", base, AutoConfig.from_pretrained(base, trust_remote_code=False, **options))
         if bits is not None:
             options["quantization_config"] = quantization(bits)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **SAFE, **options)
+        model = language_model("model", base, dtype=dtype, **SAFE, **options)
         return model if bits is None else plain(model)
 
 

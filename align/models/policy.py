@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from align.data.rows.sources import quiet_hub
 from align.engine.scoring import causal_model
 from align.errors import UserError, loading
+from align.models.complete import language_model, with_adapter
 from align.models.load import SAFE, adapter_base, check_adapter, first_line, refuse_classifier, usual_type
 from align.models.quantised import leave_unpacked, let_file_go, quantization
 from align.models.reward import read_reward_model
@@ -66,7 +67,7 @@ def read_model(name: str, **options: Any) -> PreTrainedModel:
         loading(lambda error: not_loaded(name, options.get("attn_implementation"), error, options.get("revision"))),
         quiet_hub(),
     ):
-        model = AutoModelForCausalLM.from_pretrained(name, **{**SAFE, **hub_options(name), **options})
+        model = language_model("model.id", name, **{**SAFE, **hub_options(name), **options})
     refuse_classifier("model.id", name, model.config)
     if getattr(model, "_hf_peft_config_loaded", False):  # of a Hub id, only loading tells
         raise UserError(_adapter_sentence(name, model.config._name_or_path))
@@ -133,8 +134,6 @@ def not_loaded(name: str, attention: str | None, error: Exception, revision: str
 
 def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> Any:
     """The model with an existing adapter on it, trainable."""
-    from peft import PeftModel
-
     name = located(adapter, base)
     head, embedding = (type(part) for part in (model.get_output_embeddings(), model.get_input_embeddings()))
     tied = getattr(model.get_output_embeddings(), "weight", None) is model.get_input_embeddings().weight
@@ -147,7 +146,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: Path | None) -> An
 
     with loading(not_put_on), quiet_hub():
         check_adapter("model.lora.adapter", repr(adapter), name, reward=model.get_output_embeddings() is None)
-        adapted = PeftModel.from_pretrained(model, name, is_trainable=True, **hub_options(name))
+        adapted = with_adapter(model, name, is_trainable=True, **hub_options(name))
     inner = causal_model(adapted)
     part = None
     if type(inner.get_output_embeddings()) is not head:
