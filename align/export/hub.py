@@ -18,7 +18,6 @@ from huggingface_hub.hf_api import RepoFile
 
 from align.errors import UserError
 from align.export.listing import Entry, Listing, listing
-from align.export.names import WEIGHTS, belongs
 from align.export.target import MAIN, Target, login
 from align.export.tries import Say, bars_on_a_terminal, tried
 
@@ -173,11 +172,10 @@ class Push:
             return
         self.target.check_visibility(self.repo, state.private)
         names = {entry.name for entry in self.listing.entries}
-        kinds = WEIGHTS if self.listing.kind == "model" else ()
-        foreign = sorted(name for name in state.files if name not in names and belongs(Path(name), kinds))
+        foreign = sorted(name for name in state.files.keys() - names if self.listing.mixes_with(name))
         if foreign:
             raise UserError(
-                f"{self.repo} holds files of another model ({', '.join(foreign)}), and whoever loads it "
+                f"{self.repo} holds files of {self.listing.another} ({', '.join(foreign)}), and whoever loads it "
                 "would get a mixture: remove them there, or name another repository or --revision."
             )
 

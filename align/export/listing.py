@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from align.data.rows.files import SUFFIXES, file_kind
+from align.data.rows.files import SUFFIXES, USUAL_SPLITS, file_kind, split_of
 from align.errors import UserError
 from align.export.names import ABOUT, BESIDE, CARD, DOCUMENTS, WEIGHTS, belongs
 from align.export.private import without_home, without_secrets
@@ -26,6 +26,7 @@ from align.runs.models import ADAPTER, model_of
 Kind = Literal["model", "dataset"]
 
 _CONTENTS = (*WEIGHTS, *BESIDE, ABOUT)
+_LOADED = tuple(kind for kind in (*WEIGHTS, *BESIDE) if kind not in DOCUMENTS)
 # what is read for secrets and for folders of this machine
 _READ = ("*.md", "*.jinja", "additional_chat_templates/*.jinja", "*config.json", ABOUT, *DOCUMENTS)
 _SMALL = 10 << 20  # bytes; the Hub keeps larger files apart from git, and a card or a configuration is none of them
@@ -82,6 +83,24 @@ class Listing:
         """The text of README.md, empty where there is none."""
         card = next((entry for entry in self.entries if entry.name == CARD), None)
         return "" if card is None else card.read().decode(errors="replace")
+
+    @property
+    def another(self) -> str:
+        """What a file that mixes with these belongs to."""
+        return "another model" if self.kind == "model" else "the same split"
+
+    def mixes_with(self, name: str) -> bool:
+        """Whether a file of this name in the repository would be loaded together with what goes, or in its place."""
+        if self.kind == "model":
+            return belongs(Path(name), _LOADED)
+        return _part(name) is not None and _part(name) in {_part(entry.name) for entry in self.entries}
+
+
+def _part(name: str) -> tuple[str, str] | None:
+    """Format and split of a file with rows."""
+    kind = file_kind(Path(name))
+    split = split_of(Path(name))
+    return None if kind is None else (kind, split if split in USUAL_SPLITS else "train")
 
 
 def listing(place: Path) -> Listing:

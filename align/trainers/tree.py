@@ -6,6 +6,7 @@ A class of TRL's stands behind it: ``SFTTrainer`` for policies, ``RewardTrainer`
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -282,9 +283,12 @@ class TreeTrainer(AlignMixin):
         if not blocking:
             raise UserError("push_to_hub(blocking=False): the push is done when it returns; leave blocking out.")
         top = Path(self.args.output_dir)
-        self.save_model(str(top / MODEL))
+        made = top / f"{MODEL}.new"  # beside what an earlier push left, which may be of other kinds
+        self.save_model(str(made))
         if not self.is_world_process_zero():
             return ""
+        shutil.rmtree(top / MODEL, ignore_errors=True)
+        made.rename(top / MODEL)
         self.create_model_card(**card)
         complete(top / MODEL, find(top / MODEL), card=(top / CARD).read_text(encoding="utf-8"))
         private = self.args.hub_private_repo is not False

@@ -306,6 +306,34 @@ def test_weights_of_another_model_are_not_mixed(hub: HubServer, folder: Path) ->
     assert not hub.count("put")
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "additional_chat_templates/x.jinja"])
+def test_a_template_and_settings_of_another_model_are_not_left(hub: HubServer, folder: Path, name: str) -> None:
+    hub.put(REPO, {name: b"{}", "README.md": b"mine", "LICENSE": b"free", "notes.txt": b"2"}, private=True)
+    with pytest.raises(UserError, match=rf"^ada/mine holds files of another model \({name}\), and "):
+        pushed(folder)
+
+
+def test_rows_of_the_same_split_are_not_mixed(hub: HubServer, tmp_path: Path) -> None:
+    """Whoever loads a data set gets all files of a split, and those that name none are all of `train`."""
+    old = {
+        "old.jsonl": b"{}",
+        "test.jsonl": b"{}",
+        "data/train-00003-of-00004.parquet": b"",
+        "dataset_infos.json": b"{}",
+    }
+    hub.put(REPO, old, "datasets", private=True)
+    (tmp_path / "new.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(UserError, match=r"^ada/mine holds files of the same split \(old\.jsonl\), and who"):
+        pushed(tmp_path / "new.jsonl")
+    (tmp_path / "rows" / "data").mkdir(parents=True)
+    (tmp_path / "rows" / "validation.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "rows" / "train-00000-of-00002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"\(data/train-00003-of-00004\.parquet\)"):
+        pushed(tmp_path / "rows")
+    (tmp_path / "rows" / "train-00000-of-00002.parquet").unlink()
+    assert pushed(tmp_path / "rows").changed == ("validation.jsonl",)
+
+
 def test_a_branch_is_made_where_there_is_none(hub: HubServer, folder: Path) -> None:
     pushed(folder)
     (folder / "config.json").write_bytes(b"{}")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
+from peft import LoraConfig
 from training import arguments, pairs, trainer, word_tokenizer
+from transformers import AutoModelForCausalLM
 from zoo import tiny_model
 
 from align.errors import UserError
@@ -55,6 +57,21 @@ def test_the_arguments_name_the_repository(tmp_path: Path, monkeypatch: pytest.M
         assert "model.safetensors" in hub.files("lab/x", revision="trial")
         with pytest.raises(UserError, match=r"^push_to_hub\(blocking=False\): the push is done when it returns; leave"):
             made.push_to_hub(blocking=False)
+
+
+def test_nothing_of_an_earlier_push_stays_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an adapter beside the weights of a full fine-tune, nor the other way round."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    with HubServer() as hub:
+        hub.here(monkeypatch, tmp_path / "home")
+        for repo, adapter in (("a", True), ("b", False), ("c", True)):
+            how = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])} if adapter else {}
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+            made = trainer(tmp_path / "mine", DPO(), model=model, max_steps=1, hub_model_id=f"ada/{repo}", **how)
+            made.push_to_hub()
+            weights = {name for name in hub.files(f"ada/{repo}") if name.endswith(".safetensors")}
+            assert weights == {"adapter_model.safetensors" if adapter else "model.safetensors"}
+        assert sorted(path.name for path in (tmp_path / "mine").glob("model*")) == ["model"]
 
 
 def test_checkpoints_are_never_pushed(tmp_path: Path) -> None:

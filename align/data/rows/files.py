@@ -20,6 +20,7 @@ Row = dict[str, Any]
 
 _LINES = (".json", ".jsonl", ".ndjson")
 SUFFIXES = (*_LINES, ".csv", ".tsv", ".parquet")
+USUAL_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _ARRAY_KEYS = ("data", "rows", "instances", "examples", "train")
 
 
@@ -33,6 +34,13 @@ def file_stem(path: Path) -> str:
     """The name of a data file without its suffixes: ``train-00000-of-00002`` of ``train-00000-of-00002.jsonl.gz``."""
     name = path.name.lower().removesuffix(".gz")
     return name.removesuffix(file_kind(path) or "")
+
+
+def split_of(file: Path) -> str:
+    """``train`` of ``train-00000-of-00002.parquet`` and of ``train.jsonl``."""
+    stem = file_stem(file)
+    head, dash, tail = stem.partition("-")
+    return head if dash and tail.replace("-of-", "").replace("-", "").isdigit() else stem
 
 
 def read_rows(path: Path) -> Iterator[Row]:

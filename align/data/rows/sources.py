@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from align.data.rows.files import SUFFIXES, file_kind, file_stem
+from align.data.rows.files import SUFFIXES, USUAL_SPLITS, file_kind, split_of
 from align.data.rows.tables import from_files, from_rows, rows_of
 from align.errors import UserError
 from align.runs.models import gated, hub_refusal, without_waiting
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     AnyDataset = Dataset | IterableDataset
 
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
-_USUAL_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 
 def load_source(source: Source, *, base: Path) -> AnyDataset:
@@ -260,20 +259,13 @@ def _files_of(folder: Path, split: str) -> list[Path]:
         raise UserError(f"{folder}: holds no data files; expected some of {', '.join(SUFFIXES)} (or .gz).")
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        by_split.setdefault(_split_of(file), []).append(file)
+        by_split.setdefault(split_of(file), []).append(file)
     if split in by_split:
         return by_split[split]
-    if split == "train" and not any(name in _USUAL_SPLITS for name in by_split):
+    if split == "train" and not any(name in USUAL_SPLITS for name in by_split):
         return files  # names that say nothing about splits: the folder is one data set
     hint = did_you_mean(split, list(by_split))
     raise UserError(f"{folder}: no file of split {split!r}.{hint} There are: {', '.join(sorted(by_split))}.")
-
-
-def _split_of(file: Path) -> str:
-    """``train`` of ``train-00000-of-00002.parquet`` and of ``train.jsonl``."""
-    stem = file_stem(file)
-    head, dash, tail = stem.partition("-")
-    return head if dash and tail.replace("-of-", "").replace("-", "").isdigit() else stem
 
 
 def _saved(path: Path, split: str) -> Dataset:
