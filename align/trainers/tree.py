@@ -19,6 +19,7 @@ from align.compat import Config, SFTConfig
 from align.data.batches.collator import TreeCollator
 from align.data.batches.lengths import rows_with
 from align.data.batches.packing import Order, packs_for_budget
+from align.data.rows.sources import is_table
 from align.data.tokens.arguments import keep_arguments, kept_arguments, unused_arguments
 from align.data.tokens.tokenize import prepare
 from align.engine.reads import feeds_last
@@ -169,7 +170,7 @@ class TreeTrainer(AlignMixin):
         if all(f"{name}_ids" in columns for name in branches):
             return data
         rows, account = prepare(data, tokenizer, branches, values=self.objective.row_values, **limits)
-        for sentence in account.summary():
+        for sentence in account.summary() if is_table(rows) else ():  # a stream says it as it is read
             say(sentence)
         return rows
 

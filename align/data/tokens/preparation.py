@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.data.rows.unread import prompt_like
+from align.errors import UserError
 
 FIRST = 5  # row numbers that are remembered of each sort
 
@@ -130,6 +131,17 @@ class Preparation:
         if self.labels is not None:
             return sum(self.labels)
         return self.rows_kept if self.pieces is None else self.pieces
+
+    @property
+    def remarks(self) -> int:
+        """How often something was to be said about a row."""
+        flagged = (self.truncated, self.boundary, self.double_bos, self.double_eos, self.run_together)
+        return sum(tally.count for tally in (*self.dropped.values(), *self.unseen.values(), *flagged))
+
+    def nothing_left(self) -> UserError:
+        """The sentence where no row can be used."""
+        why = "; ".join(f"{reason} ({plural(tally.count, 'row')})" for reason, tally in self.dropped.items())
+        return UserError(f"No row of {self.rows_in:,} can be used: {why or 'there are no rows'}.")
 
     @property
     def truncated_share(self) -> float:

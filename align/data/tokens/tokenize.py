@@ -8,7 +8,7 @@ their template. Limits on length are applied here, once, so that everything that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from align.data.tokens.encode import FLAGS, STATUS, UNSEEN, Encoder
 from align.data.tokens.endings import open_end, text_end
 from align.data.tokens.identity import preparation_key
 from align.data.tokens.labelled import by_label, refuse_stream
-from align.data.tokens.preparation import Preparation, plural
+from align.data.tokens.preparation import Preparation
 from align.data.tokens.table import encode_table
 from align.data.tokens.truncation import check_policy
 from align.errors import UserError, loading, told
@@ -35,6 +35,8 @@ from align.outside.files import read_text
 from align.outside.limits import TEMPLATE
 from align.runs.models import hub_options, located
 from align.runs.parallel import cores
+from align.runs.quiet import silent
+from align.runs.terminal import aside
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     AnyDataset = Dataset | IterableDataset
 
 _NO_SPLIT = "data.truncation: split cuts plain texts, one to a row, and no stream; choose another."
+_HOPELESS = 100_000  # rows of a stream, if none of them can be used
 _SAMPLE = 20  # rows that are looked at to recognise the format: the first may be a bad one
 
 
@@ -125,13 +128,17 @@ def prepare(
 
     Raises ``UserError`` where the format is not recognised, does not offer the branches, or no row is left.
     """
-    prepared, account = prepare_rows(
-        dataset, tokenizer, branches, max_length=max_length, truncation=truncation, system=system, values=values
-    )
-    if is_table(dataset) and account.rows_kept == 0:
-        why = "; ".join(f"{reason} ({plural(tally.count, 'row')})" for reason, tally in account.dropped.items())
-        raise UserError(f"No row of {account.rows_in:,} can be used: {why or 'there are no rows'}.")
-    return prepared, account
+    settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation}
+    settings |= {"system": system, "values": tuple(values)}
+    if not is_table(dataset):
+        looked_at, account = _stream(dataset, tokenizer, branches, say=silent, **settings)
+        empty = next(iter(looked_at), None) is None
+    else:
+        prepared, account = prepare_rows(dataset, tokenizer, branches, **settings)
+        empty = account.rows_kept == 0
+    if empty:
+        raise account.nothing_left()
+    return (prepared, account) if is_table(dataset) else _stream(dataset, tokenizer, branches, **settings)
 
 
 def prepare_rows(
@@ -145,10 +152,11 @@ def prepare_rows(
     values: Sequence[str] = (),
 ) -> tuple[AnyDataset, Preparation]:
     """``prepare`` for callers that go on where no row is left. Many rows are prepared once and kept, see ``cache``."""
-    check_policy(truncation, max_length)
-    settings = {"max_length": max_length, "truncation": truncation, "system": system, "values": tuple(values)}
+    settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation}
+    settings |= {"system": system, "values": tuple(values)}
     if not is_table(dataset):
         return _stream(dataset, tokenizer, branches, **settings)
+    check_policy(truncation, max_length)
     key = preparation_key(dataset, tokenizer, branches, settings)
 
     def make(processes: int) -> tuple[Dataset, Preparation]:
@@ -182,13 +190,19 @@ def _table(
 
 
 def _stream(
-    dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str], **settings: Any
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    branches: Sequence[str],
+    *,
+    say: Callable[[str], Any] = aside,
+    **settings: Any,
 ) -> tuple[AnyDataset, Preparation]:
     """Rows that are prepared as they are read."""
+    check_policy(settings["truncation"], settings["max_length"])
     work = _Work.on(asked(dataset, tokenizer, branches), tokenizer, branches, **settings)
     if settings["truncation"] == "split":
         raise UserError(_NO_SPLIT)
-    counted = _Counting(work.encode, work.account)
+    counted = _Counting(work.encode, work.account, say)
     return work.rows.map(
         counted, batched=True, batch_size=64, with_indices=True, remove_columns=work.columns, features=work.features
     ), work.account
@@ -292,17 +306,24 @@ def _features(
     return features
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Counting:
-    """An encoder for streams: leaves out dropped rows itself and counts as it goes."""
+    """An encoder for streams: leaves out dropped rows itself, counts as it goes and says so as the counts grow."""
 
     encode: Encoder
     account: Preparation
+    say: Callable[[str], Any]
+    digits: int = 0  # of the number of remarks, when they were last said
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         out = self.encode(batch, indices)
         reasons, flags, unseen = out.pop(STATUS), out.pop(FLAGS), out.pop(UNSEEN)
         lengths = {name: [len(ids) for ids in out[f"{name}_ids"]] for name in ("prompt", *self.account.branches)}
         self.account.count(out["row"], reasons, flags, unseen, lengths)
+        if not self.account.rows_kept and self.account.rows_in >= _HOPELESS:
+            raise self.account.nothing_left()
+        if (remarks := self.account.remarks) and len(str(remarks)) > self.digits:  # the 1st, 10th, 100th, ...
+            self.digits = len(str(remarks))
+            self.say(f"The stream so far: {' '.join(self.account.summary()[1:])}")
         keep = [index for index, reason in enumerate(reasons) if not reason]
         return {name: [values[index] for index in keep] for name, values in out.items()}

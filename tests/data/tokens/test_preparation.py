@@ -176,6 +176,26 @@ class TestAccount:
         assert (account.rows_in, account.rows_kept) == (4, 3)
         assert account.dropped["chosen is empty"].first == [1]
 
+    def test_streams_say_what_is_left_out_as_it_grows(self, capsys):
+        """A stream has no end at which it could be said: at the first row, the tenth, the hundredth."""
+        rows = [pair(), *[pair(chosen="")] * 149, *[pair("It is", " a", " the book")] * 300]
+        stream, account = prepare(from_rows(rows).to_iterable_dataset(), tiny_tokenizer(chat=False), PAIR)
+        assert capsys.readouterr().err == ""
+        assert len(list(stream)) == 301
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split(": chosen is empty")[0] for line in said] == [
+            f"The stream so far: 1 row of {read} kept. {read - 1} rows dropped" for read in (64, 128)
+        ]
+        assert account.dropped["chosen is empty"].count == 149
+
+    def test_a_stream_of_which_nothing_is_left_is_refused(self, monkeypatch):
+        stream = from_rows([pair(chosen="")] * 70).to_iterable_dataset()
+        with pytest.raises(UserError, match=r"^No row of 70 can be used: chosen is empty \(70 rows\)\.$"):
+            prepare(stream, tiny_tokenizer(chat=False), PAIR)
+        monkeypatch.setattr("align.data.tokens.tokenize._HOPELESS", 64)
+        with pytest.raises(UserError, match=r"^No row of 64 can be used"):
+            prepare(stream, tiny_tokenizer(chat=False), PAIR)
+
     def test_columns_are_what_the_collator_reads(self):
         rows = from_rows([pair() | {"margin": 2, "note": "x"}, pair() | {"margin": None, "note": "y"}])
         ours, account = prepare(rows, tiny_tokenizer(chat=False), PAIR, values=["margin"])
