@@ -43,6 +43,7 @@ class Batches:
         rows: how many there are; None for a stream.
         samples: completions that a step draws, on one process.
         guessed: whether rows were made up, since their lengths are not known.
+        epochs: passes over the rows, the last one whole or not; 1 for a stream.
     """
 
     largest: TreeBatch
@@ -55,6 +56,7 @@ class Batches:
     rows: int | None
     samples: int = 0
     guessed: bool = False
+    epochs: int = 1
 
     @property
     def tokens(self) -> int:
@@ -95,6 +97,7 @@ def batches(recipe: Recipe, data: Data, args: Any, processes: int) -> Batches:
         evaluated,
         count,
         _drawn(recipe, objective) * examples // processes,
+        epochs=epochs,
     )
 
 

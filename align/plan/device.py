@@ -24,6 +24,7 @@ CHIPS: dict[str, tuple[float, int, float]] = {
     "RTX-3090": (23.6, 82, 71e12),
     "T4": (14.6, 40, 65e12),
 }
+_BESIDE = re.compile(r"NVIDIA|GEFORCE|TESLA|SXM\d|HBM\w+|\d+GB")  # in a driver's name, beside that of the chip
 _UNITS = {"GIB": 2**30, "GB": 10**9, "MIB": 2**20, "MB": 10**6}
 _OTHER = (108, 312e12)  # multiprocessors and rate of a device of which the memory alone is known: an A100's
 
@@ -75,6 +76,14 @@ def named(text: str) -> Device:
     return Device("a device", "cuda", total, total, area_of(_OTHER[0], total), _OTHER[1], known=False)
 
 
+def chip_of(name: str) -> str | None:
+    """The one of ``CHIPS`` that a driver's name means; None for another chip, such as a smaller one of the series."""
+    words = {word for word in re.split(r"[ -]", name.upper()) if not _BESIDE.fullmatch(word)}
+    if "A100" in words:
+        words.discard("PCIE")  # as fast as on a board, which an H100 is not
+    return next((chip for chip in CHIPS if {w for w in chip.split("-") if not _BESIDE.fullmatch(w)} == words), None)
+
+
 def here(device: torch.device) -> Device:
     """A device of this machine, with what is free of it now."""
     from align.runs.memory import memory
@@ -83,6 +92,6 @@ def here(device: torch.device) -> Device:
     if device.type == "cpu":
         return Device("cpu", "cpu", now.total, now.free, tile_area(device), None)
     name = torch.get_device_module(device).get_device_name(device) if device.type == "cuda" else device.type
-    known = next((chip for chip in CHIPS if chip.split("-")[0] in name), None)
+    known = chip_of(name)
     flops = CHIPS[known][2] if known else _OTHER[1]
     return Device(name, "cuda", now.total, now.room, tile_area(device), flops, known is not None)

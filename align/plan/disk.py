@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.plan.batches import Batches
     from align.plan.memory import Memory
     from align.recipe import Recipe
 
@@ -36,15 +37,15 @@ class Disk:
         return {**asdict(self), "total": self.total}
 
 
-def disk_of(recipe: Recipe, args: Any, memory: Memory, steps: int) -> Disk:
+def disk_of(recipe: Recipe, args: Any, memory: Memory, batches: Batches) -> Disk:
     """What is written to the run's directory."""
-    weights = memory.weights
+    weights, steps = memory.weights, batches.steps
     model = weights.sum("trained_bytes" if recipe.model.lora is not None else "bytes")
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     kept = 0
     if strategy != "no":
         every = args.save_steps if args.save_steps >= 1 else max(1, int(args.save_steps * steps))
-        made = max(1, round(args.num_train_epochs)) if strategy == "epoch" else max(1, -(-steps // int(every)))
+        made = batches.epochs if strategy == "epoch" else max(1, -(-steps // int(every)))
         limit = args.save_total_limit
         kept = made if limit is None else min(made, limit + 1)  # one more while a new one is written
     state = 0 if args.save_only_model else memory.optimizer

@@ -109,7 +109,7 @@ def plan_of(recipe: Recipe, data: Data, launch: Launch, device: Device, args: An
     found = batches(recipe, data, args, launch.processes)
     memory = memory_of(recipe, args, found, launch, device, stored=is_stored(recipe, data, args))
     time = time_of(recipe, args, found, memory, launch, device)
-    return Plan(recipe.name, launch, device, memory, found, time, disk_of(recipe, args, memory, found.steps))
+    return Plan(recipe.name, launch, device, memory, found, time, disk_of(recipe, args, memory, found))
 
 
 def arguments_on(recipe: Recipe, device: Device) -> Any:

@@ -162,11 +162,13 @@ def held(
     if launch.kind == "fsdp2":
         gathered = _gathered(weights, 2 if narrow else None)
         share = tuple(part // n for part in layers)
-        found = Held(size // n, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
+        kept = size // n if weights.divisible else size
+        found = Held(kept, reference // n, states // n, trained // n, 0, gathered, stepping // n, 0, share)
     else:
         found = _deepspeed(weights, launch, states, reference, narrow, on_cpu)
     found = replace(found, states=n * found.optimizer)
-    return found if on_cpu else _offloaded(found, launch)  # on a CPU the host is the device
+    # on a CPU the host is the device
+    return found if on_cpu else _offloaded(found, launch, weights.divisible)
 
 
 def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, narrow: bool, on_cpu: bool) -> Held:
@@ -182,13 +184,14 @@ def _deepspeed(weights: Weights, launch: Launch, states: int, reference: int, na
         gradients = width * numbers // (1 if launch.kind == "zero1" else n)
         return Held(size, reference, (states + wide) // n, gradients, bucket, 0, 0)
     gathered = _gathered(weights, width)
-    parts = (size // n, reference // n, (states + wide) // n, width * numbers // n)
+    parts = (size // n if weights.divisible else size, reference // n, (states + wide) // n, width * numbers // n)
     return Held(*parts, bucket, gathered, 0)
 
 
-def _offloaded(found: Held, launch: Launch) -> Held:
+def _offloaded(found: Held, launch: Launch, divisible: bool) -> Held:
     """With what is kept on the host there, and not on the devices."""
-    parts = {"weights": ("weights", "reference"), "optimizer": ("optimizer", "gradients", "stepping")}
+    parts: dict[str, tuple[str, ...]] = {"optimizer": ("optimizer", "gradients", "stepping")}
+    parts["weights"] = ("weights", "reference") if divisible else ("reference",)
     names = [name for what in launch.offloaded for name in parts[what]]
     host = launch.processes * sum(getattr(found, name) for name in names)
     layers = () if "optimizer" in launch.offloaded else found.layer_gradients

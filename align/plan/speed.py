@@ -64,7 +64,8 @@ def time_of(recipe: Recipe, args: Any, batches: Batches, memory: Memory, launch:
         tokens["reference"] = int(batches.positions / (max(1.0, again) if once else 1))
     if evaluations:
         tokens["evaluations"] = evaluations * batches.evaluated
-    each = memory.weights.sum("elements") - memory.weights.embedding.elements * (not memory.weights.tied)
+    weights = memory.weights
+    each = weights.sum("elements") - weights.embedding.elements * (not weights.tied) - weights.idle
     lora = recipe.model.lora is not None
     policy = (4 if lora else 6) + 2 * checkpoints_layers(args)
     flops = float(each * (policy * tokens["policy"] + 2 * (tokens.get("reference", 0) + tokens.get("evaluations", 0))))
@@ -94,7 +95,7 @@ def _evaluations(args: Any, batches: Batches) -> int:
     if batches.held_out is None:
         return 0
     if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "epoch":
-        return max(1, round(args.num_train_epochs)) + 1
+        return batches.epochs + 1
     every = args.eval_steps * batches.steps if args.eval_steps < 1 else args.eval_steps
     return int(batches.steps / max(every, 1)) + 1
 

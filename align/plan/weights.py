@@ -47,7 +47,9 @@ class Part:
 class Weights:
     """A model in parts: the embedding, the layers in order, and the rest with the output head.
 
-    ``tied`` says that the head is the embedding's weight, which is then counted in the embedding alone.
+    ``tied`` says that the head is the embedding's weight, which is then counted in the embedding alone. Weights that
+    are not ``divisible`` are whole on every device: quantised ones are left out of what is shared out and offloaded.
+    ``idle`` are those that a token does not meet, of experts that it is not sent to.
     """
 
     embedding: Part
@@ -55,6 +57,7 @@ class Weights:
     rest: Part
     tied: bool
     divisible: bool = True
+    idle: int = 0
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -115,7 +118,7 @@ def _adapter(recipe: Recipe, reward: bool) -> Any:
 def _kept_in(recipe: Recipe, model: Any, device: str) -> torch.dtype:
     """The type of the weights that are not an adapter's; see ``models.policy.load_model``."""
     name = recipe.model.dtype
-    if name == "auto" and recipe.model.load_in is None and (recipe.model.lora is None or device == "cpu"):
+    if name == "auto" and (recipe.model.lora is None or device == "cpu"):
         name = "float32"
     if name == "auto":
         return getattr(model.config, "dtype", None) or torch.float32
@@ -138,7 +141,22 @@ def weigh(model: Any, load_in: str | None = None) -> Weights:
     layers = tuple(_part(layer, seen, quantised) for layer in layers_of(inner))
     head = inner.get_output_embeddings()
     tied = head is not None and getattr(head, "weight", None) is getattr(inner.get_input_embeddings(), "weight", 0)
-    return Weights(embedding, layers, _part(model, seen, quantised), tied, load_in is None)
+    return Weights(embedding, layers, _part(model, seen, quantised), tied, load_in is None, _idle(inner))
+
+
+def _idle(inner: Any) -> int:
+    """Weights of a mixture's experts that a token is not sent to."""
+    config = inner.config.get_text_config()
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), 0)
+    used = getattr(config, "num_experts_per_tok", None) or experts
+    # all of a layer's experts are one tensor, or each is a module
+    theirs = [
+        weight.numel()
+        for name, weight in inner.named_parameters()
+        if ".experts." in name and (weight.dim() == 2 or weight.shape[0] == experts)
+    ]
+    return sum(theirs) * (experts - used) // experts if experts else 0
 
 
 def _linear(inner: Any, width: float) -> dict[int, float]:

@@ -219,6 +219,17 @@ def test_disk_is_the_model_and_the_checkpoints_that_are_there_at_a_time(world: P
     assert found.disk.total == weights + 3 * 3 * weights
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(5, 1), (6, 2), (15, 3), (41, 9)])
+def test_by_epochs_checkpoints_and_evaluations_are_those_of_the_steps_that_are_made(
+    world: Path, data: Data, steps: int, epochs: int
+) -> None:
+    """An epoch has 5 steps; ``num_train_epochs`` is left aside where there is a number of steps."""
+    by = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None, "num_train_epochs": 3}
+    found = plan_of(made(world, train={"max_steps": steps, **by}), data, ONE, GPU)
+    assert found.disk.checkpoints == epochs
+    assert found.time.tokens["evaluations"] == (epochs + 1) * found.batches.evaluated
+
+
 def test_a_layer_that_cannot_be_followed_is_estimated_and_said(
     world: Path, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

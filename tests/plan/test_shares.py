@@ -86,6 +86,18 @@ def test_zero3_shares_everything_and_offload_moves_it_to_the_host() -> None:
     assert away.host == 4 * (1000 + 1000 + 2000 + 1000 + 1000 // 4)
 
 
+def test_quantised_weights_are_whole_everywhere() -> None:
+    """accelerate leaves them out of what FSDP2 shares out, and nothing offloads them."""
+    whole = replace(MODEL, divisible=False)
+    for kind in ("fsdp2", "zero3"):
+        shared = held(MODEL, Launch(kind, 4, kind, BOTH), ADAM, 4000, False)
+        found = held(whole, Launch(kind, 4, kind, BOTH), ADAM, 4000, False)
+        assert (shared.weights, found.weights) == (0, 4000)
+        assert (found.reference, found.optimizer) == (0, 0)
+        assert found.host == shared.host - 4000
+        assert held(whole, Launch(kind, 4, kind), ADAM, 0, False).weights == 4000
+
+
 @pytest.mark.parametrize(
     ("name", "device", "state", "stepping"),
     [

@@ -17,8 +17,8 @@ PROGRAMS = {
     # the step of two machines, whose tasks get the signals that srun gets
     "srun": """
         shift
-        for node in 0 1; do SLURM_NODEID=$node "$@" & TASKS="${TASKS-} $!"; done
-        trap 'kill -TERM $TASKS' TERM
+        trap 'kill -TERM $(jobs -p)' TERM
+        for node in 0 1; do SLURM_NODEID=$node "$@" & done
         wait; wait
     """,
     "scontrol": 'if [ "$1" = show ]; then printf "node-7\\nnode-8\\n"; else echo "scontrol $*" >> "$RECORD"; fi',

@@ -76,7 +76,7 @@ def render(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> l
     for index, request in enumerate(requests):
         key = f"{request.prompt} {request.mask}"
         if request.tools or request.kwargs:
-            key += json.dumps([request.tools, request.kwargs], sort_keys=True, default=repr)
+            key += json.dumps([request.tools, request.kwargs], default=repr)  # a template may print keys in their order
         groups.setdefault(key, []).append(index)
     out: list[Rendered | BadRow] = [BadRow("not rendered")] * len(requests)
     for indices in groups.values():

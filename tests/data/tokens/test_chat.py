@@ -125,6 +125,20 @@ class TestConversations:
         reason = "the chat template refuses the conversation (System role not supported)"
         assert account.dropped[reason].first == [1]
 
+    def test_tools_keep_the_order_of_their_keys(self):
+        """Whatever rows are rendered together: a template prints them as they come."""
+        tools = [{"name": "look", "description": "d"}]
+        rows = [
+            row | {"tools": json.dumps(one)}
+            for row in talk_rows()[:1]
+            for one in (tools, [dict(sorted(tools[0].items()))])
+        ]
+        tokenizer = tiny_tokenizer()
+        ours, _ = prepare(from_rows(rows), tokenizer, PAIR)
+        alone = [prepare(from_rows([row]), tokenizer, PAIR)[0][0]["prompt_ids"] for row in rows]
+        assert ours["prompt_ids"][:] == alone
+        assert alone[0] != alone[1]
+
     def test_keys_of_other_rows_do_not_reach_the_template(self):
         """Arrow fills struct fields that a row does not have with None."""
         rows = talk_rows()
