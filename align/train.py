@@ -90,9 +90,11 @@ def _push(recipe: Recipe, echo: Callable[[str], Any]) -> None:
         return
     from align.export.hub import push_now
     from align.export.target import Target
+    from align.runs.signals import SIGNALS
 
     again = ["align", "push", str(recipe.output_dir), output.push, *([] if output.private else ["--public"])]
     try:
+        SIGNALS.obey()  # whoever sent SIGTERM while the result was written will not wait for an upload
         push_now(recipe.output_dir, Target(output.push, output.private), echo)
     except (UserError, KeyboardInterrupt) as error:
         why = error if isinstance(error, UserError) else "it was interrupted."

@@ -16,6 +16,7 @@ from small_run import small_world
 
 from align.errors import UserError
 from align.recipe import Recipe
+from align.runs.signals import SIGNALS
 from align.train import _push
 
 # huggingface_hub's own way to send a large file, which its HTTP client calls old
@@ -191,6 +192,16 @@ def test_a_push_that_is_interrupted_says_how_to_do_it(tmp_path: Path, monkeypatc
         hub.plan["commit"] = ["503"]
         with pytest.raises(UserError, match=r"but its push failed: it was interrupted\.\nPush it without"):
             _push(finished(tmp_path, push="mine"), interrupted)
+
+
+def test_whoever_asked_the_run_to_end_does_not_wait_for_a_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM that came while the result was written; an upload would be cut off 20 seconds later."""
+    with HubServer() as hub:
+        hub.here(monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(SIGNALS, "asked", "SIGTERM")
+        with pytest.raises(UserError, match=r"finished and whole .*: it was interrupted\.\nPush it without"):
+            _push(finished(tmp_path, push="mine"), str)
+        assert not hub.repos
 
 
 def test_a_push_that_will_be_refused_is_said_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -122,21 +122,24 @@ def placed(recipe: Recipe, processes: int | None, data: Data | None = None) -> P
     """
     import torch
 
-    from align.plan.device import here
+    from align.plan.device import here, unnamed
     from align.plan.longest import longest_rows
     from align.plan.placement import Machine, Need, place
     from align.plan.plan import plan_of
     from align.runs.memory import accelerators, memory, usual_device
     from align.versions import installed
 
-    devices = () if recipe.train.get("use_cpu") is True else accelerators()
+    found = () if recipe.train.get("use_cpu") is True else accelerators()
+    devices = tuple(total for total, _ in found)
     rows: list[Data] = [] if data is None else [data]
 
     def need(launch: Launch) -> Need:
         if not rows:
             rows.append(prepared(recipe)[0] if recipe.rounds is None else longest_rows())
-        found = plan_of(recipe, rows[0], launch, here(usual_device()))
-        return Need(found.memory.total, found.memory.host)
+        # not looked at from here: this process lives as long as the run, and would keep memory of the first device
+        device = unnamed(*min(found)) if found else here(usual_device())
+        held = plan_of(recipe, rows[0], launch, device).memory
+        return Need(held.total, held.host)
 
     host = memory(torch.device("cpu")).total
     return place(need, Machine(devices, host, installed("deepspeed") is not None), processes)

@@ -72,8 +72,14 @@ def named(text: str) -> Device:
     found = re.fullmatch(r"([0-9.]+) ?([GM]i?B)", text, re.IGNORECASE)
     if found is None or not re.fullmatch(r"\d+(\.\d+)?", found[1]) or not float(found[1]):
         raise UserError(f"--device {text}: expected a memory such as 80GiB, or one of cpu, {', '.join(CHIPS)}.")
-    total = int(float(found[1]) * _UNITS[found[2].upper()])
-    return Device("a device", "cuda", total, total, area_of(_OTHER[0], total), _OTHER[1], known=False)
+    return unnamed(int(float(found[1]) * _UNITS[found[2].upper()]))
+
+
+def unnamed(total: int, multiprocessors: int = 0) -> Device:
+    """A device of which no more is known than its memory in bytes, and its multiprocessors or 0; all of it is free."""
+    return Device(
+        "a device", "cuda", total, total, area_of(multiprocessors or _OTHER[0], total), _OTHER[1], known=False
+    )
 
 
 def chip_of(name: str) -> str | None:

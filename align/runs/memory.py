@@ -67,8 +67,11 @@ def usual_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def accelerators() -> tuple[int, ...]:
-    """The memory of each accelerator, by a process of its own: a look takes memory that only its end gives back."""
+def accelerators() -> tuple[tuple[int, int], ...]:
+    """Memory and multiprocessors of each accelerator; 0 of these where it does not say.
+
+    A process of its own looks, since a look takes memory of the first one that only its end gives back.
+    """
     import torch
 
     if not torch.accelerator.is_available():
@@ -78,12 +81,14 @@ def accelerators() -> tuple[int, ...]:
         "device = torch.accelerator.current_accelerator()\n"
         "module = torch.get_device_module(device)\n"
         "for i in range(torch.accelerator.device_count()):\n"
-        "    print(module.get_device_properties(i).total_memory)"
+        "    chip = module.get_device_properties(i)\n"
+        "    print(chip.total_memory, getattr(chip, 'multi_processor_count', 0))"
     )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
     if done.returncode:  # such as an Apple GPU, which shares the memory of its host
-        return (_of_process("host").total,) * torch.accelerator.device_count()
-    return tuple(int(line) for line in done.stdout.split())
+        return ((_of_process("host").total, 0),) * torch.accelerator.device_count()
+    found = (line.split() for line in done.stdout.splitlines())
+    return tuple((int(total), int(multiprocessors)) for total, multiprocessors in found)
 
 
 def peak(device: torch.device) -> int:

@@ -120,4 +120,7 @@ def _weights(checkpoint: Path, model: Any) -> dict[str, torch.Tensor]:
     if not hasattr(model, "peft_config"):
         return saved
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    return {name: saved[name.replace(f".{model.active_adapter}", "")] for name in trained}
+    adapter = model.active_adapter
+    # peft leaves out the adapter's name, and the place of a module that is saved in full
+    named = {name: name.replace(f".modules_to_save.{adapter}", "").replace(f".{adapter}", "") for name in trained}
+    return {name: saved[own] for name, own in named.items()}

@@ -48,7 +48,7 @@ def test_rounds_are_placed_before_their_pairs_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on two GPUs: the rows are prompts alone, and every pair counts as long as it may be."""
-    monkeypatch.setattr("align.runs.memory.accelerators", lambda: (80 << 30, 80 << 30))
+    monkeypatch.setattr("align.runs.memory.accelerators", lambda: ((80 << 30, 132),) * 2)
     file = str(write_recipe(make_world(tmp_path), tmp_path / "out", train={"use_cpu": False}))
     assert main(["launch", file, "--allow-code", "--dry-run"]) == 0
     first, second = capsys.readouterr().out.splitlines()

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from training import trainer
+from zoo import tiny_classifier
 
 from align.errors import UserError
 from align.objectives import DPO
-from align.trainers.conversion import by_name, by_number, names_in_groups
+from align.trainers.conversion import _weights, by_name, by_number, names_in_groups
 
 
 def trained(folder: Path) -> Any:
@@ -42,6 +44,21 @@ def test_numbers_and_names_are_those_of_torch(tmp_path: Path) -> None:
         for number, state in numbered["state"].items()
         for key, value in state.items()
     )
+
+
+def test_weights_of_an_adapter_are_found_also_where_a_module_is_saved_in_full(tmp_path: Path) -> None:
+    """As every adapter of a reward model has its head."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"], task_type="SEQ_CLS")
+    model = get_peft_model(tiny_classifier(), config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.rand_like(weight))
+    model.save_pretrained(tmp_path)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    found = _weights(tmp_path, model)
+    assert found.keys() == trained.keys()
+    assert any("score" in name for name in found)
+    assert all(torch.equal(found[name], weight) for name, weight in trained.items())
 
 
 def test_an_optimizer_with_groups_of_its_own_is_refused(tmp_path: Path) -> None:

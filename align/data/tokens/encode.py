@@ -131,7 +131,8 @@ class Encoder:
 
     def _conversations(self, rows: Sequence[dict[str, Any] | BadRow]) -> list[_Ids | BadRow]:
         """Render and tokenise conversations, all of the batch together."""
-        marked = has_generation_markers(self.tokenizer)
+        # a tokenizer in Python does not know which characters its tokens are
+        marked = has_generation_markers(self.tokenizer) and self.tokenizer.is_fast
         requests: list[Request] = []
         spans: list[tuple[int, dict[str, tuple[int, int]]]] = []
         for row in rows:

@@ -55,6 +55,15 @@ class TestSeveralTurns:
         assert target == "Three apples.<|im_end|>Yes, they are.<|im_end|>"
         assert rest == "\n<|im_start|>user\nAre they green?<|im_end|>\n<|im_start|>assistant\n\n"
 
+    def test_a_tokenizer_in_python_does_without_generation_markers(self, monkeypatch):
+        """It cannot say which characters its tokens are."""
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = CHATML_MARKED
+        monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda _: False))
+        monkeypatch.setattr("align.data.tokens.chat._marked", None)
+        target, _ = self.spoken(tokenizer, self.masks(tokenizer, [self.row()])[0], "chosen")
+        assert target == "Three apples.<|im_end|>\nYes, they are.<|im_end|>\n"
+
     def test_tool_turns_and_calls(self):
         call = {"type": "function", "function": {"name": "count", "arguments": {"of": "apples"}}}
         row = self.row()
