@@ -29,7 +29,8 @@ def _push(args: argparse.Namespace) -> int:
     push = Push(listing(Path(args.what)), target, say)
     for line in shown(push):
         say(line)
-    if (push.todo or push.state.head is None) and not (args.yes or _agreed(push, args.json)):
+    changes = push.todo or push.state.head is None or not push.tagged
+    if changes and not (args.yes or _agreed(push, args.json)):
         say("Nothing was pushed.")
         return Exit.FINDINGS
     done = push.run()
@@ -65,7 +66,12 @@ def _agreed(push: Push, for_scripts: bool) -> bool:
     """Ask. Raises UserError where nobody can answer."""
     if for_scripts or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError("Nobody can be asked here whether to push this: say --yes if it is meant.")
-    return input(f"Push {len(push.todo)} files to {push.repo}? [y/N] ").strip().lower() in ("y", "yes")
+    what = f"Push {len(push.todo)} files to {push.repo}"
+    what += "" if push.tagged else f" and tag them {push.target.tag}"
+    try:
+        return input(f"{what}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _bytes(count: int) -> str:

@@ -55,7 +55,7 @@ def _card_of(base: str, revision: str | None) -> str:
         file = Path(base) / "README.md"
         return read_text(file) if file.is_file() else ""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     found = try_to_load_from_cache(base, "README.md", revision=revision)
     if not isinstance(found, str):
@@ -63,7 +63,7 @@ def _card_of(base: str, revision: str | None) -> str:
             return ""
         try:
             found = hf_hub_download(base, "README.md", revision=revision)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
             return ""
     return read_text(Path(found))
 

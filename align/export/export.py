@@ -16,7 +16,7 @@ from torch import Tensor
 
 from align.data.tokens.tokenize import load_tokenizer
 from align.errors import UserError
-from align.export.folder import Export, about_of, complete, copy_beside
+from align.export.folder import QUANTISED, Export, about_of, complete, copy_beside
 from align.export.loads import load_elsewhere
 from align.export.logits import gap, logits_of, token_rows
 from align.export.merge import Unlike, merged, trained_tokens
@@ -67,15 +67,15 @@ def export_run(
         raise UserError("--dtype and --max-shard-size are for whole weights: an adapter is written as it is.")
     if max_shard_size and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size):
         raise UserError(f"--max-shard-size {max_shard_size}: expected a number with KB, MB, GB or TB, such as 5GB.")
-    if source.load_in is not None and not merge:
-        say(
-            f"note: the adapter was trained on weights in {source.load_in}; on plain ones it computes otherwise, and "
-            "--merge writes what was trained"
-        )
+    if source.adapter and source.load_in is not None and not merge:
+        say(f"note: {QUANTISED.format(source.load_in)} (--merge)")
     place = _place(source, out, merge, replaces)
-    place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{uuid4().hex}")
-    part.mkdir()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+    except OSError as error:
+        raise UserError(f"{place} cannot be made ({error.strerror}): name another folder with --out.") from error
     try:
         made = _write(part, source, merge, dtype, max_shard_size, load_check, say)
         if place.exists():
@@ -109,6 +109,12 @@ def _place(source: Source, out: str | Path | None, merge: bool, replaces: bool) 
         raise UserError(f"{place} holds the export of another model: name another folder with --out, or remove it.")
     if not replaces:
         raise UserError(f"{place} holds an export of this model already: --replace writes it anew.")
+    if (about.get("kind") == "merged") != merge:
+        raise UserError(f"{place} holds the {about.get('kind')} of this model: name another folder with --out.")
+    own = {ABOUT, *about.get("files", {})}
+    found = (path.relative_to(place).as_posix() for path in sorted(place.rglob("*")) if not path.is_dir())
+    if (strange := next((name for name in found if name not in own), None)) is not None:
+        raise UserError(f"{place} holds {strange}, which is none of the export that would be replaced: take it out.")
     return place
 
 

@@ -9,12 +9,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import safe_open
 
-from align.errors import UserError
+from align.errors import UserError, loading, told
 from align.export.card import bare_card, exported_card, licence_file, licence_of, read_text
 from align.export.names import ABOUT, CARD, belongs
 from align.export.source import Source
@@ -24,6 +25,7 @@ from align.runs.files import sync_folder, write_atomically
 
 Kind = Literal["adapter", "merged", "model"]
 
+QUANTISED = "the adapter was trained on weights in {}; on plain ones it computes otherwise, and a merged model does not"
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -75,6 +77,8 @@ def complete(
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (no *.safetensors), so it cannot be exported.")
     kind: Kind = "merged" if merged else "adapter" if source.adapter else "model"
+    if kind == "adapter" and source.load_in is not None:
+        notes = [*notes, QUANTISED.format(source.load_in)]
     local = source.base is not None and Path(source.base).is_dir()
     licence = licence_of(source.base, source.revision)
     stated = licence_file(Path(str(source.base))) if local and kind != "adapter" else None
@@ -121,9 +125,13 @@ def dtypes(folder: Path) -> str:
     """The types of the weights in a folder, by the headers of its files, such as ``float32``."""
     found = set()
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
+        with loading(partial(_unread, file)), safe_open(file, "pt") as weights:
             found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118  # no mapping
     return ", ".join(sorted(_TYPES.get(kind, kind) for kind in found))
+
+
+def _unread(file: Path, error: Exception) -> str:
+    return f"{file} cannot be read as safetensors ({told(error)}): it is damaged, or not whole."
 
 
 def copy_beside(source: Path, target: Path, kinds: Sequence[str]) -> None:

@@ -80,6 +80,7 @@ class Push:
         user, repo: who pushes, and the full name.
         state: what the Hub has.
         todo: files that differ from it.
+        tagged: whether the tag is where it shall be, or none was asked for.
 
     Raises:
         UserError: where there is no login, it may not write there, or the push would do what was not asked for.
@@ -98,8 +99,9 @@ class Push:
         self.state = self._tried(self._look)
         self.todo = self._differing(self.state)
         self._check(self.state)
+        self.tagged = target.tag is None
         if target.tag is not None and self.state.exists:
-            self._tried(lambda: self._check_tag(None if self.todo else self.state.head))
+            self.tagged = self._tried(lambda: self._check_tag(None if self.todo else self.state.head))
 
     @property
     def url(self) -> str:
@@ -117,18 +119,26 @@ class Push:
         state = self._tried(self._look)
         if left := self._differing(state):
             raise UserError(f"{left[0].path} was changed while it was pushed: push again.")
-        if self.target.tag is not None:
-            self._tried(lambda: self._tag(state.head))
+        try:
+            if self.target.tag is not None:
+                self._tried(lambda: self._tag(state.head))
+        except UserError as error:
+            head = (state.head or "")[:12]
+            raise UserError(
+                f"The files are there, at {head}, but the tag {self.target.tag} was not made: {error}"
+            ) from error
         return Pushed(state.head, tuple(entry.name for entry in self.todo), self._pull)
 
     def ending(self, done: Pushed) -> str:
         """What came of it, as a sentence."""
         many = "1 file" if len(done.changed) == 1 else f"{len(done.changed)} files"
+        tag = "" if self.tagged else f", and tagged {self.target.tag}"
         if not done.changed:
-            return f"Nothing differs from {self.url}: no commit is made."
+            return f"Nothing differs from {self.url}: no commit is made{tag}."
         if done.pull_request:
             return f"{many} proposed: {done.pull_request}"
-        return f"{many} pushed: {self.url} is at {(done.commit or '')[:12]}"
+        branch = "" if self.target.revision == MAIN else f" on {self.target.revision}"
+        return f"{many} pushed: {self.url} is at {(done.commit or '')[:12]}{branch}{tag}"
 
     # ---- what is there
 

@@ -17,18 +17,24 @@ from typing import Literal
 
 from align.data.rows.files import SUFFIXES, USUAL_SPLITS, file_kind, split_of
 from align.errors import UserError
+from align.export.damage import damage
 from align.export.names import ABOUT, BESIDE, CARD, DOCUMENTS, WEIGHTS, belongs
 from align.export.private import without_home, without_secrets
 from align.runs.damage import json_object
+from align.runs.directory import LOCK
 from align.runs.files import digest_of
 from align.runs.models import ADAPTER, model_of
+from align.runs.result import MODEL
 
 Kind = Literal["model", "dataset"]
 
 _CONTENTS = (*WEIGHTS, *BESIDE, ABOUT)
 _LOADED = tuple(kind for kind in (*WEIGHTS, *BESIDE) if kind not in DOCUMENTS)
 # what is read for secrets and for folders of this machine
-_READ = ("*.md", "*.jinja", "additional_chat_templates/*.jinja", "*config.json", ABOUT, *DOCUMENTS)
+_READ = (
+    *("*.md", "*.jinja", "additional_chat_templates/*.jinja", "*config.json", ABOUT, *DOCUMENTS),
+    *("added_tokens.json", "special_tokens_map.json"),
+)
 _SMALL = 10 << 20  # bytes; the Hub keeps larger files apart from git, and a card or a configuration is none of them
 _PICTURES = (".png", ".svg")  # go where the card shows them
 
@@ -116,6 +122,11 @@ def listing(place: Path) -> Listing:
     folder = model_of(place)
     if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
         return _of_model(place.resolve().name, folder)
+    if any(found.is_dir() for found in (folder / MODEL, *folder.glob("checkpoint-*"))):
+        raise UserError(
+            f"{folder} holds a run's folders and no {LOCK}, without which nothing says what it is: name the folder in "
+            "it that shall go, such as its model."
+        )
     names = [name for name in _names(folder) if file_kind(Path(name))]
     if not names:
         raise UserError(
@@ -132,6 +143,11 @@ def card_of(file: Path) -> Path:
 
 def _of_model(name: str, folder: Path) -> Listing:
     names = _fitting(folder, _CONTENTS)
+    if (why := damage(folder)) is not None:
+        raise UserError(
+            f"{folder} is not pushed: {why}. Export it anew (align export), or if the change is meant, remove {ABOUT} "
+            "from it."
+        )
     if not any(name.endswith(".safetensors") for name in names):
         raise UserError(
             f"{folder} holds no weights as safetensors, and others are not pushed: they are pickles, which run code "

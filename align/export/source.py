@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from align.errors import UserError
+from align.errors import UserError, loading
+from align.export.damage import damage
+from align.export.names import ABOUT
 from align.models.complete import with_adapter
 from align.models.load import adapter_base, adapter_revision, first_line, made_as
 from align.models.policy import read_model
@@ -112,13 +114,14 @@ class Source:
         return model.eval().requires_grad_(False)
 
     def _adapted(self, model: Any) -> Any:
-        try:
-            return with_adapter(model, str(self.folder))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(
+        def not_put_on(error: Exception) -> str:
+            return (
                 f"{self.folder}: the adapter cannot be put on {self.base} ({first_line(error)}). Name the model that "
                 f"it was trained on in {ADAPTER} (base_model_name_or_path)."
-            ) from error
+            )
+
+        with loading(not_put_on):
+            return with_adapter(model, str(self.folder))
 
 
 def find(name: str | Path) -> Source:
@@ -144,6 +147,9 @@ def find(name: str | Path) -> Source:
     if adapter and revision is None:
         revision = adapter_revision(folder)
     load_in = section.load_in if section is not None and adapter else None
+    if (why := damage(folder)) is not None:
+        cure = "Name another checkpoint, or the run." if "step" in of else f"If that is meant, remove {folder / ABOUT}."
+        raise UserError(f"{folder} cannot be exported: {why}. {cure}")
     return Source(folder, adapter, base, revision, of, run, load_in)
 
 

@@ -60,6 +60,11 @@ def _model_of(folder: Path) -> Path:
     if not (folder / LOCK).exists():
         return folder
     model = folder / MODEL
+    if any(model.glob("*.safetensors")) and not (model / "config.json").exists() and not (model / ADAPTER).exists():
+        raise UserError(
+            f"{model} has lost {ADAPTER} or config.json, without which its weights mean nothing: name a checkpoint of "
+            "the run."
+        )
     if not (model / "config.json").exists() and not (model / ADAPTER).exists():
         raise UserError(
             f"{folder} is a run without a model: it ended before {model} was written. Let it finish "

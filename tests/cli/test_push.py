@@ -73,9 +73,24 @@ def test_nobody_who_can_be_asked(hub: HubServer, place: Path) -> None:
     assert not hub.repos
 
 
-def test_a_no_pushes_nothing(hub: HubServer, place: Path) -> None:
+def test_a_tag_alone_is_asked_for_and_said(hub: HubServer, place: Path) -> None:
+    out, _ = started(hub, place, "mine", "mine", "--yes", "--revision", "dev").communicate()
+    commit = hub.repos["models", "ada/mine"].heads["dev"][:12]
+    assert out.endswith(f"\n4 files pushed: {hub.url}/ada/mine is at {commit} on dev\n")
+    started(hub, place, "mine", "mine", "--yes").communicate()
+    asked = started(hub, place, "mine", "mine", "--tag", "v1")
+    assert asked.communicate()[1].startswith("Nobody can be asked here")
+    assert (asked.returncode, hub.repos["models", "ada/mine"].tags) == (2, {})
+    for words, end in ((["--yes"], ", and tagged v1."), ([], ".")):
+        out, _ = started(hub, place, "mine", "mine", "--tag", "v1", *words).communicate()
+        assert out.endswith(f"Nothing differs from {hub.url}/ada/mine: no commit is made{end}\n")
+        assert list(hub.repos["models", "ada/mine"].tags) == ["v1"]
+
+
+@pytest.mark.parametrize("answer", [b"n\n", b"\x04"], ids=["no", "Ctrl-D"])
+def test_a_no_pushes_nothing(hub: HubServer, place: Path, answer: bytes) -> None:
     ours, theirs = pty.openpty()
-    os.write(ours, b"n\n")
+    os.write(ours, answer)
 
     push = started(hub, place, "mine", "mine", stdin=theirs, stdout=theirs, stderr=theirs)
     shown = b""

@@ -12,6 +12,7 @@ import pytest
 
 from align.errors import UserError
 from align.export.listing import listing
+from align.runs.checkpoints import digests
 
 _TOKEN = "hf_" + "Zq7" * 12
 
@@ -110,15 +111,15 @@ def test_the_home_folder_goes_as_a_tilde_and_that_is_said(tmp_path: Path, monkey
 
 def test_the_digests_of_an_export_are_those_of_what_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    files = {name: {"bytes": 1, "sha256": "of the file here"} for name in ("README.md", "config.json")}
-    about = json.dumps({"kind": "model", "files": files}).encode()
-    folder = model(tmp_path / "m", **{"README.md": b"align train /home/ada/r.yaml\n", "export.json": about})
+    folder = model(tmp_path / "m", **{"README.md": b"align train /home/ada/r.yaml\n"})
+    files = digests(folder, [path.name for path in folder.iterdir()])
+    (folder / "export.json").write_text(json.dumps({"kind": "model", "files": files}))
 
     found = {entry.name: entry for entry in listing(folder).entries}
 
     sent = json.loads(found["export.json"].read())["files"]
     digest = hashlib.sha256(b"align train ~/r.yaml\n").hexdigest()
-    assert sent == {"README.md": {"bytes": 21, "sha256": digest}, "config.json": files["config.json"]}
+    assert sent == {**files, "README.md": {"bytes": 21, "sha256": digest}}
     assert found["export.json"].sha256 == hashlib.sha256(found["export.json"].read()).hexdigest()
 
 
@@ -199,3 +200,23 @@ def test_a_folder_of_neither_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"holds neither a model \(config\.json or adapter_config\.json\) nor rows"):
         listing(tmp_path)
+
+
+def test_a_run_without_its_lock_file_is_no_data_set(tmp_path: Path) -> None:
+    """Its records would go, and its model stay."""
+    run = model(tmp_path / "run" / "model").parent
+    (run / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"run holds a run's folders and no recipe\.lock\.yaml, without which"):
+        listing(run)
+    (run / "recipe.lock.yaml").write_text("{}")
+    assert listing(run).kind == "model"
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"run/model has lost adapter_config\.json or config\.json, without which"):
+        listing(run)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "special_tokens_map.json"])
+def test_small_files_of_a_tokenizer_are_looked_through(tmp_path: Path, name: str) -> None:
+    folder = model(tmp_path / "m", **{name: b'{"hf_' + b"a" * 34 + b'": 1}'})
+    with pytest.raises(UserError, match=name):
+        listing(folder)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from transformers import GenerationConfig
 
 from align.errors import UserError
 from align.export.export import export_run
+from align.export.listing import listing
 from align.export.source import find
 from align.models.load import load_checkpoint
 from align.runs.directory import RunDirectory
@@ -73,6 +77,7 @@ def test_the_model_of_a_run_is_an_export(world: Path) -> None:
 def test_an_adapter_keeps_the_ends_that_its_training_found(world: Path) -> None:
     folder = world / "ended"
     shutil.copytree(world / "adapter" / "model", folder)
+    (folder / "export.json").unlink()  # it is changed by hand, and meant
     settings = GenerationConfig.from_pretrained(folder)
     settings.eos_token_id = [1, 9]
     settings.save_pretrained(folder)
@@ -134,9 +139,15 @@ def test_nothing_is_written_over(world: Path, tmp_path: Path) -> None:
     made = export_run(world / "adapter", tmp_path / "out", say=silent, **FREE)
     with pytest.raises(UserError, match=r"out holds an export of this model already: --replace writes it anew\."):
         export_run(world / "adapter", made.folder, say=silent, **FREE)
-    (made.folder / "mark").touch()
+    (made.folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out holds notes\.txt, which is none of the export that would be replaced"):
+        export_run(world / "adapter", made.folder, replaces=True, say=silent, **FREE)
+    (made.folder / "notes.txt").unlink()
+    with pytest.raises(UserError, match=r"out holds the adapter of this model: name another folder"):
+        export_run(world / "adapter", made.folder, merge=True, replaces=True, say=silent, **FREE)
+    before = (made.folder / "export.json").stat().st_ino
     export_run(world / "adapter", made.folder, replaces=True, say=silent, **FREE)
-    assert not (made.folder / "mark").exists()
+    assert (made.folder / "export.json").stat().st_ino != before
     with pytest.raises(UserError, match="out holds the export of another model"):
         export_run(world / "whole", made.folder, replaces=True, say=silent, **FREE)
     mine = tmp_path / "mine"
@@ -157,6 +168,7 @@ def test_nothing_is_written_over(world: Path, tmp_path: Path) -> None:
 def test_what_fails_leaves_nothing(world: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(world / "adapter" / "model", broken)
+    (broken / "export.json").unlink()
     (broken / "chat_template.jinja").symlink_to("/etc/hostname")
     with pytest.raises(UserError, match="is a link to a file outside of its folder, /etc/hostname"):
         export_run(broken, say=silent, **FREE)
@@ -173,7 +185,64 @@ def test_what_fails_leaves_nothing(world: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"broken", "base"}
 
 
+@pytest.mark.parametrize("place", ["a-file/out", "/proc/out"])
+def test_a_folder_that_cannot_be_made_is_said(world: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "a-file").write_text("1")
+    with pytest.raises(UserError, match=r"out cannot be made \(.+\): name another folder with --out\."):
+        export_run(world / "adapter", tmp_path / place, say=silent, **FREE)
+
+
 # ---- what cannot be exported
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "flipped": ("adapter_model.safetensors", flipped, "is not what was written: its digest is not that in {}"),
+    "cut": ("adapter_model.safetensors", lambda file: os.truncate(file, 1000), "has 1,000 bytes and not "),
+    "gone": ("tokenizer_config.json", Path.unlink, "is gone"),
+    "cut settings": ("generation_config.json", lambda file: os.truncate(file, 3), "has 3 bytes and not "),
+}
+
+
+@pytest.mark.parametrize("which", ["model", "checkpoint-2"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_is_not_as_it_was_written_goes_nowhere(world: Path, tmp_path: Path, kind: str, which: str) -> None:
+    """Neither into an export nor to the Hub: its digest would be written anew, and be right."""
+    name, change, expected = DAMAGES[kind]
+    run = tmp_path / "run"
+    shutil.copytree(world / "adapter", run)
+    change(run / which / name)
+    place = run if which == "model" else run / which
+    said = re.escape(f"{name} {expected.format('export.json' if which == 'model' else 'complete.json')}")
+    with pytest.raises(UserError, match=rf"cannot be exported: {said}"):
+        export_run(place, tmp_path / "out", say=silent, **FREE)
+    with pytest.raises(UserError, match=rf"is not pushed: {said}"):
+        listing(place)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_may_be_changed_and_weights_be_damaged_without_digests(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(world / "adapter" / "model", folder)
+    (folder / "README.md").write_text("# Mine\n")
+    assert listing(folder).card == "# Mine\n"
+    assert "# Mine" in (export_run(folder, tmp_path / "out", say=silent, **FREE).folder / "README.md").read_text()
+    (folder / "more.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"more\.safetensors was put there later"):
+        listing(folder)
+    (folder / "more.safetensors").unlink()
+    (folder / "export.json").unlink()
+    os.truncate(folder / "adapter_model.safetensors", 1000)
+    for how in ({**FREE, "load_check": True}, FREE):
+        with pytest.raises(
+            UserError, match=r"adapter_model\.safetensors cannot be read as|cannot be put on .* \(Safetensor"
+        ):
+            export_run(folder, tmp_path / "cut", say=silent, **how)
 
 
 def _no_marker(folder: Path) -> None:
@@ -245,7 +314,12 @@ def test_what_cannot_be_asked(world: Path, tmp_path: Path) -> None:
     assert find(tmp_path / "quantised").load_in == "4bit"
     lines: list[str] = []
     export_run(tmp_path / "quantised", say=lines.append, **FREE)  # as it is, it needs no quantised base
-    assert lines[0].startswith("note: the adapter was trained on weights in 4bit; on plain ones it computes otherwise")
+    said = "the adapter was trained on weights in 4bit; on plain ones it computes otherwise, and a merged model does "
+    said += "not"
+    assert lines[0] == f"note: {said} (--merge)"
+    exported = tmp_path / "quantised" / "export"
+    assert json.loads((exported / "export.json").read_text())["notes"] == [said]  # for those who load it, too
+    assert f"\nT{said[1:]}.\n" in (exported / "README.md").read_text()
     if find_spec("bitsandbytes") is None:
         with pytest.raises(UserError, match=r"model\.load_in needs bitsandbytes: pip install bitsandbytes"):
             export_run(tmp_path / "quantised", merge=True, say=silent, **FREE)
