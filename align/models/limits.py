@@ -106,14 +106,16 @@ def beyond_vocabulary(rows: Dataset, branches: Sequence[str], vocabulary: int) -
     """
     bad: set[int] = set()
     for column in _columns(rows, branches):
-        lists = _lists(rows, column)
-        flat = pc.list_flatten(lists)
-        extremes = pc.min_max(flat).as_py()
-        if flat.null_count or (len(flat) and not 0 <= extremes["min"] <= extremes["max"] < vocabulary):
-            ids = np.asarray(pc.fill_null(pc.cast(flat, pa.int64()), -1))
-            owner = np.repeat(np.arange(len(rows)), np.asarray(pc.fill_null(pc.list_value_length(lists), 0)))
-            bad |= set(owner[(ids < 0) | (ids >= vocabulary)].tolist())
-        let_go()
+        start = 0
+        for lists in _lists(rows, column).chunks:
+            flat = pc.list_flatten(lists)
+            extremes = pc.min_max(flat).as_py()
+            if flat.null_count or (len(flat) and not 0 <= extremes["min"] <= extremes["max"] < vocabulary):
+                ids = np.asarray(pc.fill_null(pc.cast(flat, pa.int64()), -1))
+                owner = np.repeat(np.arange(len(lists)), np.asarray(pc.fill_null(pc.list_value_length(lists), 0)))
+                bad |= set((start + owner[(ids < 0) | (ids >= vocabulary)]).tolist())
+            start += len(lists)
+            let_go()
     return _tally(rows, sorted(bad))
 
 

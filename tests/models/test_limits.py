@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from training import arguments, pairs, word_tokenizer
 from transformers import AutoConfig
 from zoo import VOCABULARY
@@ -45,6 +45,8 @@ def test_ids_that_are_counted_with_their_rows():
     assert beyond_vocabulary(data, ("rejected",), 50).count == 0
     assert beyond_vocabulary(rows([3], [None, 3]), PAIR, 50).first == [1]
     assert beyond_vocabulary(data.select([2, 1]), PAIR, 50).first == [11]
+    parts = concatenate_datasets([rows([3], [4]), rows([5], [50]), rows([3], [60])])  # lies in pieces
+    assert beyond_vocabulary(parts, PAIR, 50).first == [3, 5]
 
 
 def test_a_prompt_of_its_own_counts():
