@@ -55,16 +55,16 @@ def _card_of(base: str, revision: str | None) -> str:
         file = Path(base) / "README.md"
         return read_text(file) if file.is_file() else ""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    found = try_to_load_from_cache(base, "README.md", revision=revision)
-    if not isinstance(found, str):
-        if not hub_answers():
-            return ""
-        try:
+    try:
+        found = try_to_load_from_cache(base, "README.md", revision=revision)
+        if not isinstance(found, str):
+            if not hub_answers():
+                return ""
             found = hf_hub_download(base, "README.md", revision=revision)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
-            return ""
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):  # the last one of a folder that is gone
+        return ""
     return read_text(Path(found))
 
 

@@ -13,15 +13,25 @@ from align.runs.directory import LOCK
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with an export or a run's checkpoint, as the end of a sentence; None where nothing is, or nothing
-    tells. A card and other documents may have been changed since.
+    """What is wrong with an export or a run's checkpoint, as the end of a sentence, and the cure; None where nothing
+    is, or nothing tells. A card and other documents may have been changed since.
     """
     if checkpoints.step_of(folder) >= 0 and (folder.parent / LOCK).is_file():
-        try:
-            marker = checkpoints.read(folder, None)
-        except checkpoints.Damaged as error:
-            return str(error)
-        return _differing(folder, marker.files, checkpoints.MARKER)
+        why, cure = _of_checkpoint(folder), "Name another checkpoint, or the run."
+    else:
+        why, cure = _of_export(folder), f"Make it anew, or if the change is meant, remove {folder / ABOUT}."
+    return None if why is None else f"{why}. {cure}"
+
+
+def _of_checkpoint(folder: Path) -> str | None:
+    try:
+        marker = checkpoints.read(folder, None)
+    except checkpoints.Damaged as error:
+        return str(error)
+    return _differing(folder, marker.files, checkpoints.MARKER)
+
+
+def _of_export(folder: Path) -> str | None:
     if not (folder / ABOUT).is_file():
         return None
     about = json_object((folder / ABOUT).read_bytes())

@@ -111,7 +111,8 @@ def _place(source: Source, out: str | Path | None, merge: bool, replaces: bool) 
         raise UserError(f"{place} holds an export of this model already: --replace writes it anew.")
     if (about.get("kind") == "merged") != merge:
         raise UserError(f"{place} holds the {about.get('kind')} of this model: name another folder with --out.")
-    own = {ABOUT, *about.get("files", {})}
+    files = about.get("files")
+    own = {ABOUT, *(files if isinstance(files, dict) else {})}
     found = (path.relative_to(place).as_posix() for path in sorted(place.rglob("*")) if not path.is_dir())
     if (strange := next((name for name in found if name not in own), None)) is not None:
         raise UserError(f"{place} holds {strange}, which is none of the export that would be replaced: take it out.")

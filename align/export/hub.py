@@ -186,7 +186,7 @@ class Push:
         if foreign:
             raise UserError(
                 f"{self.repo} holds files of {self.listing.another} ({', '.join(foreign)}), and whoever loads it "
-                "would get a mixture: remove them there, or name another repository or --revision."
+                "would get a mixture: remove them there, or name another repository."
             )
 
     # ---- what is done

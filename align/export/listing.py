@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from align.data.rows.files import SUFFIXES, USUAL_SPLITS, file_kind, split_of
+from align.data.rows.files import SUFFIXES, USUAL_SPLITS, file_kind, file_stem
 from align.errors import UserError
 from align.export.damage import damage
 from align.export.names import ABOUT, BESIDE, CARD, DOCUMENTS, WEIGHTS, belongs
@@ -36,6 +37,7 @@ _READ = (
     *("added_tokens.json", "special_tokens_map.json"),
 )
 _SMALL = 10 << 20  # bytes; the Hub keeps larger files apart from git, and a card or a configuration is none of them
+_NO_ROWS = ("dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json")  # of `datasets`
 _PICTURES = (".png", ".svg")  # go where the card shows them
 
 
@@ -99,14 +101,17 @@ class Listing:
         """Whether a file of this name in the repository would be loaded together with what goes, or in its place."""
         if self.kind == "model":
             return belongs(Path(name), _LOADED)
+        if "\nconfigs:" in self.card:  # it says which files belong together
+            return False
         return _part(name) is not None and _part(name) in {_part(entry.name) for entry in self.entries}
 
 
 def _part(name: str) -> tuple[str, str] | None:
-    """Format and split of a file with rows."""
-    kind = file_kind(Path(name))
-    split = split_of(Path(name))
-    return None if kind is None else (kind, split if split in USUAL_SPLITS else "train")
+    """Format and split of a file with rows; one whose name has no word of a split is of ``train``, as on the Hub."""
+    kind, words = file_kind(Path(name)), re.split(r"[^a-z]+", file_stem(Path(name)))
+    if kind is None or Path(name).name in _NO_ROWS:
+        return None
+    return kind, next((word for word in words if word in USUAL_SPLITS), "train")
 
 
 def listing(place: Path) -> Listing:
@@ -144,10 +149,7 @@ def card_of(file: Path) -> Path:
 def _of_model(name: str, folder: Path) -> Listing:
     names = _fitting(folder, _CONTENTS)
     if (why := damage(folder)) is not None:
-        raise UserError(
-            f"{folder} is not pushed: {why}. Export it anew (align export), or if the change is meant, remove {ABOUT} "
-            "from it."
-        )
+        raise UserError(f"{folder} is not pushed: {why}")
     if not any(name.endswith(".safetensors") for name in names):
         raise UserError(
             f"{folder} holds no weights as safetensors, and others are not pushed: they are pickles, which run code "

@@ -11,7 +11,6 @@ import torch
 
 from align.errors import UserError, loading
 from align.export.damage import damage
-from align.export.names import ABOUT
 from align.models.complete import with_adapter
 from align.models.load import adapter_base, adapter_revision, first_line, made_as
 from align.models.policy import read_model
@@ -148,8 +147,7 @@ def find(name: str | Path) -> Source:
         revision = adapter_revision(folder)
     load_in = section.load_in if section is not None and adapter else None
     if (why := damage(folder)) is not None:
-        cure = "Name another checkpoint, or the run." if "step" in of else f"If that is meant, remove {folder / ABOUT}."
-        raise UserError(f"{folder} cannot be exported: {why}. {cure}")
+        raise UserError(f"{folder} cannot be exported: {why}")
     return Source(folder, adapter, base, revision, of, run, load_in)
 
 

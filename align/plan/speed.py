@@ -59,7 +59,7 @@ def time_of(recipe: Recipe, args: Any, batches: Batches, memory: Memory, launch:
     evaluations = _evaluations(args, batches)
     tokens = {"policy": batches.positions}
     if memory.computes_reference:
-        again = args.num_train_epochs if args.max_steps < 0 else 1
+        again = batches.steps * batches.examples / batches.rows if batches.rows else 1
         once = recipe.reference.store and not memory.compares_whole
         tokens["reference"] = int(batches.positions / (max(1.0, again) if once else 1))
     if evaluations:

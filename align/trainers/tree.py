@@ -285,6 +285,9 @@ class TreeTrainer(AlignMixin):
             raise UserError("push_to_hub(blocking=False): the push is done when it returns; leave blocking out.")
         top = Path(self.args.output_dir)
         made = top / f"{MODEL}.new"  # beside what an earlier push left, which may be of other kinds
+        if self.is_world_process_zero():
+            shutil.rmtree(made, ignore_errors=True)  # of one that was killed
+        self.accelerator.wait_for_everyone()
         self.save_model(str(made))
         if not self.is_world_process_zero():
             return ""

@@ -301,7 +301,7 @@ def test_weights_of_another_model_are_not_mixed(hub: HubServer, folder: Path) ->
 
     assert str(caught.value) == (
         "ada/mine holds files of another model (adapter_config.json, adapter_model.safetensors), and "
-        "whoever loads it would get a mixture: remove them there, or name another repository or --revision."
+        "whoever loads it would get a mixture: remove them there, or name another repository."
     )
     assert not hub.count("put")
 
@@ -332,6 +332,12 @@ def test_rows_of_the_same_split_are_not_mixed(hub: HubServer, tmp_path: Path) ->
         pushed(tmp_path / "rows")
     (tmp_path / "rows" / "train-00000-of-00002.parquet").unlink()
     assert pushed(tmp_path / "rows").changed == ("validation.jsonl",)
+    (tmp_path / "test_prefs.json").write_text('[{"prompt": "a"}]')
+    assert pushed(tmp_path / "test_prefs.json").changed == ("test_prefs.json",)
+    (tmp_path / "train_prefs.json").write_text('[{"prompt": "a"}]')
+    assert pushed(tmp_path / "train_prefs.json").changed == ("train_prefs.json",)  # another split; infos are no rows
+    (tmp_path / "new.jsonl.md").write_text("---\nconfigs:\n- config_name: new\n  data_files: new.jsonl\n---\n")
+    assert pushed(tmp_path / "new.jsonl").changed == ("new.jsonl", "README.md")
 
 
 def test_a_branch_is_made_where_there_is_none(hub: HubServer, folder: Path) -> None:

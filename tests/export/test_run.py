@@ -192,6 +192,18 @@ def test_a_folder_that_cannot_be_made_is_said(world: Path, tmp_path: Path, place
         export_run(world / "adapter", tmp_path / place, say=silent, **FREE)
 
 
+def test_a_base_that_is_gone_is_no_traceback(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(world / "adapter" / "model", folder)
+    (folder / "export.json").unlink()
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "gone")
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    assert export_run(folder, tmp_path / "out", say=silent, **FREE).licence == "not stated"
+    with pytest.raises(UserError, match=r"gone cannot be loaded|gone' cannot be loaded"):
+        export_run(folder, tmp_path / "merged", merge=True, say=silent, **FREE)
+
+
 # ---- what cannot be exported
 
 
@@ -221,8 +233,14 @@ def test_what_is_not_as_it_was_written_goes_nowhere(world: Path, tmp_path: Path,
     said = re.escape(f"{name} {expected.format('export.json' if which == 'model' else 'complete.json')}")
     with pytest.raises(UserError, match=rf"cannot be exported: {said}"):
         export_run(place, tmp_path / "out", say=silent, **FREE)
-    with pytest.raises(UserError, match=rf"is not pushed: {said}"):
+    with pytest.raises(UserError, match=rf"is not pushed: {said}") as refused:
         listing(place)
+    cure = (
+        "Make it anew, or if the change is meant, remove "
+        if which == "model"
+        else "Name another checkpoint, or the run."
+    )
+    assert cure in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -228,6 +228,8 @@ def test_by_epochs_checkpoints_and_evaluations_are_those_of_the_steps_that_are_m
     found = plan_of(made(world, train={"max_steps": steps, **by}), data, ONE, GPU)
     assert found.disk.checkpoints == epochs
     assert found.time.tokens["evaluations"] == (epochs + 1) * found.batches.evaluated
+    # kept from the first pass over the rows on; an epoch has five steps
+    assert found.time.tokens["reference"] == int(found.batches.positions / max(1, steps / 5))
 
 
 def test_a_layer_that_cannot_be_followed_is_estimated_and_said(

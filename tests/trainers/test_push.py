@@ -62,14 +62,17 @@ def test_the_arguments_name_the_repository(tmp_path: Path, monkeypatch: pytest.M
 def test_nothing_of_an_earlier_push_stays_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an adapter beside the weights of a full fine-tune, nor the other way round."""
     tiny_model().save_pretrained(tmp_path / "base")
+    (tmp_path / "mine" / "model.new").mkdir(parents=True)
+    (tmp_path / "mine" / "model.new" / "adapter_config.json").write_text("{}")  # of a push that was killed
     with HubServer() as hub:
         hub.here(monkeypatch, tmp_path / "home")
-        for repo, adapter in (("a", True), ("b", False), ("c", True)):
+        for repo, adapter in (("z", False), ("a", True), ("b", False), ("c", True)):
             how = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])} if adapter else {}
             model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
             made = trainer(tmp_path / "mine", DPO(), model=model, max_steps=1, hub_model_id=f"ada/{repo}", **how)
             made.push_to_hub()
             weights = {name for name in hub.files(f"ada/{repo}") if name.endswith(".safetensors")}
+            assert ("adapter_config.json" in hub.files(f"ada/{repo}")) == adapter
             assert weights == {"adapter_model.safetensors" if adapter else "model.safetensors"}
         assert sorted(path.name for path in (tmp_path / "mine").glob("model*")) == ["model"]
 
